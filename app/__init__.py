@@ -1,0 +1,1 @@
+"""Outkeep: receive, keep and hand on what Replicate predictions produce."""

@@ -1,0 +1,108 @@
+"""Every string that outlives a process: Redis keys, queues, job names and ids, object names.
+
+Nothing else in the project spells one of these. Ids of predictions and names of handlers were checked
+against `ID` before they come here, so they cannot contain a separator.
+"""
+
+import re
+from enum import StrEnum
+
+ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+"""What the id of a prediction, a training or a handler looks like; use `fullmatch`."""
+
+
+class Kind(StrEnum):
+    """What a delivery is about. Nothing in a body tells the two apart; the receiving path does."""
+
+    PREDICTION = "prediction"
+    TRAINING = "training"
+
+    @property
+    def folder(self) -> str:
+        """The plural, as folders and routes spell it."""
+        return f"{self.value}s"
+
+
+# Queues. One worker process listens to exactly one: with two or more RQ pops without a safety copy.
+PERSIST_QUEUE = "persist"
+NOTIFY_QUEUE = "notify"
+HANDLE_QUEUE = "handle"
+
+# Jobs, by the name that RQ stores. A test proves that each resolves.
+PERSIST_JOB = "workers.jobs.persist"
+NOTIFY_JOB = "workers.jobs.notify"
+
+
+def persist_job_id(kind: Kind, prediction_id: str) -> str:
+    """The one persist job of a prediction."""
+    return f"persist-{kind}-{prediction_id}"
+
+
+def notify_job_id(handler: str, kind: Kind, prediction_id: str) -> str:
+    """The one first notification of a handler about a prediction."""
+    return f"notify-{handler}-{kind}-{prediction_id}"
+
+
+def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:
+    """The `webhook-id` a handler sees: the same for every attempt and replay."""
+    return f"msg_{kind}_{prediction_id}_{handler}"
+
+
+# Redis keys.
+RECORDS = "outkeep:records"
+"""Sorted set of `<kind>:<id>`, scored by the time of the latest change (seconds)."""
+
+COUNTERS = "outkeep:counters"
+"""Hash of counter name with labels → count; read by `/metrics`."""
+
+EVENTS = "outkeep:events"
+"""Pub/sub channel: `<kind>:<id>` whenever a record changes."""
+
+KEY_FINGERPRINT = "outkeep:key-fingerprint"
+"""Fingerprint of the first `OUTKEEP_SECRET_KEY` that used this Redis."""
+
+
+def record_key(kind: Kind, prediction_id: str) -> str:
+    """Hash: the live view of one prediction (fields: see `app.records`)."""
+    return f"outkeep:record:{kind}:{prediction_id}"
+
+
+def record_member(kind: Kind, prediction_id: str) -> str:
+    """How `RECORDS` and `EVENTS` name a prediction."""
+    return f"{kind}:{prediction_id}"
+
+
+def split_member(member: str) -> tuple[Kind, str]:
+    """The reverse of `record_member`."""
+    kind, _, prediction_id = member.partition(":")
+    return Kind(kind), prediction_id
+
+
+# Objects in storage.
+MANIFEST_NAME = "prediction.json"
+TEXT_NAME = "output.txt"
+
+
+def object_name(kind: Kind, prediction_id: str, name: str) -> str:
+    """Where a file of a prediction lies."""
+    return f"{kind.folder}/{prediction_id}/{name}"
+
+
+def manifest_name(kind: Kind, prediction_id: str) -> str:
+    """Where the manifest lies: written last, it is the commit point."""
+    return object_name(kind, prediction_id, MANIFEST_NAME)
+
+
+def output_name(index: int, extension: str) -> str:
+    """Our own name for the output file that appears as number `index`; `extension` has no dot."""
+    return f"output-{index}.{extension}"
+
+
+def outcome_name(handler: str) -> str:
+    """The file that says how the delivery to a handler ended."""
+    return f"told-{handler}.json"
+
+
+def quarantine_name(date: str, digest: str) -> str:
+    """Where a signed but unusable delivery is kept; `date` is `YYYY-MM-DD`, `digest` hex."""
+    return f"quarantine/{date}/{digest}.json"

