@@ -4,6 +4,7 @@ Nothing else in the project spells one of these. Ids of predictions and names of
 against `ID` before they come here, so they cannot contain a separator.
 """
 
+import hashlib
 import re
 from enum import StrEnum
 
@@ -45,7 +46,8 @@ def notify_job_id(handler: str, kind: Kind, prediction_id: str) -> str:
 
 def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:
     """The `webhook-id` a handler sees: the same for every attempt and replay."""
-    return f"msg_{kind}_{prediction_id}_{handler}"
+    digest = hashlib.sha256(f"{handler}:{kind}:{prediction_id}".encode())
+    return f"msg_{digest.hexdigest()[:32]}"
 
 
 # Redis keys.
