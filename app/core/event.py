@@ -1,0 +1,93 @@
+"""What a handler is told: one event per prediction, made afresh for every attempt."""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from app.core.manifest import KeptFile, Manifest, format_time
+from app.core.names import MANIFEST_NAME
+
+MAX_BYTES = 256 * 1024
+MAX_LOGS = 64 * 1024
+_ROOM = 256
+"""Bytes left for the list of what was cut."""
+_SHRINKABLE = ("input", "output", "metrics", "error", "context", "query", "files", "lost")
+
+Link = Callable[[str], str]
+"""From the name of a stored file of this prediction to a URL that is good for at least seven days."""
+
+
+def event_type(manifest: Manifest) -> str:
+    """`prediction.succeeded` and so on; a status that Replicate invents later is passed on as it is."""
+    return f"{manifest.prediction.kind}.{manifest.prediction.status}"
+
+
+def build(manifest: Manifest, link: Link) -> dict[str, Any]:
+    """The event about a stored prediction, within 256 KiB.
+
+    What is too large is replaced by a link to the manifest, largest first; `data.truncated` lists the
+    JSON pointers of what was cut.
+    """
+    prediction = manifest.prediction
+    raw = prediction.raw
+    data: dict[str, Any] = {
+        "id": prediction.id,
+        "kind": prediction.kind,
+        "status": prediction.status,
+        "model": prediction.model,
+        "version": prediction.version,
+        "input": raw.get("input"),
+        "output": manifest.output,
+        "files": [_file(file, link) for file in manifest.kept],
+        "error": raw.get("error"),
+        "metrics": raw.get("metrics"),
+        "logs": prediction.logs,
+        "created_at": raw.get("created_at"),
+        "completed_at": raw.get("completed_at"),
+        "query": dict(manifest.receipt.query),
+        "context": manifest.receipt.context,
+        "lost": [_lost(file) for file in manifest.lost],
+    }
+    event = {"type": event_type(manifest), "timestamp": format_time(manifest.stored_at), "data": data}
+    _shrink(event, data, link(MANIFEST_NAME))
+    return event
+
+
+def encode(event: dict[str, Any]) -> bytes:
+    """The bytes that are signed and sent."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _file(file: KeptFile, link: Link) -> dict[str, Any]:
+    assert file.name is not None
+    return {
+        "name": file.name,
+        "url": link(file.name),
+        "pointer": file.pointer,
+        "source": file.source,
+        "media_type": file.media_type,
+        "size": file.size,
+        "sha256": file.sha256,
+    }
+
+
+def _lost(file: KeptFile) -> dict[str, Any]:
+    return {"pointer": file.pointer, "source": file.source, "error": file.error}
+
+
+def _shrink(event: dict[str, Any], data: dict[str, Any], whole: str) -> None:
+    truncated: list[str] = []
+    logs = data["logs"].encode()
+    if len(logs) > MAX_LOGS:
+        data["logs"] = logs[-MAX_LOGS:].decode(errors="ignore")
+        truncated.append("/data/logs")
+    for key in _largest_first(data, _SHRINKABLE):
+        if len(encode(event)) <= MAX_BYTES - _ROOM:
+            break
+        data[key] = whole
+        truncated.append(f"/data/{key}")
+    data["truncated"] = truncated
+
+
+def _largest_first(data: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    return sorted(keys, key=lambda key: -len(json.dumps(data[key], ensure_ascii=False)))

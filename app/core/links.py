@@ -1,0 +1,78 @@
+"""Links to stored files that carry their own permission, and the keys we derive for each purpose."""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from app.core.errors import Permanent, Rejected
+from app.core.names import Kind
+
+MIN_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class LinkKeys:
+    """Keys that sign links: the first signs, each verifies (rotation)."""
+
+    keys: tuple[bytes, ...] = field(repr=False)
+
+
+def parse_secret_keys(text: str) -> tuple[bytes, ...]:
+    """Keys separated by spaces, each of 32 bytes or more; raises `Permanent` otherwise."""
+    keys = tuple(word.encode() for word in text.split())
+    if not keys:
+        raise Permanent(
+            "bad_key",
+            "it is empty; put 32 random bytes or more there, for example from `openssl rand -hex 32`",
+        )
+    for number, key in enumerate(keys, 1):
+        if len(key) < MIN_KEY_BYTES:
+            raise Permanent(
+                "bad_key", f"key {number} has {len(key)} bytes; {MIN_KEY_BYTES} or more are needed"
+            )
+    return keys
+
+
+def link_keys(secret_keys: Sequence[bytes]) -> LinkKeys:
+    """The keys for links, derived so that no other purpose shares them."""
+    return LinkKeys(tuple(_derive(key, b"outkeep links v1") for key in secret_keys))
+
+
+def fingerprint(secret_key: bytes) -> str:
+    """A word that tells two keys apart and says nothing about them."""
+    return _derive(secret_key, b"outkeep fingerprint v1")[:8].hex()
+
+
+def file_path(kind: Kind, prediction_id: str, name: str) -> str:
+    """The path of a stored file on our server."""
+    return f"/files/{kind.folder}/{quote(prediction_id)}/{quote(name)}"
+
+
+def sign_path(path: str, expires: int, keys: LinkKeys) -> str:
+    """`path` with `expires` (seconds since 1970) and `signature` in its query."""
+    return f"{path}?expires={expires}&signature={_signature(path, str(expires), keys.keys[0])}"
+
+
+def check_path(path: str, expires: str, signature: str, keys: LinkKeys, *, now: float) -> None:
+    """Accept a signed path, or raise `Rejected` with status 403."""
+    given = signature.encode("utf-8", "surrogateescape")
+    matches = [hmac.compare_digest(_signature(path, expires, key).encode(), given) for key in keys.keys]
+    if not any(matches):
+        raise Rejected("link_refused", "the signature of this link is not ours", status=403)
+    if int(expires) < now:
+        raise Rejected("link_expired", "this link has expired; replay the event for a fresh one", status=403)
+
+
+def _signature(path: str, expires: str, key: bytes) -> str:
+    digest = hmac.digest(key, f"{path}\n{expires}".encode("utf-8", "surrogateescape"), hashlib.sha256)
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _derive(secret_key: bytes, purpose: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret_key)

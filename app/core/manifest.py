@@ -1,0 +1,138 @@
+"""The manifest: what was kept of one prediction, as `prediction.json` beside its files.
+
+It alone is enough to rebuild everything else, so it holds the object exactly as it was received.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+from app.core.names import Kind
+from app.core.outputs import OutputFile, with_stored_names
+from app.core.prediction import Prediction, from_object
+
+FORMAT = 1
+Source = Literal["webhook", "cog", "run", "reconcile"]
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """One file of a prediction: kept, or lost with a reason.
+
+    Kept: `name`, `media_type`, `size` (bytes) and `sha256` (hex) are set. Lost: only `error`, a code.
+    `source` is a URL, `data:<type>;sha256=<hex>` for a `data:` URI, or None for text joined by us.
+    """
+
+    pointer: str
+    source: str | None
+    name: str | None = None
+    media_type: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """How an event reached us."""
+
+    received_at: datetime
+    webhook_id: str | None
+    source: Source = "webhook"
+    query: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of the webhook URL: not covered by the signature."""
+    context: Any = None
+    """What our own signature on the webhook URL vouches for."""
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as it stands in storage."""
+
+    prediction: Prediction
+    files: tuple[KeptFile, ...]
+    output: Any
+    receipt: Receipt
+    stored_at: datetime
+
+    @property
+    def lost(self) -> tuple[KeptFile, ...]:
+        """The files that could not be kept; without any the manifest is final."""
+        return tuple(file for file in self.files if file.error is not None)
+
+    @property
+    def kept(self) -> tuple[KeptFile, ...]:
+        """The files that lie in storage."""
+        return tuple(file for file in self.files if file.error is None)
+
+    def replaces(self, other: Self | None) -> bool:
+        """Whether this manifest may stand in the place of `other`: only fewer losses may."""
+        return other is None or len(self.lost) < len(other.lost)
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON with the keys of format 1."""
+        receipt = self.receipt
+        document = {
+            "outkeep": FORMAT,
+            "kind": self.prediction.kind,
+            "id": self.prediction.id,
+            "prediction": self.prediction.raw,
+            "files": [asdict(file) for file in self.files],
+            "output": self.output,
+            "received_at": format_time(receipt.received_at),
+            "stored_at": format_time(self.stored_at),
+            "webhook_id": receipt.webhook_id,
+            "source": receipt.source,
+            "parent": receipt.parent,
+            "query": dict(receipt.query),
+            "context": receipt.context,
+        }
+        return json.dumps(document, ensure_ascii=False, indent=1).encode()
+
+
+def build(
+    prediction: Prediction,
+    kept: Sequence[tuple[OutputFile, KeptFile]],
+    text: KeptFile | None,
+    receipt: Receipt,
+    stored_at: datetime,
+) -> Manifest:
+    """Put together the manifest of a prediction whose files have been dealt with, in order of appearance."""
+    names = {place: file.name for place, file in kept if file.name is not None}
+    return Manifest(
+        prediction=prediction,
+        files=(*(file for _, file in kept), *([text] if text else [])),
+        output=with_stored_names(prediction.output, names),
+        receipt=receipt,
+        stored_at=stored_at,
+    )
+
+
+def read(data: bytes) -> Manifest | None:
+    """The manifest in `data`; None when it is not whole, as after a power cut in the middle of writing it."""
+    try:
+        document = json.loads(data)
+        return Manifest(
+            prediction=from_object(document["prediction"], Kind(document["kind"])),
+            files=tuple(KeptFile(**file) for file in document["files"]),
+            output=document["output"],
+            receipt=Receipt(
+                received_at=datetime.fromisoformat(document["received_at"]),
+                webhook_id=document["webhook_id"],
+                source=document["source"],
+                query=document["query"],
+                context=document["context"],
+                parent=document["parent"],
+            ),
+            stored_at=datetime.fromisoformat(document["stored_at"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def format_time(time: datetime) -> str:
+    """RFC 3339 in UTC, with milliseconds and `Z`."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

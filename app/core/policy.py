@@ -1,0 +1,76 @@
+"""How long we try: the hour of an output, and the days of a notification. Times are in seconds."""
+
+from datetime import datetime, timedelta
+
+from app.core.errors import OutkeepError, Transient
+
+HOUR = 3600.0
+"""Replicate removes the files of a prediction this long after it ended."""
+
+LATE_ATTEMPT = 480.0
+"""What the one attempt gets that is made after the hour: its cache can outlive the hour."""
+
+PERSIST_MARGIN = 600
+"""How long a persist job may run on after the hour: more than `LATE_ATTEMPT`, to say what was lost."""
+
+NOTIFY_DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+"""Waits before the second and later attempts to notify a handler; then dead letter."""
+
+MAX_RETRY_AFTER = 86400.0
+RETRIED_ONCE = frozenset({"forbidden"})
+RETRIED_WITHIN_THE_HOUR = frozenset({"host_refused"})
+"""Permanent by themselves, but the operator can mend them while the file still exists."""
+
+_FETCH_BASE = 2.0
+_FETCH_CAP = 120.0
+
+
+def keep_until(completed_at: datetime | None, received_at: datetime) -> datetime:
+    """When the outputs are gone.
+
+    `completed_at` is believed only near the receipt: clocks differ and recordings hold absurd times.
+    """
+    hour = timedelta(seconds=HOUR)
+    if completed_at is not None:
+        lead = received_at - completed_at
+        if -timedelta(minutes=5) <= lead <= timedelta(hours=2):
+            return completed_at + hour
+    return received_at + hour
+
+
+def attempt_timeout(remaining: float) -> float:
+    """How long one attempt to fetch may take, `remaining` seconds before the end of the hour."""
+    return max(remaining, LATE_ATTEMPT)
+
+
+def fetch_delay(error: OutkeepError, *, attempt: int, remaining: float, jitter: float) -> float | None:
+    """How long to wait before a file is tried again; None when it is lost.
+
+    Args:
+        error: why the attempt failed.
+        attempt: attempts made so far, 1 or more.
+        remaining: seconds left of the hour, may be negative.
+        jitter: uniform in [0, 1).
+    """
+    if not isinstance(error, Transient) and error.code not in RETRIED_WITHIN_THE_HOUR:
+        return None
+    if error.code in RETRIED_ONCE and attempt > 1:
+        return None
+    if remaining <= 0:
+        return None
+    wait = min(_FETCH_BASE * 2.0 ** min(attempt - 1, 10), _FETCH_CAP) * (0.5 + jitter / 2)
+    asked = error.retry_after if isinstance(error, Transient) else None
+    return min(max(wait, asked or 0.0), remaining)
+
+
+def store_delay(*, attempt: int, jitter: float) -> float:
+    """How long to wait when our own storage fails: without end, since the operator can mend it."""
+    return min(2.0 * 2.0 ** min(attempt, 10), 300.0) * (0.5 + jitter / 2)
+
+
+def notify_delay(*, attempt: int, retry_after: float | None, jitter: float) -> float | None:
+    """How long to wait after failed attempt number `attempt` (1 or more); None means dead letter."""
+    if attempt > len(NOTIFY_DELAYS):
+        return None
+    wait = NOTIFY_DELAYS[attempt - 1] * (0.9 + jitter / 5)
+    return max(wait, min(retry_after or 0.0, MAX_RETRY_AFTER))

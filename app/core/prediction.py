@@ -1,0 +1,145 @@
+"""Predictions and trainings as Replicate sends them: parsed once, every key kept.
+
+Only `id` and `status` are needed. Everything else can be missing or odd in recordings, so it is read
+through properties that answer None instead of refusing what we could have kept.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from app.core.errors import Unusable
+from app.core.names import ID, Kind
+
+TERMINAL = frozenset({"succeeded", "failed", "canceled", "aborted"})
+"""Statuses after which Replicate changes nothing more (its OpenAPI document, 2026-03-16)."""
+
+RUNNING_ORDER = {"starting": 0, "processing": 1}
+MAX_DEPTH = 100
+"""Levels of nesting we accept; the deepest recorded output has four."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One prediction or training; `raw` is the JSON object as received."""
+
+    kind: Kind
+    id: str
+    status: str
+    raw: dict[str, Any]
+
+    @property
+    def output(self) -> Any:
+        """Any JSON; None until produced."""
+        return self.raw.get("output")
+
+    @property
+    def model(self) -> str | None:
+        """`owner/name`, when it was sent."""
+        return self._text("model")
+
+    @property
+    def version(self) -> str | None:
+        """64 hex digits, `hidden`, or a deployment's word."""
+        return self._text("version")
+
+    @property
+    def logs(self) -> str:
+        """Logs so far; empty when there are none."""
+        return self._text("logs") or ""
+
+    @property
+    def completed_at(self) -> datetime | None:
+        """When it ended, by Replicate's clock, in UTC."""
+        return parse_time(self.raw.get("completed_at"))
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing more will come; an unknown status counts when it has a completion time."""
+        if self.status in TERMINAL:
+            return True
+        return self.status not in RUNNING_ORDER and self.raw.get("completed_at") is not None
+
+    @property
+    def progress_rank(self) -> str:
+        """Orders snapshots of one running prediction: compare as text, the larger one is newer.
+
+        Snapshots only grow, while deliveries of the same second arrive in any order; so what has been
+        produced so far orders them better than any clock.
+        """
+        output = self.output
+        produced = len(output) if isinstance(output, str | list) else int(output is not None)
+        return f"{RUNNING_ORDER.get(self.status, 1)}:{produced:012d}:{len(self.logs):012d}"
+
+    def _text(self, key: str) -> str | None:
+        value = self.raw.get(key)
+        return value if isinstance(value, str) else None
+
+
+def parse(body: bytes, kind: Kind) -> Prediction:
+    """Read a webhook body (JSON object in UTF-8).
+
+    Raises:
+        Unusable: not JSON as RFC 8259 has it, not an object, too deep, or without a usable id and status.
+    """
+    return from_object(_load(body), kind)
+
+
+def from_object(value: Any, kind: Kind) -> Prediction:
+    """Take an already parsed JSON value; raises `Unusable` like `parse`."""
+    if not isinstance(value, dict):
+        raise Unusable("not_an_object", "the body is JSON but not an object")
+    if _too_deep(value):
+        raise Unusable("too_deep", f"the body nests deeper than {MAX_DEPTH} levels")
+    prediction_id, status = value.get("id"), value.get("status")
+    if not isinstance(prediction_id, str) or not ID.fullmatch(prediction_id):
+        raise Unusable("bad_id", "the body has no id of 1 to 64 letters, digits, '_' or '-'")
+    if not isinstance(status, str) or not status:
+        raise Unusable("no_status", "the body has no status")
+    return Prediction(kind=kind, id=prediction_id, status=status, raw=value)
+
+
+def parse_time(value: Any) -> datetime | None:
+    """An RFC 3339 time with 0 to 9 fraction digits as UTC; None for anything else."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC) if time.year > 1 else None
+
+
+def _load(body: bytes) -> Any:
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate shows only here
+    except UnicodeDecodeError:
+        raise Unusable("not_utf8", "the body is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise Unusable("lone_surrogate", "the body contains a lone surrogate") from None
+    except RecursionError:
+        raise Unusable("too_deep", f"the body nests deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise Unusable("not_json", f"the body is not JSON: {type(error).__name__}") from None
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
