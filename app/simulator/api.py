@@ -1,0 +1,241 @@
+"""The HTTP routes of the simulator: the API behind a token, the file host without one."""
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.core.errors import Rejected
+from app.core.names import Kind
+from app.simulator import catalogue, models, state
+from app.simulator.files import FOLDER, FileHost, read_range
+from app.simulator.ledger import Entry, Ledger
+from app.simulator.orders import read_filter, read_order, read_wait
+from app.simulator.uploads import file_object, read_upload
+
+PAGE_SIZE = 100
+
+Endpoint = Callable[[Request], Any]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What the routes work on; it stands in `app.state.backend` while the server runs."""
+
+    base_url: str
+    secret: str
+    ledger: Ledger
+    files: FileHost
+    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def create_app(token: str, lifespan: Lifespan) -> Starlette:
+    """The application; `lifespan` must put a `Backend` into `app.state.backend`."""
+    api = Mount("/v1", routes=_api_routes(), middleware=[Middleware(_NeedsToken, token=token)])
+    hosted = Route(f"/{FOLDER}/{{identity}}/{{name:path}}", _serve_file)
+    return Starlette(
+        routes=[api, hosted],
+        lifespan=lifespan,
+        exception_handlers={Rejected: _refuse, HTTPException: _refuse_route},
+    )
+
+
+def _api_routes() -> list[Route]:
+    routes = [
+        Route("/account", _account),
+        Route("/predictions", _create_from_version, methods=["POST"]),
+        Route("/models/{owner}/{name}", _show_model),
+        Route("/models/{owner}/{name}/versions/{version}", _show_version),
+        Route("/models/{owner}/{name}/predictions", _create_from_model, methods=["POST"]),
+        Route("/deployments/{owner}/{name}/predictions", _create_from_deployment, methods=["POST"]),
+        Route("/models/{owner}/{name}/versions/{version}/trainings", _create_training, methods=["POST"]),
+        Route("/webhooks/default/secret", _show_secret),
+        Route("/files", _upload, methods=["POST"]),
+        Route("/files/{identity}", _show_upload),
+    ]
+    for kind in Kind:
+        routes += [
+            Route(f"/{kind.folder}", _lists(kind)),
+            Route(f"/{kind.folder}/{{identity}}", _shows(kind)),
+            Route(f"/{kind.folder}/{{identity}}/cancel", _cancels(kind), methods=["POST"]),
+        ]
+    return routes
+
+
+class _NeedsToken:
+    """Lets requests with the right bearer token through; the others get 401."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if hmac.compare_digest(given, self._expected):
+            await self._app(scope, receive, send)
+        else:
+            detail = "You did not pass a valid authentication token"
+            await _problem(401, detail)(scope, receive, send)
+
+
+def _problem(status: int, detail: str) -> Response:
+    return JSONResponse({"detail": detail, "status": status}, status, media_type="application/problem+json")
+
+
+def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return _problem(error.status, error.message)
+
+
+def _refuse_route(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _problem(error.status_code, error.detail)
+
+
+def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+async def _read_json(request: Request) -> object:
+    try:
+        body: object = await request.json()
+    except (ValueError, RecursionError):
+        raise Rejected("json", "The body must be JSON.", status=422) from None
+    return body
+
+
+def _named(request: Request) -> str:
+    return f"{request.path_params['owner']}/{request.path_params['name']}"
+
+
+async def _create(
+    request: Request, kind: Kind, *, model: str | None = None, version: str | None = None
+) -> Response:
+    order = read_order(kind, await _read_json(request), model=model, version=version)
+    entry = _backend(request).ledger.create(order)
+    return JSONResponse(await _awaited(entry, read_wait(request.headers.get("prefer", ""))), 201)
+
+
+async def _awaited(entry: Entry, seconds: int | None) -> state.Object:
+    """The object once it ended; when it did not in time, as it was created: Replicate does the same."""
+    as_created = entry.object
+    if seconds is None:
+        return as_created
+    try:
+        async with asyncio.timeout(seconds):
+            await entry.ended.wait()
+    except TimeoutError:
+        return as_created
+    return entry.object
+
+
+async def _create_from_version(request: Request) -> Response:
+    return await _create(request, Kind.PREDICTION)
+
+
+async def _create_from_model(request: Request) -> Response:
+    # The version of official models is recorded as this word.
+    return await _create(request, Kind.PREDICTION, model=_named(request), version="hidden")
+
+
+async def _create_from_deployment(request: Request) -> Response:
+    name = _named(request)
+    return await _create(request, Kind.PREDICTION, model=name, version=f"dp-{models.version_id(name)[:32]}")
+
+
+async def _create_training(request: Request) -> Response:
+    version = request.path_params["version"]
+    return await _create(request, Kind.TRAINING, model=_named(request), version=version)
+
+
+def _lists(kind: Kind) -> Endpoint:
+    async def show_page(request: Request) -> Response:
+        backend, query = _backend(request), request.query_params
+        objects = backend.ledger.newest_first(kind, read_filter(query))
+        results, cursor = state.page(objects, query.get("cursor"), PAGE_SIZE)
+        following = urlencode({**query, "cursor": cursor})
+        return JSONResponse(
+            {
+                "next": f"{backend.base_url}/v1/{kind.folder}?{following}" if cursor else None,
+                "previous": None,
+                "results": [state.list_item(item) for item in results],
+            }
+        )
+
+    return show_page
+
+
+def _shows(kind: Kind) -> Endpoint:
+    async def show(request: Request) -> Response:
+        return JSONResponse(_backend(request).ledger.find(kind, request.path_params["identity"]).object)
+
+    return show
+
+
+def _cancels(kind: Kind) -> Endpoint:
+    async def cancel(request: Request) -> Response:
+        return JSONResponse(_backend(request).ledger.cancel(kind, request.path_params["identity"]).object)
+
+    return cancel
+
+
+async def _account(_request: Request) -> Response:
+    return JSONResponse({"type": "user", "username": "simulator", "name": "Simulator", "github_url": None})
+
+
+async def _show_secret(request: Request) -> Response:
+    return JSONResponse({"key": _backend(request).secret})
+
+
+async def _show_model(request: Request) -> Response:
+    return JSONResponse(catalogue.describe_model(_named(request), _backend(request).base_url))
+
+
+async def _show_version(request: Request) -> Response:
+    return JSONResponse(catalogue.describe_version(_named(request), request.path_params["version"]))
+
+
+async def _upload(request: Request) -> Response:
+    backend = _backend(request)
+    upload = read_upload(request.headers.get("content-type", ""), await request.body())
+    described = file_object(upload, datetime.now(UTC), backend.base_url)
+    backend.uploads[described["id"]] = described
+    return JSONResponse(described, 201)
+
+
+async def _show_upload(request: Request) -> Response:
+    described = _backend(request).uploads.get(request.path_params["identity"])
+    if described is None:
+        raise Rejected("not_found", "The requested resource could not be found.", status=404)
+    return JSONResponse(described)
+
+
+async def _serve_file(request: Request) -> Response:
+    found = _backend(request).files.find(request.path_params["identity"], request.path_params["name"])
+    headers = {
+        "accept-ranges": "bytes",
+        "cache-control": "public,max-age=3600",
+        "content-type": found.content_type,
+        "etag": found.etag,
+    }
+    part = read_range(request.headers.get("range"), len(found.content))
+    if request.method == "GET":
+        found.downloads += 1
+    if part is None:
+        return Response(found.content, headers=headers)
+    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(found.content)}"
+    return Response(found.content[part], 206, headers)

@@ -1,0 +1,206 @@
+"""Every prediction and training of the simulator, and the tasks that bring them to life."""
+
+import asyncio
+import base64
+import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from app.core.errors import Rejected
+from app.core.names import Kind
+from app.simulator import state
+from app.simulator.files import FileHost
+from app.simulator.models import Media, Plan, plan
+from app.simulator.state import Filter, Object, Order
+from app.simulator.webhooks import Sender, Throttle, Webhook, new_webhook_id, to_body
+
+_ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One object and what belongs to it; `files` are the URLs to remove with its data."""
+
+    kind: Kind
+    object: Object
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    life: asyncio.Task[None] | None = None
+    files: list[str] = field(default_factory=list)
+
+
+class Ledger:
+    """Creates, runs, cancels, lists and forgets; lives on one event loop.
+
+    `pace` is how long a model takes, `keep` how long its data stays after the end, `event_interval` the
+    least time between two progress events, all in seconds.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        files: FileHost,
+        sender: Sender,
+        *,
+        pace: float,
+        keep: float,
+        event_interval: float,
+    ) -> None:
+        self._base_url = base_url
+        self._files = files
+        self._sender = sender
+        self._pace = pace
+        self._keep = keep
+        self._event_interval = event_interval
+        self._entries: dict[tuple[Kind, str], Entry] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def create(self, order: Order) -> Entry:
+        """A new entry, `starting`, and its life begins. Raises `Rejected` (422) for a bad input."""
+        planned = plan(order.kind, order.model, order.input, destination=order.destination)
+        identity = "".join(secrets.choice(_ID_LETTERS) for _ in range(26))
+        fresh = state.created(order, identity=identity, now=datetime.now(UTC), base_url=self._base_url)
+        entry = self._enter(order.kind, fresh)
+        entry.life = self._spawn(self._live(entry, planned))
+        return entry
+
+    def keep_object(self, kind: Kind, given: Object) -> Entry:
+        """Put an object of the caller's making in, as it is; the same id replaces.
+
+        It needs `id` and `created_at`; the files of its output that lie here go when its data goes.
+        """
+        entry = self._entries.get((kind, given["id"])) or self._enter(kind, given)
+        entry.object = given
+        entry.files.extend(_texts(given.get("output")))
+        if state.is_terminal(given):
+            self._settle(entry)
+        return entry
+
+    def find(self, kind: Kind, identity: str) -> Entry:
+        """The entry of an id. Raises `Rejected` (404)."""
+        entry = self._entries.get((kind, identity))
+        if entry is None:
+            raise Rejected("not_found", "The requested resource could not be found.", status=404)
+        return entry
+
+    def newest_first(self, kind: Kind, wanted: Filter) -> list[Object]:
+        """All objects of a kind that a filter lets through, by creation time, then order of arrival."""
+        latest = [entry.object for entry in reversed(self._entries.values()) if entry.kind is kind]
+        shown = [item for item in latest if state.matches(item, wanted)]
+        return sorted(shown, key=lambda item: state.moment(item["created_at"]), reverse=True)
+
+    def cancel(self, kind: Kind, identity: str) -> Entry:
+        """End a running entry as `canceled`; one that has ended stays as it is. Raises `Rejected` (404)."""
+        entry = self.find(kind, identity)
+        if not state.is_terminal(entry.object):
+            if entry.life is not None:
+                entry.life.cancel()
+            self._end(entry, "canceled", None)
+        return entry
+
+    def remove_data(self, kind: Kind, identity: str) -> Entry:
+        """What happens an hour after the end, now. Raises `Rejected` (404)."""
+        entry = self.find(kind, identity)
+        self._remove(entry)
+        return entry
+
+    def announce(self, entry: Entry, event: str, *, webhook: str, webhook_id: str | None = None) -> str:
+        """Send the object as it is now and return the `webhook-id`; a terminal one is retried."""
+        identity = webhook_id or new_webhook_id()
+        self._spawn(
+            self._sender.send(
+                Webhook(
+                    subject=entry.object["id"],
+                    event=event,
+                    url=webhook,
+                    body=to_body(entry.object),
+                    webhook_id=identity,
+                    terminal=state.is_terminal(entry.object),
+                )
+            )
+        )
+        return identity
+
+    async def close(self) -> None:
+        """Stop everything that runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _enter(self, kind: Kind, given: Object) -> Entry:
+        entry = Entry(kind, given)
+        self._entries[kind, given["id"]] = entry
+        return entry
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _live(self, entry: Entry, planned: Plan) -> None:
+        seconds = self._pace if planned.seconds is None else planned.seconds
+        if planned.status == "aborted":
+            await asyncio.sleep(seconds)
+            self._end(entry, planned.status, planned.error)
+            return
+        entry.object = state.started(entry.object, datetime.now(UTC))
+        self._publish(entry, "start")
+        throttle = Throttle(self._event_interval)
+        snapshots = planned.snapshots(self._hosted(planned.output, entry))
+        for snapshot in snapshots:
+            await asyncio.sleep(seconds / len(snapshots))
+            before = entry.object
+            entry.object = state.progressed(before, output=snapshot.output, logs=snapshot.logs)
+            event = state.changed_event(before, entry.object, self._wanted(entry))
+            is_last = snapshot is snapshots[-1]
+            if event and not is_last and throttle.admits(asyncio.get_running_loop().time()):
+                self._publish(entry, event)
+        self._end(entry, planned.status, planned.error)
+
+    def _hosted(self, output: Any, entry: Entry) -> Any:
+        if isinstance(output, Media):
+            if output.inline:
+                return f"data:{output.content_type};base64,{base64.b64encode(output.content).decode()}"
+            url = self._files.add(output.name, output.content, output.content_type)
+            entry.files.append(url)
+            return url
+        if isinstance(output, list):
+            return [self._hosted(item, entry) for item in output]
+        if isinstance(output, dict):
+            return {key: self._hosted(item, entry) for key, item in output.items()}
+        return output
+
+    def _end(self, entry: Entry, status: str, error: str | None) -> None:
+        entry.object = state.ended(entry.object, status, datetime.now(UTC), error=error)
+        self._publish(entry, "completed")
+        self._settle(entry)
+
+    def _settle(self, entry: Entry) -> None:
+        entry.ended.set()
+        asyncio.get_running_loop().call_later(self._keep, self._remove, entry)
+
+    def _remove(self, entry: Entry) -> None:
+        entry.object = state.removed(entry.object)
+        for url in entry.files:
+            self._files.remove(url)
+        entry.files.clear()
+
+    @staticmethod
+    def _wanted(entry: Entry) -> list[str]:
+        # An empty filter asks for everything, as a missing one does.
+        return entry.object.get("webhook_events_filter") or list(state.EVENTS)
+
+    def _publish(self, entry: Entry, event: str) -> None:
+        webhook = entry.object.get("webhook")
+        if webhook and event in self._wanted(entry):
+            self.announce(entry, event, webhook=webhook)
+
+
+def _texts(output: Any) -> list[str]:
+    if isinstance(output, str):
+        return [output]
+    if isinstance(output, dict):
+        output = list(output.values())
+    return [text for item in output for text in _texts(item)] if isinstance(output, list) else []

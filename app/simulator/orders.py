@@ -1,0 +1,101 @@
+"""Reading creation requests: JSON and headers in, an `Order` or a refusal out."""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from app.core.errors import Rejected
+from app.core.names import Kind
+from app.simulator.models import model_of_version
+from app.simulator.state import EVENTS, Filter, Object, Order, moment
+
+_PREFER_WAIT = re.compile(r"\bwait(?:\s*=\s*(\d{1,4}))?(?![\w-])", re.ASCII)
+_DEFAULT_WAIT = 60
+
+
+def _refused(detail: str) -> Rejected:
+    return Rejected("validation", detail, status=422)
+
+
+def read_order(kind: Kind, body: object, *, model: str | None = None, version: str | None = None) -> Order:
+    """The order in a JSON body; `model` and `version` come from the route, else from the body.
+
+    Raises `Rejected` (422). A webhook on plain http is fine here: everything is local.
+    """
+    if not isinstance(body, dict):
+        raise _refused("The body must be a JSON object.")
+    if version is None:
+        version = _text(body, "version")
+        if not version:
+            raise _refused("- version is required")
+    if model is None:
+        model = model_of_version(version)
+    destination = _text(body, "destination")
+    if kind is Kind.TRAINING and not re.fullmatch(r"[^/\s]+/[^/\s]+", destination or ""):
+        raise _refused("- destination must be owner/name")
+    return Order(
+        kind=kind,
+        model=model,
+        version=version.rpartition(":")[2],
+        input=_input(body),
+        destination=destination,
+        webhook=_webhook(body),
+        events=_events(body),
+    )
+
+
+def _text(body: Object, key: str) -> str | None:
+    value = body.get(key)
+    if value is not None and not isinstance(value, str):
+        raise _refused(f"- {key} must be a string")
+    return value
+
+
+def _input(body: Object) -> Object:
+    given = body.get("input")
+    if not isinstance(given, dict):
+        raise _refused("- input is required and must be an object")
+    return given
+
+
+def _webhook(body: Object) -> str | None:
+    url = _text(body, "webhook")
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _refused("- webhook must be a URL") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise _refused("- webhook must be a URL")
+    return url
+
+
+def _events(body: Object) -> tuple[str, ...] | None:
+    events = body.get("webhook_events_filter")
+    if events is None:
+        return None
+    if not isinstance(events, list) or not all(event in EVENTS for event in events):
+        raise _refused(f"- webhook_events_filter must be a list of {', '.join(EVENTS)}")
+    return tuple(events)
+
+
+def read_wait(prefer: str) -> int | None:
+    """Seconds asked for by a `Prefer` header (1 to 60, 60 without a number), None without `wait`."""
+    found = _PREFER_WAIT.search(prefer)
+    if found is None:
+        return None
+    return min(max(int(found[1] or _DEFAULT_WAIT), 1), _DEFAULT_WAIT)
+
+
+def read_filter(query: Mapping[str, str]) -> Filter:
+    """What a list is asked for; raises `Rejected` (422) for a time that cannot be read."""
+    times = {}
+    for key in ("created_after", "created_before"):
+        text = query.get(key)
+        try:
+            # A `+` that nobody encoded arrives as a space.
+            times[key] = moment(text.replace(" ", "+")) if text else None
+        except ValueError:
+            raise _refused(f"- {key} must be an RFC 3339 time") from None
+    return Filter(**times, source=query.get("source"))

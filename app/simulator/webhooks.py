@@ -1,0 +1,143 @@
+"""Sending webhooks as Replicate does: signed, throttled, the terminal one retried, redirects not followed."""
+
+import asyncio
+import base64
+import hmac
+import json
+import secrets
+import string
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from app.simulator.attempts import Attempt, Attempts
+
+RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0, 29.0)
+"""Seconds before each retry of a terminal webhook: the last comes a minute after completion."""
+
+EVENT_INTERVAL = 0.5
+"""Seconds between two `output` or `logs` events of one prediction."""
+
+_USER_AGENT = "Webhooks/1.66.0 (simulator)"
+_ATTEMPT_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_REFUSED = 400
+_LETTERS = string.digits + string.ascii_letters
+
+
+def new_secret() -> str:
+    """A signing secret: `whsec_` and 24 random bytes."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
+
+
+def new_webhook_id() -> str:
+    """`msg_` and 27 letters or digits, as in recordings."""
+    return "msg_" + "".join(secrets.choice(_LETTERS) for _ in range(27))
+
+
+def sign(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
+    """The value of `webhook-signature`. Our verifier is not used: this is the other side."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    message = f"{webhook_id}.{timestamp}.".encode() + body
+    return f"v1,{base64.b64encode(hmac.digest(key, message, 'sha256')).decode()}"
+
+
+def to_body(prediction: Mapping[str, Any]) -> bytes:
+    """The object as compact JSON with sorted keys, as recorded."""
+    return json.dumps(prediction, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """One event on its way: `subject` is the prediction's id, `url` is requested exactly as given."""
+
+    subject: str
+    event: str
+    url: str
+    body: bytes
+    webhook_id: str
+    terminal: bool
+
+
+class Throttle:
+    """Lets one `output` or `logs` event of a prediction through per `interval` seconds."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._next = 0.0
+
+    def admits(self, now: float) -> bool:
+        """Whether an event at `now` (monotonic seconds) may go; what is held back is not sent later."""
+        if now < self._next:
+            return False
+        self._next = now + self._interval
+        return True
+
+
+class Sender:
+    """Signs and posts; every attempt is written into `attempts`."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        attempts: Attempts,
+        *,
+        secret: str,
+        retry_delays: Sequence[float] = RETRY_DELAYS,
+    ) -> None:
+        self._session = session
+        self._attempts = attempts
+        self._secret = secret
+        self._retry_delays = tuple(retry_delays)
+
+    async def send(self, webhook: Webhook) -> None:
+        """Deliver one event: once, or with retries when it is terminal. Returns when it is settled."""
+        delays = (0.0, *(self._retry_delays if webhook.terminal else ()))
+        for number, delay in enumerate(delays, start=1):
+            await asyncio.sleep(delay)
+            timestamp = int(time.time())
+            sent_at = time.monotonic()
+            status, error = await self._post(webhook, timestamp)
+            delivered = status is not None and status < _REFUSED
+            settled = delivered or number == len(delays)
+            self._attempts.record(
+                Attempt(
+                    subject=webhook.subject,
+                    event=webhook.event,
+                    url=webhook.url,
+                    webhook_id=webhook.webhook_id,
+                    number=number,
+                    timestamp=timestamp,
+                    sent_at=sent_at,
+                    status=status,
+                    error=error,
+                    settled=settled,
+                )
+            )
+            if settled:
+                return
+
+    async def _post(self, webhook: Webhook, timestamp: int) -> tuple[int | None, str | None]:
+        headers = {
+            "content-type": "application/json",
+            "accept-encoding": "gzip",
+            "user-agent": _USER_AGENT,
+            "webhook-id": webhook.webhook_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(self._secret, webhook.webhook_id, timestamp, webhook.body),
+        }
+        try:
+            async with self._session.post(
+                URL(webhook.url, encoded=True),
+                data=webhook.body,
+                headers=headers,
+                allow_redirects=False,
+                skip_auto_headers=("accept",),
+                timeout=_ATTEMPT_TIMEOUT,
+            ) as response:
+                return response.status, None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return None, f"{type(error).__name__}: {error}"
