@@ -1,0 +1,164 @@
+"""HTTP sessions that connect only to addresses we checked, and the names of what can go wrong on them.
+
+A name is looked up once; the addresses that were checked are the ones connected to, so a name that changes
+between check and connect gains nothing. aiohttp does not ask its resolver about literal addresses: a
+middleware, which sees every request, judges those.
+"""
+
+import ssl
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from socket import AF_UNSPEC, AddressFamily
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from app.core.addresses import is_private, is_public
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.hosts import PORTS, Origin
+
+Endpoint = tuple[str, int]
+"""Host (lower case) and port."""
+
+
+def guarded_session(
+    *,
+    origins: Collection[Origin] = (),
+    private: bool = False,
+    proxy: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    names: AbstractResolver | None = None,
+) -> aiohttp.ClientSession:
+    """Open a session for requests to hosts that others name; needs a running loop.
+
+    `origins` may have any address; all else must be public, or on one's own network with `private`.
+    `proxy` is an egress proxy (`http://host:port`): it looks names up itself, so that it must guard them,
+    and only literal addresses are judged here. `tls` replaces the system's certificates, `names` the
+    system's look-up.
+
+    Nothing is decoded, no cookie kept, no proxy or password read from the environment. Callers pass
+    `allow_redirects=False`. Requests raise `Permanent` (`address_refused`), and aiohttp's errors unless they
+    are made inside `network_errors`.
+    """
+    trusted = {(origin.host, origin.port) for origin in origins}
+    if proxy is not None:
+        trusted.add(_endpoint(URL(proxy)))
+    connector = aiohttp.TCPConnector(
+        resolver=GuardedResolver(names or ThreadedResolver(), trusted=trusted, private=private),
+        ssl=tls or True,
+        limit=0,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        middlewares=(_literal_gate(frozenset(origins), private=private),),
+        headers={"Accept-Encoding": "identity", "User-Agent": "outkeep"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        proxy=proxy,
+    )
+
+
+class GuardedResolver(AbstractResolver):
+    """Hands on what `names` finds only when every address may be connected to."""
+
+    def __init__(self, names: AbstractResolver, *, trusted: Collection[Endpoint], private: bool) -> None:
+        self._names = names
+        self._trusted = frozenset(trusted)
+        self._private = private
+
+    async def resolve(
+        self, host: str, port: int = 0, family: AddressFamily = AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Look `host` up; raise `Permanent` (`address_refused`) if a single address must not be reached."""
+        found = await self._names.resolve(host, port, family)
+        if (host.lower(), port) not in self._trusted:
+            for result in found:
+                _require_reachable(host, result["host"], private=self._private)
+        return found
+
+    async def close(self) -> None:
+        """Close the inner resolver."""
+        await self._names.close()
+
+
+@contextmanager
+def network_errors(host: str) -> Iterator[None]:
+    """Turn what aiohttp and sockets raise into `Transient` with a code of ours; `host` is for the message.
+
+    A `TimeoutError` is taken for silence (`stalled`): keep a total deadline outside of this.
+    """
+    try:
+        yield
+    except TimeoutError:
+        raise Transient("stalled", f"{host} sent nothing, or almost nothing, for too long") from None
+    except aiohttp.InvalidURL:
+        raise Permanent("url_malformed", f"the URL on {host} cannot be requested") from None
+    except (aiohttp.ClientError, OSError) as error:
+        code, phrase = _name(error)
+        raise Transient(code, f"{host}: {phrase} ({type(error).__name__})") from error
+
+
+_NAMES: tuple[tuple[type[Exception], str, str], ...] = (
+    (aiohttp.ClientHttpProxyError, "proxy_failed", "the egress proxy refused the connection"),
+    (aiohttp.ClientProxyConnectionError, "proxy_failed", "the egress proxy cannot be reached"),
+    (aiohttp.ClientConnectorDNSError, "dns_failed", "the name cannot be looked up"),
+    (aiohttp.ClientSSLError, "tls_failed", "no secure connection could be made"),
+    (ssl.SSLError, "tls_failed", "the secure connection failed"),
+    (aiohttp.ClientConnectorError, "connect_failed", "no connection could be made"),
+    (aiohttp.ClientResponseError, "answer_malformed", "the answer is not proper HTTP"),
+    (aiohttp.ClientPayloadError, "body_incomplete", "the body ended before it was complete"),
+)
+"""The first row that fits counts."""
+
+
+def _name(error: Exception) -> tuple[str, str]:
+    for kind, code, phrase in _NAMES:
+        if isinstance(error, kind):
+            return code, phrase
+    return "connection_reset", "the connection broke"
+
+
+def _literal_gate(origins: frozenset[Origin], *, private: bool) -> aiohttp.ClientMiddlewareType:
+    async def gate(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        host, port = _endpoint(request.url)
+        if _is_literal(host) and Origin(request.url.scheme, host, port) not in origins:
+            _require_reachable(host, host, private=private)
+        return await handler(request)
+
+    return gate
+
+
+def _is_literal(host: str) -> bool:
+    """Tell what aiohttp would not ask its resolver about."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _endpoint(url: URL) -> Endpoint:
+    host = (url.raw_host or "").lower()
+    with suppress(ValueError):
+        host = str(ip_address(host))
+    return host, url.port or PORTS.get(url.scheme, 0)
+
+
+def _require_reachable(host: str, text: str, *, private: bool) -> None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise _refusal(host, text) from None
+    if not is_public(address) and not (private and is_private(address)):
+        raise _refusal(host, text)
+
+
+def _refusal(host: str, address: str) -> OutkeepError:
+    where = host if host == address else f"{host} leads to {address}, which"
+    return Permanent(
+        "address_refused",
+        f"{where} is not a public address. An output host on a private network must stand in"
+        " OUTKEEP_OUTPUT_HOSTS with its scheme and port; for handlers set OUTKEEP_NOTIFY_PRIVATE=true",
+    )

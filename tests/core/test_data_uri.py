@@ -1,0 +1,48 @@
+import base64
+
+import pytest
+
+from app.core.data_uri import decode_data_uri
+from app.core.errors import Permanent
+
+PNG = b"\x89PNG\r\n\x1a\n\xff\xfe"
+PACKED = base64.b64encode(PNG).decode()
+
+
+@pytest.mark.parametrize(
+    ("uri", "media_type", "content"),
+    [
+        (f"data:image/png;base64,{PACKED}", "image/png", PNG),
+        (f"data:image/jpg;base64,{PACKED}", "image/jpg", PNG),
+        (f"DATA:Image/PNG;BASE64,{PACKED}", "image/png", PNG),
+        (f"data:image/png;name=a.png;base64,{PACKED}", "image/png", PNG),
+        (f"data:image/png;base64,{PACKED.rstrip('=')}", "image/png", PNG),
+        (f"data:image/png;base64,{PACKED.replace('=', '%3D').replace('+', '%2B')}", "image/png", PNG),
+        (f"data:image/png;base64,{PACKED[:6]}\r\n{PACKED[6:]}", "image/png", PNG),
+        ("data:image/png;base64,", "image/png", b""),
+        ("data:,a%20b%FF", "text/plain", b"a b\xff"),
+        ("data:;base64,YQ==", "text/plain", b"a"),
+        ("data:image/svg+xml;utf8,<svg fill='#fff'/>", "image/svg+xml", b"<svg fill='#fff'/>"),
+        ("data:text/plain;charset=utf-8,é,%C3%A9", "text/plain", b"\xc3\xa9,\xc3\xa9"),
+        ("data:text/plain;base64;x=y,YQ==", "text/plain", b"YQ=="),
+    ],
+)
+def test_both_forms_are_decoded(uri: str, media_type: str, content: bytes) -> None:
+    assert decode_data_uri(uri) == (media_type, content)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:", "data:image/png;base64", "image/png;base64,YQ==", "http://x/,a", "", "data,a",
+        "data:png;base64,YQ==", "data:a/b/c,x", "data:/,x", "data:im age/png,x", "data:é/x,x",
+        "data:x/y;base64,Y", "data:x/y;base64,YQ=", "data:x/y;base64,Y=Q=", "data:x/y;base64,Y-_Q",
+        "data:x/y;base64,YQ==YQ==", "data:x/y;base64,éé==", "data:x/y;base64,====",
+        "data:x/y,%zz", "data:x/y,%4",
+        "data:x/y,\ud800",
+    ],
+)  # fmt: skip
+def test_a_malformed_one_is_an_error(uri: str) -> None:
+    with pytest.raises(Permanent) as caught:
+        decode_data_uri(uri)
+    assert caught.value.code == "data_uri_malformed"

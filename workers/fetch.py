@@ -1,0 +1,165 @@
+"""Download one output file: guarded, hashed, within a deadline, all of it or nothing."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from yarl import URL
+
+from app.core.answers import (
+    Answer,
+    declared_length,
+    media_type,
+    redirection,
+    require_complete,
+    require_no_error_page,
+    too_large,
+)
+from app.core.errors import Permanent, Transient
+from app.core.hosts import HostRules, Target
+from app.guard import network_errors
+from workers.spill import Spill, spilled
+
+STEP_BYTES = 64 * 1024
+"""What must arrive within `stall_seconds`; with 30 s that is 2 kB a second."""
+BLOCK_BYTES = 1024 * 1024
+"""What is hashed and written at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A file on our disk, which belongs to the caller now.
+
+    `size` is in bytes, `sha256` in hex, `head` the first 4096 bytes; `content_type` is a bare media type as
+    the host declared it; `url` is the address after all redirects.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    head: bytes
+    content_type: str | None
+    url: str
+
+
+class Fetcher:
+    """Downloads into `folder` through a guarded session; one for all jobs of a process."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        rules: HostRules,
+        folder: Path,
+        *,
+        max_bytes: int,
+        stall_seconds: float = 30,
+        max_redirects: int = 5,
+    ) -> None:
+        self._session = session
+        self._rules = rules
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._stall_seconds = stall_seconds
+        self._max_redirects = max_redirects
+
+    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - part of the result
+        """Download `url`, requested exactly as given, in at most `timeout` seconds.
+
+        Raises `Permanent` or `Transient` with the codes of `HostRules.check`, `answers`, `network_errors` and
+        `disk_error`, and `too_many_redirects` or `deadline`. No temporary file is left then, nor after a
+        cancellation.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._follow(url)
+        except TimeoutError:
+            raise Transient("deadline", f"the download did not end within {timeout:.0f} s") from None
+
+    async def _follow(self, url: str) -> Fetched:
+        hop = url
+        for _ in range(self._max_redirects + 1):
+            target = self._rules.check(hop)
+            response = await self._request(hop, target)
+            try:
+                answer = _answer(response, target.host)
+                following = redirection(answer, hop)
+                if following is None:
+                    return await self._receive(response, answer, hop)
+            finally:
+                response.close()
+            hop = following
+        raise Permanent(
+            "too_many_redirects", f"more than {self._max_redirects} redirects, the last to {target.host}"
+        )
+
+    async def _request(self, url: str, target: Target) -> aiohttp.ClientResponse:
+        with network_errors(target.host):
+            async with asyncio.timeout(self._stall_seconds):
+                return await self._session.get(
+                    _exact(url, target), allow_redirects=False, timeout=aiohttp.ClientTimeout(total=None)
+                )
+
+    async def _receive(self, response: aiohttp.ClientResponse, answer: Answer, url: str) -> Fetched:
+        host = answer.host
+        connection = response.connection.protocol if response.connection else None
+        declared = declared_length(answer, max_bytes=self._max_bytes, now=time.time())
+        async with spilled(self._folder) as spill:
+            await self._copy(response.content, spill, host)
+            if connection is not None and (connection.exception() or len(connection)):
+                raise Transient("body_too_long", f"{host} sent more than the length it announced")
+            require_complete(host, declared=declared, received=spill.size)
+            content_type = media_type(response.headers.get("Content-Type"))
+            require_no_error_page(url, host=host, content_type=content_type, head=spill.head)
+        return Fetched(spill.path, spill.size, spill.sha256, spill.head, content_type, url)
+
+    async def _copy(self, content: aiohttp.StreamReader, spill: Spill, host: str) -> None:
+        while block := await self._block(content, self._max_bytes + 1 - spill.size, host):
+            if spill.size + len(block) > self._max_bytes:
+                raise too_large(host, self._max_bytes)
+            await spill.write(block)
+
+    async def _block(self, content: aiohttp.StreamReader, room: int, host: str) -> bytes:
+        """Read up to `BLOCK_BYTES`, never more than `room`; less means the end."""
+        steps: list[bytes] = []
+        missing = min(BLOCK_BYTES, room)
+        while missing:
+            wanted = min(STEP_BYTES, missing)
+            with network_errors(host):
+                step = await self._step(content, wanted)
+            steps.append(step)
+            missing = missing - wanted if len(step) == wanted else 0
+        return b"".join(steps)
+
+    async def _step(self, content: aiohttp.StreamReader, wanted: int) -> bytes:
+        async with asyncio.timeout(self._stall_seconds):
+            try:
+                return await content.readexactly(wanted)
+            except asyncio.IncompleteReadError as end:
+                return end.partial
+
+
+def _exact(url: str, target: Target) -> URL:
+    """Wrap the text without touching its encoding, and see that it was understood as it was checked."""
+    try:
+        exact = URL(url, encoded=True)
+        same = (exact.scheme, exact.port) == (target.scheme, target.port) and exact.user is None
+    except ValueError:
+        same = False
+    if not same or (exact.raw_host or "").lower() != target.host:
+        raise Permanent("url_malformed", f"the URL on {target.host} can be read in two ways")
+    return exact
+
+
+def _answer(response: aiohttp.ClientResponse, host: str) -> Answer:
+    headers = response.headers
+    return Answer(
+        host=host,
+        status=response.status,
+        lengths=headers.getall("Content-Length", []),
+        transfer_encodings=headers.getall("Transfer-Encoding", []),
+        content_encodings=headers.getall("Content-Encoding", []),
+        location=headers.get("Location"),
+        retry_after=headers.get("Retry-After"),
+    )
