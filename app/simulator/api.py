@@ -1,7 +1,7 @@
 """The HTTP routes of the simulator: the API behind a token, the file host without one."""
 
 import asyncio
-import hmac
+import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import Rejected
 from app.core.names import Kind
@@ -23,6 +22,7 @@ from app.simulator import catalogue, models, state
 from app.simulator.files import FOLDER, FileHost, read_range
 from app.simulator.ledger import Entry, Ledger
 from app.simulator.orders import read_filter, read_order, read_wait
+from app.simulator.refusals import NeedsToken, refuse, refuse_route
 from app.simulator.uploads import file_object, read_upload
 
 PAGE_SIZE = 100
@@ -44,12 +44,12 @@ class Backend:
 
 def create_app(token: str, lifespan: Lifespan) -> Starlette:
     """The application; `lifespan` must put a `Backend` into `app.state.backend`."""
-    api = Mount("/v1", routes=_api_routes(), middleware=[Middleware(_NeedsToken, token=token)])
+    api = Mount("/v1", routes=_api_routes(), middleware=[Middleware(NeedsToken, token=token)])
     hosted = Route(f"/{FOLDER}/{{identity}}/{{name:path}}", _serve_file)
     return Starlette(
         routes=[api, hosted],
         lifespan=lifespan,
-        exception_handlers={Rejected: _refuse, HTTPException: _refuse_route},
+        exception_handlers={Rejected: refuse, HTTPException: refuse_route},
     )
 
 
@@ -75,36 +75,6 @@ def _api_routes() -> list[Route]:
     return routes
 
 
-class _NeedsToken:
-    """Lets requests with the right bearer token through; the others get 401."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if hmac.compare_digest(given, self._expected):
-            await self._app(scope, receive, send)
-        else:
-            detail = "You did not pass a valid authentication token"
-            await _problem(401, detail)(scope, receive, send)
-
-
-def _problem(status: int, detail: str) -> Response:
-    return JSONResponse({"detail": detail, "status": status}, status, media_type="application/problem+json")
-
-
-def _refuse(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Rejected)
-    return _problem(error.status, error.message)
-
-
-def _refuse_route(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _problem(error.status_code, error.detail)
-
-
 def _backend(request: Request) -> Backend:
     backend: Backend = request.app.state.backend
     return backend
@@ -113,6 +83,8 @@ def _backend(request: Request) -> Backend:
 async def _read_json(request: Request) -> object:
     try:
         body: object = await request.json()
+        # NaN and lone surrogates pass Python's parser, and then nothing can be answered.
+        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise Rejected("json", "The body must be JSON.", status=422) from None
     return body

@@ -20,7 +20,7 @@ from app.simulator.api import Backend, create_app
 from app.simulator.attempts import Attempt, Attempts
 from app.simulator.files import FileHost
 from app.simulator.ledger import Ledger
-from app.simulator.webhooks import EVENT_INTERVAL, RETRY_DELAYS, Sender, new_secret
+from app.simulator.webhooks import EVENT_INTERVAL, RETRY_DELAYS, Sender, new_secret, signing_key
 
 _Result = TypeVar("_Result")
 
@@ -36,8 +36,9 @@ class Simulator:
     Reads: `url` (`http://HOST:PORT`), `token` (bearer), `secret` (`whsec_…`), both made at start unless
     given. `public_url` stands in URLs instead of `url`. In seconds: `pace`, what a model takes; `keep`,
     how long data stays after the end; `retry_delays`, before each retry of a terminal webhook;
-    `event_interval`, between two `output` or `logs` events. Other methods raise `TimeoutError` after
-    their time-out and `Rejected` for what is not there.
+    `event_interval`, between two `output` or `logs` events. Making one raises `ValueError` for a bad
+    secret and `OSError` for a taken port; the methods raise `TimeoutError` after their time-out and
+    `Rejected` for what is not there.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Simulator:
     ) -> None:
         self.token = token or f"r8_{secrets.token_hex(18)}"
         self.secret = secret or new_secret()
+        signing_key(self.secret)
         self._pace = pace
         self._keep = keep
         self._retry_delays = tuple(retry_delays)

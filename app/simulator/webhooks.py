@@ -38,11 +38,17 @@ def new_webhook_id() -> str:
     return "msg_" + "".join(secrets.choice(_LETTERS) for _ in range(27))
 
 
+def signing_key(secret: str) -> bytes:
+    """The key in `whsec_<base64>`. Raises `ValueError`."""
+    if not secret.startswith("whsec_"):
+        raise ValueError("a webhook secret starts with whsec_")
+    return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+
+
 def sign(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
     """The value of `webhook-signature`. Our verifier is not used: this is the other side."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
     message = f"{webhook_id}.{timestamp}.".encode() + body
-    return f"v1,{base64.b64encode(hmac.digest(key, message, 'sha256')).decode()}"
+    return f"v1,{base64.b64encode(hmac.digest(signing_key(secret), message, 'sha256')).decode()}"
 
 
 def to_body(prediction: Mapping[str, Any]) -> bytes:
@@ -139,5 +145,5 @@ class Sender:
                 timeout=_ATTEMPT_TIMEOUT,
             ) as response:
                 return response.status, None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return None, f"{type(error).__name__}: {error}"
