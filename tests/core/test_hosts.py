@@ -112,9 +112,11 @@ def test_everything_else_is_refused(url: str, code: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "127.0.0.1", "8.8.8.8", "0177.0.0.1", "2130706433", "127.1", "0x7f.0.0.1", "0x7f000001", "127.0.0.0x1",
+        "127.0.0.1", "8.8.8.8", "0177.0.0.1", "2130706433", "127.1", "0x7f.0.0.1", "0x7f000001",
+        "127.0.0.0x1",
         "①②⑦.⓪.⓪.①", "127。0。0。1", "127.0.0.1.", "[::1]", "[::1%lo]", "[::1%25lo]",
-        "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[v1.x]", "%31%32%37.0.0.1", "1.2.3.4.5",
+        "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[v1.x]", "%31%32%37.0.0.1",
+        "1.2.3.4.5",
     ],
 )  # fmt: skip
 def test_no_address_passes_in_any_spelling_even_where_any_host_does(host: str) -> None:
@@ -158,7 +160,8 @@ def test_a_refusal_shows_no_path_query_or_password() -> None:
     [
         "127.0.0.1", "exa_mple.com", "example.com/path", "example.com:443", "*.", "*.*.com", "a*.com",
         "-x.com", "x.com.", "http://x.com", "http://x.com:80/", "http://x.com:80/p", "http://x.com:80?q",
-        "ftp://x.com:21", "http://user@x.com:80", "http://127.1:80", "http://x.com:99999", "https://*.x.com:443", "[::1]",
+        "ftp://x.com:21", "http://user@x.com:80", "http://127.1:80", "http://x.com:99999",
+        "https://*.x.com:443", "[::1]",
         "ex\u00e4mple.com",
     ],
 )  # fmt: skip

@@ -1,0 +1,201 @@
+import asyncio
+import gzip
+from contextlib import closing
+from socket import socket
+
+import aiohttp
+import pytest
+
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.hosts import Origin
+from app.guard import guarded_session, network_errors
+from tests.raw_host import Names, RawHost, Script, ok, raw_host, then_reset, then_silence
+
+
+async def get(session: aiohttp.ClientSession, url: str, *, seconds: float = 5) -> bytes:
+    with network_errors("the host"):
+        async with asyncio.timeout(seconds), session.get(url, allow_redirects=False) as response:
+            return await response.read()
+
+
+async def refusal(session: aiohttp.ClientSession, url: str) -> OutkeepError:
+    with pytest.raises(OutkeepError) as caught:
+        await get(session, url)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "[::127.0.0.1]", "0.0.0.0"]
+)
+def test_this_machine_cannot_be_reached_by_any_name(host: str) -> None:
+    async def scenario() -> None:
+        async with raw_host(ok(b"secret")) as server, guarded_session() as session:
+            error = await refusal(session, f"http://{host}:{server.port}/")
+            assert isinstance(error, Permanent)
+            assert error.code == "address_refused"
+            assert server.connections == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "017700000001", "①②⑦.⓪.⓪.①"])
+def test_odd_spellings_of_an_address_are_not_understood(host: str) -> None:
+    async def scenario() -> None:
+        async with raw_host(ok(b"secret")) as server, guarded_session() as session:
+            error = await refusal(session, f"http://{host}:{server.port}/")
+            assert error.code in {"address_refused", "url_malformed"}
+            assert server.connections == 0
+
+    asyncio.run(scenario())
+
+
+def test_trust_in_one_origin_opens_neither_another_port_nor_another_scheme_nor_a_name() -> None:
+    async def scenario() -> None:
+        async with raw_host(ok(b"mine")) as trusted, raw_host(ok(b"secret")) as other:
+            origins = [Origin("http", "127.0.0.1", trusted.port)]
+            async with guarded_session(origins=origins, names=Names(["127.0.0.1"])) as session:
+                assert await get(session, f"http://127.0.0.1:{trusted.port}/") == b"mine"
+                for url in (
+                    f"http://127.0.0.1:{other.port}/",
+                    f"https://127.0.0.1:{trusted.port}/",
+                    f"http://name.test:{trusted.port}/",
+                ):
+                    assert (await refusal(session, url)).code == "address_refused"
+            assert (trusted.connections, other.connections) == (1, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_trusted_name_may_lead_to_a_private_address_on_its_port_only() -> None:
+    async def scenario() -> None:
+        async with raw_host(ok(b"mine")) as trusted, raw_host(ok(b"secret")) as other:
+            origins = [Origin("http", "minio.test", trusted.port)]
+            async with guarded_session(origins=origins, names=Names(["127.0.0.1"])) as session:
+                assert await get(session, f"http://MinIO.test:{trusted.port}/") == b"mine"
+                assert (await refusal(session, f"http://minio.test:{other.port}/")).code == "address_refused"
+            assert other.connections == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.1"],
+        ["8.8.8.8", "10.0.0.1"],
+        ["2606:4700::1111", "64:ff9b::7f00:1"],
+        ["169.254.169.254"],
+        ["fe80::1%eth0"],
+        ["nonsense"],
+    ],
+)
+def test_a_name_with_one_address_that_is_not_public_is_refused_whole(addresses: list[str]) -> None:
+    async def scenario() -> None:
+        async with guarded_session(names=Names(addresses)) as session:
+            error = await refusal(session, "http://name.test/")
+            assert error.code == "address_refused"
+            assert addresses[-1] in error.message
+
+    asyncio.run(scenario())
+
+
+def test_the_address_connected_to_is_the_one_checked_for_a_name_that_changes() -> None:
+    async def scenario() -> None:
+        names = Names(["127.0.0.1"], ["169.254.169.254"])
+        async with raw_host(ok(b"checked")) as server, guarded_session(private=True, names=names) as session:
+            assert await get(session, f"http://name.test:{server.port}/") == b"checked"
+            assert names.calls == 1
+
+    asyncio.run(scenario())
+
+
+def test_private_opens_ones_own_network_and_not_the_metadata_address() -> None:
+    async def scenario() -> None:
+        async with raw_host(ok(b"mine")) as server, guarded_session(private=True) as session:
+            assert await get(session, f"http://127.0.0.1:{server.port}/") == b"mine"
+            assert await get(session, f"http://localhost:{server.port}/") == b"mine"
+            assert (await refusal(session, "http://169.254.169.254/")).code == "address_refused"
+
+    asyncio.run(scenario())
+
+
+def test_requests_carry_no_cookie_no_password_and_ask_for_no_compression(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    packed = gzip.compress(b"a" * 1000)
+
+    async def scenario() -> RawHost:
+        answer = ok(packed, "Content-Encoding: gzip", "Set-Cookie: a=b; Path=/")
+        async with raw_host(answer) as server, guarded_session(private=True) as session:
+            for _ in range(2):
+                assert await get(session, f"http://localhost:{server.port}/") == packed
+            return server
+
+    server = asyncio.run(scenario())
+    for head in server.heads:
+        assert b"\r\nAccept-Encoding: identity\r\n" in head
+        assert b"cookie" not in head.lower()
+        assert b"authorization" not in head.lower()
+
+
+def test_a_proxy_may_be_private_and_does_not_open_private_targets() -> None:
+    async def scenario() -> None:
+        async with raw_host(ok(b"through")) as proxy:
+            async with guarded_session(proxy=f"http://localhost:{proxy.port}") as session:
+                assert await get(session, "http://files.test/a") == b"through"
+                assert (await refusal(session, "http://127.0.0.1/")).code == "address_refused"
+                assert (await refusal(session, f"http://[::1]:{proxy.port}/")).code == "address_refused"
+            assert [head.split(b" ")[1] for head in proxy.heads] == [b"http://files.test/a"]
+
+    asyncio.run(scenario())
+
+
+def free_port() -> int:
+    with closing(socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
+
+
+def test_each_failure_of_the_network_has_its_code() -> None:
+    reset = then_reset(b"")  # twice: aiohttp asks once more after a GET that ended in a reset
+    answers: list[bytes | Script] = [
+        ok(b"", status="407 Who"),
+        b"SSH-2.0-x\r\n",
+        reset,
+        reset,
+        then_silence(b""),
+    ]
+
+    async def scenario() -> None:
+        async with (
+            raw_host(*answers) as server,
+            guarded_session(private=True) as session,
+            guarded_session(names=Names([])) as nameless,
+            guarded_session(proxy=f"http://127.0.0.1:{server.port}") as refused,
+            guarded_session(proxy=f"http://127.0.0.1:{free_port()}") as unreachable,
+        ):
+            url = f"http://127.0.0.1:{server.port}/"
+            codes = [
+                await refusal(refused, "https://files.test/"),
+                await refusal(unreachable, "https://files.test/"),
+                await refusal(session, url),
+                await refusal(session, url),
+                await refusal(nameless, "http://files.test/"),
+                await refusal(session, f"http://127.0.0.1:{free_port()}/"),
+            ]
+            assert all(isinstance(error, Transient) for error in codes)
+            assert [error.code for error in codes] == [
+                "proxy_failed",
+                "proxy_failed",
+                "answer_malformed",
+                "connection_reset",
+                "dns_failed",
+                "connect_failed",
+            ]
+            with pytest.raises(Transient) as caught:
+                await get(session, url, seconds=0.2)
+            assert caught.value.code == "stalled"
+
+    asyncio.run(scenario())
