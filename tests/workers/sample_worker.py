@@ -1,0 +1,114 @@
+"""A worker process for tests: `python -m tests.workers.sample_worker URL [options as JSON]`."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import redis.asyncio
+from redis import Redis
+from rq import Retry
+from rq.job import Job
+from rq.queue import Queue
+
+from workers.async_job import JobFunction
+from workers.async_worker import AsyncWorker
+from workers.steady_worker import Pace
+
+QUEUE = "sample"
+
+
+async def double(client: redis.asyncio.Redis, job: Job, number: int) -> int:
+    return number * 2
+
+
+async def hold(client: redis.asyncio.Redis, job: Job, *, last: str = "return") -> str:
+    """Tell that it runs, wait for an entry in `gate:<id>`, then return or raise."""
+    await client.rpush(f"runs:{job.id}", str(os.getpid()))
+    await client.blpop([f"gate:{job.id}"], 0)
+    if last == "raise":
+        raise ValueError("told to raise")
+    return "held"
+
+
+async def hang(client: redis.asyncio.Redis, job: Job) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await client.rpush("cancelled", job.id)
+
+
+async def fail(client: redis.asyncio.Redis, job: Job) -> None:
+    await client.incr(f"failures:{job.id}")
+    raise ValueError("always")
+
+
+async def give_up(client: redis.asyncio.Redis, job: Job) -> None:
+    await client.incr(f"failures:{job.id}")
+    job.retries_left = 0
+    raise ValueError("for good")
+
+
+async def again(client: redis.asyncio.Redis, job: Job) -> Retry | str:
+    return "done" if job.number_of_retries else Retry(max=3, interval=1)
+
+
+async def block(client: redis.asyncio.Redis, job: Job) -> None:
+    time.sleep(2.5)  # noqa: ASYNC251  # the fault that the watchdog is for
+
+
+async def leave(client: redis.asyncio.Redis, job: Job) -> None:
+    sys.exit(3)
+
+
+async def stuck_thread(client: redis.asyncio.Redis, job: Job) -> None:
+    await client.rpush(f"runs:{job.id}", str(os.getpid()))
+    await asyncio.to_thread(time.sleep, 600)
+
+
+FUNCTIONS = {
+    f"sample.{f.__name__}": f for f in (double, hold, hang, fail, give_up, again, block, leave, stuck_thread)
+}
+
+
+@asynccontextmanager
+async def open_jobs(url: str, problem: str | None) -> AsyncIterator[Mapping[str, JobFunction]]:
+    if problem:
+        raise RuntimeError(problem)
+    async with redis.asyncio.Redis.from_url(url, max_connections=200) as client:
+        await client.rpush("context", "entered")
+        yield {name: partial(function, client) for name, function in FUNCTIONS.items()}
+        await client.rpush("context", "left")
+
+
+class DiesWhenItTakes(AsyncWorker):
+    """Killed exactly between taking a job and its registration."""
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(url: str, **options: Any) -> None:
+    logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
+    kind = DiesWhenItTakes if options.pop("dies", False) else AsyncWorker
+    pace = Pace(**options.pop("pace", {}))
+    problem = options.pop("problem", None)
+    worker = kind(
+        QUEUE,
+        connection=Redis.from_url(url),
+        jobs=lambda: open_jobs(url, problem),
+        pace=pace,
+        **options,
+    )
+    worker.work()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))

@@ -1,0 +1,238 @@
+"""An RQ worker for one queue that runs coroutine jobs, many at a time, on one event loop.
+
+The main thread takes jobs, one for each free slot. Pool threads do RQ's bookkeeping before a job (begin) and
+after it (finish: RQ's own `perform_job`, given the outcome of the task that has ended). One thread runs the
+loop, one sends the heartbeats of all executions, one is the scheduler. Nothing forks.
+
+When a process dies, its executions fall silent and RQ's maintenance in any other worker of the queue, or in
+its successor, starts the jobs again, `silence + maintenance` seconds of `Pace` later at most. A job may
+therefore run twice, and the runs may overlap; a run that RQ has given up has no say about the outcome.
+
+While Redis is away the worker stays and tries again; jobs that run go on. The outcome of a job that ends
+meanwhile is tried for about five seconds and then lost: that job runs again.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, suppress
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.exceptions import DeserializationError, StopRequested
+from rq.executions import Execution
+from rq.job import Job
+from rq.queue import Queue
+
+from workers.async_job import AsyncJob, JobFunction
+from workers.job_loop import JobLoop
+from workers.schedule import Schedule
+from workers.steady_worker import Pace, SteadyWorker
+
+log = logging.getLogger("outkeep.worker")
+
+Jobs = Callable[[], AbstractAsyncContextManager[Mapping[str, JobFunction]]]
+"""Opens what the jobs share (a session, …) and yields the closed list: RQ's name of a job → its function.
+
+For plain functions: `lambda: contextlib.nullcontext({"package.module.job": job})`.
+"""
+
+
+class AsyncWorker(SteadyWorker):
+    """Runs the jobs of one queue, `slots` at a time.
+
+    `jobs` is entered on the loop before the first job and left after the drain. `scheduled_queues` are those
+    whose delayed retries this process starts when no other process does. `drain_timeout` is in seconds.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        *,
+        connection: Redis,
+        jobs: Jobs,
+        slots: int = 64,
+        threads: int = 4,
+        name: str | None = None,
+        scheduled_queues: Sequence[str] = (),
+        drain_timeout: float = 30,
+        pace: Pace | None = None,
+    ) -> None:
+        super().__init__(queue, connection=connection, name=name, pace=pace or Pace())
+        self._drain_timeout = drain_timeout
+        self._slot_count = slots
+        self._slots = threading.Semaphore(slots)
+        self._functions: Mapping[str, JobFunction] = {}
+        self._loop = JobLoop(jobs)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rq")
+        self._schedule = Schedule(scheduled_queues, self.connection) if scheduled_queues else None
+        self._beats = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
+        self._ended = threading.Event()
+
+    def work(self, *, burst: bool = False, logging_level: str = "WARNING") -> bool:  # type: ignore[override]
+        """Work until SIGTERM or SIGINT, or with `burst` until the queue is empty; True if a job was taken.
+
+        Running jobs then get `drain_timeout` seconds; what is cut off is left to maintenance. A second signal
+        ends the process at once with status 1. Raises what entering or leaving `jobs` raised, and redis'
+        ConnectionError when Redis is away at the start.
+        """
+        self._functions = self._loop.start()
+        try:
+            worked = super().work(burst=burst, logging_level=logging_level)
+        finally:
+            closed = self._loop.close(timeout=5)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if not closed:
+            log.warning("a thread of a job that was cut off does not end: leaving it behind")
+            logging.shutdown()
+            os._exit(0)  # Python would wait for that thread for ever
+        if self._loop.failure:
+            raise self._loop.failure
+        return worked
+
+    def bootstrap(
+        self,
+        logging_level: str | None = "WARNING",
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+    ) -> None:
+        """Register in Redis, then begin to beat and to schedule."""
+        super().bootstrap(logging_level, date_format, log_format)
+        self._beats.start()
+        if self._schedule:
+            self._schedule.start()
+
+    def teardown(self) -> None:
+        """Wait for the running jobs, then sign off."""
+        if self._schedule:
+            self._schedule.stop()
+        cut_off = self._drain()
+        if cut_off:
+            log.warning("%d running jobs are cut off; another worker starts them again", cut_off)
+        self._ended.set()
+        super().teardown()
+
+    def _drain(self) -> int:
+        """Wait for all slots; return how many are still taken at the deadline."""
+        deadline = time.monotonic() + self._drain_timeout
+        free = 0
+        for _ in range(self._slot_count):
+            free += self._slots.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        return self._slot_count - free
+
+    def dequeue_job_and_maintain_ttl(
+        self,
+        timeout: int | None,
+        max_idle_time: int | None = None,  # noqa: ARG002
+    ) -> tuple[Job, Queue] | None:
+        """Wait for a free slot and a job; None when there is no job and `timeout` is None.
+
+        Raises StopRequested after a signal and when the loop has died, and nothing else.
+        """
+        while not self.stopping and self._loop.alive:
+            if not self.ready() or not self._slots.acquire(timeout=1):
+                continue
+            found = self.take(timeout)
+            if found is None:
+                self._slots.release()
+            if found or timeout is None:
+                return found
+        raise StopRequested
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Hand a job to the pool; returns at once."""
+        assert isinstance(job, AsyncJob)
+        job.origin = queue.name  # what a planted hash says does not count
+        self._pool.submit(self._begin, job, queue)
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
+        """Seconds of silence after which an execution is given up; RQ adds a minute."""
+        return self.pace.silence
+
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Write down that a job starts, once: RQ's `perform_job` comes here a second time."""
+        assert isinstance(job, AsyncJob)
+        if job.begun:
+            return
+        with suppress(DeserializationError):  # by a title for the process, after all is written
+            super().prepare_job_execution(job, remove_from_intermediate_queue)
+        job.begun = True
+
+    def _begin(self, job: AsyncJob, queue: Queue) -> None:
+        try:
+            admitted = job.admit(self._functions)
+            execution = self.prepare_execution(job)
+            self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+            if admitted:
+                self._launch(job, queue, execution)
+        except Exception as error:
+            log.warning("job %s was not begun, maintenance brings it back: %s", job.id, error, exc_info=True)
+            self._forget(job)
+            return
+        if not admitted:
+            log.error("job %s is refused and stands with the failed jobs: %s", job.id, job.refusal)
+            self._finish(job, queue, execution)
+
+    def _launch(self, job: AsyncJob, queue: Queue, execution: Execution) -> None:
+        def started(task: "asyncio.Task[object]") -> None:
+            job.task, job.task_started_at = task, job.started_at
+
+        def ended(_: "asyncio.Task[object]") -> None:
+            self._pool.submit(self._finish, job, queue, execution)
+
+        self._loop.launch(job.run, started, ended)
+
+    def _finish(self, job: AsyncJob, queue: Queue, execution: Execution) -> None:
+        try:
+            if self._given_up(job, execution):
+                log.warning("job %s was given up while it ran; its outcome does not count", job.id)
+            else:
+                self.perform_job(job, queue, execution)
+        except Exception as error:
+            log.warning("the end of job %s was not saved, it runs again: %s", job.id, error, exc_info=True)
+        finally:
+            self._forget(job)
+
+    def _given_up(self, job: AsyncJob, execution: Execution) -> bool:
+        """True if maintenance or an operator has taken the job away from this execution.
+
+        A job whose hash is gone as well (Redis came back empty) is written anew instead.
+        """
+        with self.connection.pipeline() as pipeline:
+            pipeline.zscore(job.started_job_registry.key, execution.composite_key)
+            pipeline.exists(job.key)
+            score, exists = pipeline.execute()
+            if score is not None or not exists:
+                return False
+            self.cleanup_execution(job, pipeline, execution)
+            pipeline.execute()
+        return True
+
+    def _forget(self, job: AsyncJob) -> None:
+        """End the heartbeats of this run and free its slot."""
+        for execution in list(self.executions.values()):
+            if execution.job is job:
+                self.executions.pop(execution.id, None)
+        self._slots.release()
+
+    def request_stop_execution(self, execution_id: str) -> None:
+        """RQ's command to stop one execution: RQ marks the job, and its task is cancelled."""
+        super().request_stop_execution(execution_id)
+        execution = self.executions.get(execution_id)
+        job = execution.job if execution else None
+        if isinstance(job, AsyncJob) and job.task:
+            self._loop.cancel(job.task)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self.pace.beat):
+            for execution in list(self.executions.values()):
+                try:
+                    self.maintain_heartbeats(execution.job, execution)
+                except RedisError as error:
+                    log.warning("no heartbeats, running jobs may be started again elsewhere: %s", error)
+                    break
