@@ -1,4 +1,4 @@
-"""The handlers file: who wants which events, and how to tell them. Pure: the text comes in, handlers go out."""
+"""The handlers file: who wants which events, and how to tell them."""
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import ID, Kind
 from app.core.prediction import TERMINAL, Prediction
-from app.core.signature import SigningKey, parse_signing_keys
+from app.core.keys import SigningKey, parse_signing_keys
 
 ReadSecret = Callable[[str], str]
 """Resolves `env:NAME`, `file:PATH` or a literal to the secret's text; raises `Permanent` when it cannot."""
@@ -101,9 +101,8 @@ def _mistakes(entry: Mapping[str, Any]) -> list[str]:
     checks: list[tuple[str, Callable[[Any], bool], str]] = [
         ("name", _is_name, "must be 1 to 64 letters, digits, '_' or '-'"),
         ("url", _is_url, "must be an http or https URL"),
-        ("secret", lambda value: True, ""),
     ]
-    found += [f"{key!r} is missing" for key, _, _ in checks if key not in entry]
+    found += [f"{key!r} is missing" for key in ("name", "url", "secret") if key not in entry]
     checks += [
         ("on", _is_statuses, f"must be a list of statuses: {', '.join(sorted(TERMINAL))}"),
         ("model", lambda value: isinstance(value, str) and bool(value), "must be a glob such as 'owner/*'"),

@@ -1,0 +1,128 @@
+"""Commands that look: ls, config."""
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from pydantic import SecretStr
+from redis import Redis
+
+from app import deployment
+from app.core.manifest import format_time
+from app.records import Record, Records
+from app.settings import VARIABLES, Settings, examine, load
+from app.storage import Storage
+
+TIMEOUT = 5.0
+
+
+@click.command()
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at most.")
+@click.option("--lost", is_flag=True, help="Only those with outputs that could not be kept.")
+@click.option("--quarantine", is_flag=True, help="Deliveries that were signed but not usable.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def ls(*, limit: int, lost: bool, quarantine: bool, as_json: bool) -> None:
+    """List what was received, the latest change first.
+
+    STATE is where it stands here: running, received, stored, dispatched (its handlers are being told)
+    or failed.
+
+    \b
+    Examples:
+      outkeep ls
+      outkeep ls --lost --json
+    """
+    settings = load(os.environ)
+    if quarantine:
+        for name in sorted(Storage(settings.storage_url).names("quarantine"), reverse=True)[:limit]:
+            click.echo(json.dumps({"object": name}) if as_json else name)
+        return
+    records = [record for record in open_records(settings).latest(limit) if record.lost or not lost]
+    if as_json:
+        for record in records:
+            click.echo(json.dumps(summary(record)))
+        return
+    if not records:
+        click.echo("nothing yet", err=True)
+    rows = [_row(record, datetime.now(UTC)) for record in records]
+    _table(["ID", "KIND", "STATUS", "STATE", "FILES", "LOST", "AGE", "MODEL"], rows)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def config(*, as_json: bool) -> None:
+    """Show every setting, where it comes from, and what is wrong with it. Secrets are not shown.
+
+    \b
+    Example:
+      outkeep config
+    """
+    settings, problems = examine(os.environ)
+    rows = [(name, _shown(settings, name), _origin(name)) for name in VARIABLES]
+    if as_json:
+        table = {name: {"value": value, "from": origin} for name, value, origin in rows}
+        click.echo(json.dumps({"settings": table, "problems": problems}, indent=1))
+    else:
+        _table(["SETTING", "VALUE", "FROM"], [list(row) for row in rows])
+        for problem in problems:
+            click.echo(f"outkeep: {problem}", err=True)
+    if problems:
+        raise SystemExit(2)
+
+
+def open_records(settings: Settings) -> Records:
+    """The records of the deployment this environment describes."""
+    url = deployment.find_redis(settings)
+    redis = Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
+    return Records(redis, ttl=settings.record_ttl)
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """What `--json` says of a record."""
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "status": record.status,
+        "state": record.state,
+        "model": record.model,
+        "files": record.files,
+        "lost": record.lost,
+        "received_at": format_time(record.received_at),
+        "updated_at": format_time(record.updated_at),
+        "source": record.receipt.source,
+        "error": record.error,
+    }
+
+
+def _row(record: Record, now: datetime) -> list[str]:
+    seconds = max(int((now - record.received_at).total_seconds()), 0)
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next(((size, unit) for size, unit in units if seconds >= size), (1, "s"))
+    age = f"{seconds // size} {unit}"
+    return [
+        record.id, record.kind, record.status, record.state,
+        str(record.files), str(record.lost), age, record.model or "",
+    ]  # fmt: skip
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _shown(settings: Settings, name: str) -> str:
+    value = getattr(settings, VARIABLES[name])
+    if value is None:
+        return "-"
+    if isinstance(value, SecretStr) or name in {"OUTKEEP_SECRET_KEY", "REDIS_URL"}:
+        return "(set, not shown)"
+    return value.text if hasattr(value, "text") else str(value)
+
+
+def _origin(name: str) -> str:
+    if os.environ.get(f"{name}_FILE"):
+        return f"file {os.environ[f'{name}_FILE']}"
+    return "environment" if os.environ.get(name) else "default"

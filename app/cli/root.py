@@ -1,0 +1,48 @@
+"""The command group, and how errors reach a person: one line each, never a traceback."""
+
+import sys
+
+import click
+from redis.exceptions import RedisError
+
+from app.cli import look, run, send, show
+from app.core.errors import ConfigurationError, OutkeepError
+
+FAILED = 1
+MISUSE = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="outkeep")
+def cli() -> None:
+    """Keep what Replicate predictions produce, and start the next step.
+
+    \b
+    Examples:
+      outkeep demo                    see it work, with nothing configured
+      outkeep up                      receiver, workers and storage in one terminal
+      outkeep ls                      what was received, and how far it is
+    """
+
+
+for command in (
+    run.up, run.serve, run.work, run.healthcheck, run.demo, run.simulate,
+    send.send, look.ls, show.show, look.config,
+):  # fmt: skip
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point; exit codes: 0, 1 (failed), 2 (misuse or configuration)."""
+    try:
+        cli(prog_name="outkeep")
+    except ConfigurationError as error:
+        for problem in error.problems:
+            click.echo(f"outkeep: {problem}", err=True)
+        sys.exit(MISUSE)
+    except OutkeepError as error:
+        click.echo(f"outkeep: {error.message}", err=True)
+        sys.exit(FAILED)
+    except RedisError as error:
+        click.echo(f"outkeep: Redis does not answer ({type(error).__name__}); is REDIS_URL right?", err=True)
+        sys.exit(FAILED)

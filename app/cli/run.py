@@ -1,0 +1,129 @@
+"""Commands that run something: up, serve, work, healthcheck, demo, simulate."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from app import deployment, lifeline, telemetry
+from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
+
+_QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
+
+
+@click.command()
+def up() -> None:
+    """Run everything in one terminal: receiver, workers, scheduler, and an embedded Valkey.
+
+    What dies is restarted. Ctrl-C or SIGTERM stops it all. With REDIS_URL set, that server is used instead
+    of the embedded one.
+
+    \b
+    Example:
+      REPLICATE_WEBHOOK_SECRET=whsec_... outkeep up
+    """
+    from app import everything
+
+    sys.exit(everything.run(os.environ))
+
+
+@click.command()
+@click.option("--lifeline", "on_lifeline", is_flag=True, hidden=True)
+def serve(*, on_lifeline: bool) -> None:
+    """Run the receiver: webhooks, stored files, health.
+
+    \b
+    Example:
+      REDIS_URL=redis://localhost OUTKEEP_SECRET_KEY_FILE=/run/secrets/key outkeep serve
+    """
+    from app import main
+
+    if on_lifeline:
+        lifeline.watch()
+    settings, handlers = deployment.prepare(os.environ, receives=True)
+    telemetry.configure(settings.log_level, settings.log_format)
+    main.serve(deployment.connect(settings, handlers))
+
+
+@click.command()
+@click.argument("queue", type=click.Choice(_QUEUES))
+@click.option("--path", default=".", type=click.Path(), help="Folder from which handler code is imported.")
+def work(queue: str, path: str) -> None:
+    """Run one worker process for QUEUE: persist keeps outputs, notify tells handlers.
+
+    Start as many as you like, on as many hosts as you like.
+
+    \b
+    Examples:
+      outkeep work persist
+      outkeep work notify
+    """
+    # `app` never imports `workers`, so that the receiver cannot grow into them: another program takes over.
+    os.execv(sys.executable, [sys.executable, "-m", "workers", queue, "--path", path])  # noqa: S606
+
+
+@click.command()
+@click.argument("part", type=click.Choice(["receiver", *_QUEUES]), default="receiver")
+def healthcheck(part: str) -> None:
+    """Exit 0 when PART of this host lives, 1 when not; for containers.
+
+    \b
+    Examples:
+      outkeep healthcheck
+      outkeep healthcheck persist
+    """
+    from app import healthcheck as checks
+    from app.settings import load
+
+    settings = load(os.environ)
+    checks.check(part, settings)
+    click.echo(f"{part} is alive")
+
+
+@click.command()
+@click.option("--stay", is_flag=True, help="Keep running afterwards, until Ctrl-C.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder to keep things in; by default a new one."
+)
+def demo(*, stay: bool, data: Path | None) -> None:
+    """See the main job done end to end, with a simulated Replicate and nothing configured.
+
+    \b
+    Examples:
+      outkeep demo
+      outkeep demo --stay
+    """
+    from app import demonstration
+
+    sys.exit(demonstration.run(data, stay=stay))
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8100, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--secret", help="Webhook signing secret (whsec_...); by default a new one.")
+@click.option("--token", help="API token that clients must send; by default a new one.")
+@click.option("--pace", default=3.0, show_default=True, help="Seconds that a model takes.")
+def simulate(host: str, port: int, secret: str | None, token: str | None, pace: float) -> None:
+    """Run a local Replicate: predictions, output files and signed webhooks, for development without paying.
+
+    \b
+    Example:
+      outkeep simulate --port 8100 --secret whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw
+    """
+    from app import simulator
+
+    def announce(running: simulator.Simulator) -> None:
+        click.echo(f"REPLICATE_BASE_URL={running.url}")
+        click.echo(f"REPLICATE_API_TOKEN={running.token}")
+        click.echo(f"REPLICATE_WEBHOOK_SECRET={running.secret}")
+        click.echo(f"OUTKEEP_OUTPUT_HOSTS={running.url}")
+        click.echo("Set these where your program and Outkeep run. Ctrl-C ends it.", err=True)
+
+    try:
+        simulator.run(host, port, announce=announce, token=token, secret=secret, pace=pace)
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen on {host}:{port}: {error.strerror}; try another --port"
+        ) from None

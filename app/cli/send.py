@@ -1,0 +1,100 @@
+"""The command `send`: a signed delivery, to try a receiver out."""
+
+import http.client
+import json
+import os
+import secrets
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from app.core.errors import Permanent
+from app.core.keys import parse_signing_keys
+from app.core.manifest import format_time
+from app.core.signature import signed_headers
+from app.settings import load
+
+TIMEOUT = 15.0
+_ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True), required=False)
+@click.option("--to", "url", help="Where to send it; by default the receiver of this configuration.")
+@click.option("--secret", help="Secret to sign with; by default REPLICATE_WEBHOOK_SECRET.")
+@click.option("--training", is_flag=True, help="Send it to the path of trainings.")
+def send(file: Path | None, url: str | None, secret: str | None, *, training: bool) -> None:
+    """Send one signed delivery: FILE (a prediction as JSON, - for standard input), or a sample.
+
+    The sample is a new succeeded prediction each time, whose output is a small picture.
+
+    \b
+    Examples:
+      outkeep send
+      outkeep send prediction.json --to https://outkeep.example.com/webhooks/replicate
+    """
+    settings = load(os.environ)
+    if secret is None:
+        if settings.webhook_secret is None:
+            raise click.UsageError("nothing to sign with: give --secret, or set REPLICATE_WEBHOOK_SECRET")
+        secret = settings.webhook_secret.get_secret_value()
+    body = _sample() if file is None else _read(file)
+    path = "/webhooks/replicate/trainings" if training else "/webhooks/replicate"
+    url = url or f"http://{settings.host}:{settings.port}{path}"
+    webhook_id = f"msg_{secrets.token_hex(13)}"
+    headers = signed_headers(webhook_id, int(time.time()), body, parse_signing_keys(secret)[:1])
+    status, answer = _post(url, body, headers | {"content-type": "application/json"})
+    click.echo(f"{status} {answer}")
+    if not 200 <= status < 300:  # noqa: PLR2004
+        raise Permanent("refused", f"{url} did not accept it")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with click.open_file(str(file), "rb") as source:
+            body: bytes = source.read()
+    except OSError as error:
+        raise click.BadParameter(f"cannot read {file}: {error.strerror}") from None
+    return body
+
+
+def _sample() -> bytes:
+    now = format_time(datetime.now(UTC))
+    prediction: dict[str, Any] = {
+        "completed_at": now,
+        "created_at": now,
+        "error": None,
+        "id": "".join(secrets.choice(_ID_ALPHABET) for _ in range(26)),
+        "input": {"prompt": "one pixel"},
+        "logs": "",
+        "metrics": {"predict_time": 0.1},
+        "model": "outkeep/sample",
+        "output": f"data:image/png;base64,{_PIXEL}",
+        "started_at": now,
+        "status": "succeeded",
+        "version": "hidden",
+    }
+    return json.dumps(prediction, separators=(",", ":")).encode()
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or parts.hostname is None:
+        raise click.BadParameter(f"{url} is not an http or https URL")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
+    try:
+        connection.request(
+            "POST", f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}", body, headers
+        )
+        answer = connection.getresponse()
+        return answer.status, answer.read(2000).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        raise Permanent("unreachable", f"{url} does not answer: {error or type(error).__name__}") from None
+    finally:
+        connection.close()

@@ -1,0 +1,99 @@
+"""The command `show`: all that is known of one prediction."""
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from app.cli.look import open_records, summary
+from app.core.errors import ConfigurationError, Permanent
+from app.core.manifest import KeptFile, Manifest
+from app.core.names import ID, Kind, object_name
+from app.records import Record
+from app.settings import Settings, load
+from app.storage import Storage
+
+
+@click.command()
+@click.argument("prediction_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Manifest, record and outcomes as one JSON object.")
+def show(prediction_id: str, *, as_json: bool) -> None:
+    """Show one prediction or training: its state, its files, and who was told.
+
+    \b
+    Example:
+      outkeep show ype2b3w02xrme0cqadzrms82nm
+    """
+    if not ID.fullmatch(prediction_id):
+        raise click.BadParameter("an id has 1 to 64 letters, digits, '_' or '-'")
+    settings = load(os.environ)
+    storage = Storage(settings.storage_url)
+    found = False
+    for kind in Kind:
+        manifest = storage.read_manifest(kind, prediction_id)
+        record = _record(settings, kind, prediction_id)
+        if manifest is None and record is None:
+            continue
+        found = True
+        told = _outcomes(storage, kind, prediction_id)
+        if as_json:
+            document = json.loads(manifest.to_json()) if manifest else None
+            known = summary(record) if record else None
+            click.echo(json.dumps({"record": known, "manifest": document, "told": told}, indent=1))
+        else:
+            _print(kind, prediction_id, record, manifest, told, storage.url)
+    if not found:
+        raise Permanent("unknown", f"nothing is known of {prediction_id}")
+
+
+def _record(settings: Settings, kind: Kind, prediction_id: str) -> Record | None:
+    # Storage alone is enough to show what was kept, so a Redis that is not there does not matter.
+    try:
+        return open_records(settings).get(kind, prediction_id)
+    except ConfigurationError:
+        return None
+
+
+def _outcomes(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Any]:
+    prefix = object_name(kind, prediction_id, "told-")
+    outcomes = {}
+    for name in sorted(storage.names(object_name(kind, prediction_id, "").rstrip("/"))):
+        data = storage.get(name) if name.startswith(prefix) else None
+        if data is not None:
+            outcomes[name.removeprefix(prefix).removesuffix(".json")] = json.loads(data)
+    return outcomes
+
+
+def _print(
+    kind: Kind,
+    prediction_id: str,
+    record: Record | None,
+    manifest: Manifest | None,
+    told: dict[str, Any],
+    where: str,
+) -> None:
+    click.echo(f"{kind} {prediction_id}")
+    if record is not None:
+        click.echo(f"  status  {record.status}\n  state   {record.state}")
+    if manifest is not None:
+        prediction = manifest.prediction
+        click.echo(
+            f"  status  {prediction.status}" if record is None else f"  model   {prediction.model or '-'}"
+        )
+        click.echo(f"  kept in {where}/{object_name(kind, prediction_id, '')}")
+        _lines(_file_line(file) for file in manifest.files)
+    _lines(f"told {name}: {outcome['outcome']} after {outcome['attempts']}" for name, outcome in told.items())
+
+
+def _lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(f"    {line}")
+
+
+def _file_line(file: KeptFile) -> str:
+    if file.error is not None:
+        return f"LOST {file.pointer}: {file.error}"
+    assert file.sha256 is not None
+    return f"{file.name}  {file.size} bytes  {file.media_type}  sha256 {file.sha256[:16]}"

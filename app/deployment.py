@@ -1,0 +1,139 @@
+"""What a process starts with: settings, handlers, keys and the address of Redis, all proven at once."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.core import handlers as handlers_file
+from app.core.errors import ConfigurationError, Permanent
+from app.core.handlers import Handler
+from app.core.links import parse_secret_keys
+from app.embedded import running_url
+from app.settings import Settings, examine
+from app.storage import Storage
+
+DEFAULT_HANDLERS = Path("outkeep.toml")
+KEY_FILE = "secret.key"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything a composition root needs."""
+
+    settings: Settings
+    redis_url: str = field(repr=False)
+    secret_keys: tuple[bytes, ...] = field(repr=False)
+    handlers: tuple[Handler, ...]
+
+
+def prepare(
+    environment: Mapping[str, str], *, receives: bool = False
+) -> tuple[Settings, tuple[Handler, ...]]:
+    """Read and prove the configuration of a process that stores or receives.
+
+    Raises:
+        ConfigurationError: with one line for each mistake in settings, handlers file and storage.
+    """
+    settings, problems = examine(environment)
+    found, mistakes = _handlers(settings, environment)
+    problems += mistakes
+    if receives and settings.webhook_secret is None and not _blames(problems, "REPLICATE_WEBHOOK_SECRET"):
+        problems.append(
+            "REPLICATE_WEBHOOK_SECRET: not set, so no delivery could be verified; copy the signing secret "
+            "(whsec_…) from your Replicate account"
+        )
+    if settings.redis_url and settings.secret_keys is None and not _blames(problems, "OUTKEEP_SECRET_KEY"):
+        problems.append(
+            "OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; "
+            "set the same 32 random bytes or more everywhere, for example from `openssl rand -hex 32`"
+        )
+    problems += _storage_problems(settings)
+    if problems:
+        raise ConfigurationError(problems)
+    return settings, found
+
+
+def find_redis(settings: Settings) -> str:
+    """The URL of Redis; raises `ConfigurationError` when none is set and none runs on the data."""
+    url = settings.redis_url or running_url(settings.data)
+    if url is None:
+        problem = f"REDIS_URL: not set, and no embedded server runs on {settings.data}"
+        raise ConfigurationError([f"{problem}; set it, or start `outkeep up`"])
+    return url
+
+
+def connect(settings: Settings, handlers: tuple[Handler, ...]) -> Deployment:
+    """Find Redis and the keys; raises `ConfigurationError` when either is missing."""
+    return Deployment(
+        settings, find_redis(settings), settings.secret_keys or own_keys(settings.data), handlers
+    )
+
+
+def own_keys(data: Path) -> tuple[bytes, ...]:
+    """The keys of an embedded deployment, made once in `<data>/secret.key`."""
+    path = data / KEY_FILE
+    if not path.exists():
+        data.mkdir(parents=True, exist_ok=True)
+        draft = data / f"{KEY_FILE}.{os.getpid()}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(draft)  # whoever links first wins; nobody ever sees half a key
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    try:
+        return parse_secret_keys(path.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError, Permanent):
+        raise ConfigurationError([f"{path}: cannot be read as a key; restore it from a backup"]) from None
+
+
+def _handlers(settings: Settings, environment: Mapping[str, str]) -> tuple[tuple[Handler, ...], list[str]]:
+    path = settings.handlers
+    if path is None and not DEFAULT_HANDLERS.exists():
+        return (), []
+    path = path or DEFAULT_HANDLERS
+    try:
+        return handlers_file.parse(path.read_text(encoding="utf-8"), _secret_reader(environment)), []
+    except OSError as error:
+        return (), [f"OUTKEEP_HANDLERS: cannot read {path}: {error.strerror}"]
+    except UnicodeDecodeError:
+        return (), [f"OUTKEEP_HANDLERS: {path} is not UTF-8 text"]
+    except ConfigurationError as error:
+        return (), [f"OUTKEEP_HANDLERS: {path}: {problem}" for problem in error.problems]
+
+
+def _secret_reader(environment: Mapping[str, str]) -> handlers_file.ReadSecret:
+    def read(reference: str) -> str:
+        kind, _, place = reference.partition(":")
+        if kind == "env":
+            if place not in environment:
+                raise Permanent("bad_secret", f"the environment variable {place} is not set")
+            return environment[place]
+        if kind == "file":
+            try:
+                return Path(place).read_text(encoding="ascii").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
+                raise Permanent("bad_secret", f"cannot read {place}: {reason}") from None
+        return reference
+
+    return read
+
+
+def _storage_problems(settings: Settings) -> list[str]:
+    try:
+        Storage(settings.storage_url).check_writable()
+    except Permanent as error:
+        return [f"OUTKEEP_STORAGE: {error.message}"]
+    return []
+
+
+def _blames(problems: list[str], name: str) -> bool:
+    return any(problem.startswith(name) for problem in problems)

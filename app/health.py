@@ -1,0 +1,130 @@
+"""Whether we live, and whether a delivery sent now would be acknowledged."""
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import BusyLoadingError, RedisError
+from rq import Queue
+from rq.worker.base import BaseWorker
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from app import queues
+from app.core.errors import OutkeepError
+from app.core.links import fingerprint
+from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.storage import Storage
+
+DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+_LOSSES = {
+    "appendonly": "a restart of Redis loses every event that was not yet stored",
+    "appendfsync": "a crash of Redis' host loses up to the last second of acknowledged events",
+    "maxmemory-policy": "Redis may drop queued work without an error when its memory is full",
+}
+
+
+class Level(StrEnum):
+    """How a check ended; only `FAIL` means that deliveries are not acknowledged."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report."""
+
+    level: Level
+    check: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Health:
+    """The checks of one receiver."""
+
+    redis: Redis
+    storage: Storage
+    secret_key: bytes
+    admin_token: str | None
+
+    async def live(self, _: Request) -> Response:
+        """`GET /healthz`."""
+        return PlainTextResponse("ok\n")
+
+    async def ready(self, request: Request) -> Response:
+        """`GET /readyz`: a line per check; details only for who may see them."""
+        findings = await asyncio.to_thread(self.findings)
+        detailed = self._may_see_details(request)
+        lines = [f"{f.level} {f.check}{': ' + f.detail if detailed and f.detail else ''}\n" for f in findings]
+        failed = any(finding.level is Level.FAIL for finding in findings)
+        return PlainTextResponse("".join(lines), status_code=503 if failed else 200)
+
+    def findings(self) -> list[Finding]:
+        """Run every check; blocks for about two seconds at most."""
+        try:
+            self.redis.ping()
+        except BusyLoadingError:
+            return [Finding(Level.FAIL, "redis", "loading its data; deliveries are refused until it is done")]
+        except RedisError as error:
+            detail = f"no answer ({type(error).__name__}); deliveries are refused until it is back"
+            return [Finding(Level.FAIL, "redis", detail)]
+        return [self._key(), *self._durability(), *self._workers(), self._storage()]
+
+    def _key(self) -> Finding:
+        own = fingerprint(self.secret_key)
+        self.redis.set(KEY_FINGERPRINT, own, nx=True)
+        known = cast(bytes, self.redis.get(KEY_FINGERPRINT)).decode()
+        if own == known:
+            return Finding(Level.OK, "secret key", "")
+        return Finding(
+            Level.FAIL, "secret key", "OUTKEEP_SECRET_KEY differs from that of other processes here"
+        )
+
+    def _durability(self) -> list[Finding]:
+        try:
+            current = {name: _text(self.redis.config_get(name), name) for name in DURABLE}
+        except RedisError:
+            return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
+        weak = [
+            Finding(Level.WARN, "redis", f"{name} is {current[name]}, not {wanted}: {_LOSSES[name]}")
+            for name, wanted in DURABLE.items()
+            if current[name] != wanted
+        ]
+        return weak or [Finding(Level.OK, "redis", "durable")]
+
+    def _workers(self) -> list[Finding]:
+        findings = []
+        for name in (PERSIST_QUEUE, NOTIFY_QUEUE):
+            queue: Queue = queues.queue(name, self.redis)
+            count = BaseWorker.count(queue=queue)
+            level = Level.OK if count else Level.WARN
+            detail = f"{count} running" if count else f"none runs; start `outkeep work {name}`"
+            findings.append(Finding(level, f"workers of {name}", detail))
+        return findings
+
+    def _storage(self) -> Finding:
+        try:
+            self.storage.check_writable()
+        except OutkeepError as error:
+            return Finding(Level.WARN, "storage", error.message)
+        return Finding(Level.OK, "storage", self.storage.url)
+
+    def _may_see_details(self, request: Request) -> bool:
+        if self.admin_token and request.headers.get("authorization") == f"Bearer {self.admin_token}":
+            return True
+        try:
+            return request.client is not None and ip_address(request.client.host).is_loopback
+        except ValueError:
+            return False
+
+
+def _text(answer: object, name: str) -> str:
+    values = cast(dict[object, object], answer)
+    value = values.get(name, values.get(name.encode(), b""))
+    return value.decode() if isinstance(value, bytes) else str(value)

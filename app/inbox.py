@@ -1,0 +1,136 @@
+"""Accept deliveries durably, many at a time: while one batch is on its way to Redis, the next one gathers."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from app.core.errors import Transient
+from app.records import Accepted, Arrival, Records
+
+TIMEOUT = 1.0
+"""Seconds that one call to Redis may take before its answer is taken for missing."""
+
+PROBE_INTERVAL = 1.0
+MAX_BATCH = 256
+MAX_BATCH_BYTES = 8 << 20
+
+log = logging.getLogger("outkeep.inbox")
+
+
+def connect(url: str) -> Redis:
+    """The receiver's own client: one second, and no retry, since a pipeline sent twice may count twice."""
+    return Redis.from_url(
+        url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
+    )
+
+
+@dataclass
+class _Waiting:
+    arrival: Arrival
+    answer: asyncio.Future[Accepted]
+
+
+class Inbox:
+    """Group commit with a breaker.
+
+    Nothing waits when idle: a delivery that finds no batch on its way leaves at once. One failed batch
+    opens the breaker: all who wait are refused at once, and so is everyone until a PING succeeds.
+    """
+
+    def __init__(self, connection: Redis, records: Records, clock: Callable[[], datetime]) -> None:
+        self._redis = connection
+        self._records = records
+        self._clock = clock
+        self._waiting: list[_Waiting] = []
+        self._sender: asyncio.Task[None] | None = None
+        self._prober: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the breaker refuses deliveries just now."""
+        return self._prober is not None
+
+    async def accept(self, arrival: Arrival) -> Accepted:
+        """Wait until a delivery is durable; raises `Transient` when that is not confirmed."""
+        if self.is_open:
+            raise _unavailable()
+        waiting = _Waiting(arrival, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        return await waiting.answer
+
+    async def close(self) -> None:
+        """Wait for the batch on its way and stop probing."""
+        if self._sender is not None:
+            await self._sender
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch = self._next_batch()
+                await self._commit(batch)
+        finally:
+            self._sender = None
+
+    def _next_batch(self) -> list[_Waiting]:
+        size = count = 0
+        for waiting in self._waiting[:MAX_BATCH]:
+            size += len(waiting.arrival.body)
+            if count and size > MAX_BATCH_BYTES:
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        return batch
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        arrivals = [waiting.arrival for waiting in batch]
+        try:
+            outcomes = await asyncio.to_thread(self._records.accept, arrivals, self._clock())
+        except Transient as error:
+            refused, self._waiting = [*batch, *self._waiting], []
+            log.warning(
+                "deliveries refused until Redis answers",
+                extra={"count": len(refused), "reason": error.message},
+            )
+            self._prober = asyncio.create_task(self._probe())
+            for waiting in refused:
+                _resolve(waiting.answer, _unavailable())
+            return
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            _resolve(waiting.answer, outcome)
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL)
+            try:
+                await asyncio.to_thread(self._redis.ping)
+            except RedisError:
+                continue
+            log.info("Redis answers again")
+            self._prober = None
+            return
+
+
+def _resolve(answer: asyncio.Future[Accepted], outcome: Accepted | Transient) -> None:
+    # A sender that hung up has cancelled its future; its event may be durable all the same.
+    if answer.done():
+        return
+    if isinstance(outcome, Transient):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
+def _unavailable() -> Transient:
+    return Transient("redis_unavailable", "the event could not be made durable; send it again", retry_after=2)

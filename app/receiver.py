@@ -1,0 +1,139 @@
+"""The webhook endpoint: body → verify → parse → inbox. Nothing is answered with 2xx before it is durable."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from redis import Redis
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from app import queues
+from app.core.errors import Rejected, Transient, Unusable
+from app.core.keys import VerifyingKey
+from app.core.manifest import Receipt, format_time
+from app.core.names import Kind, quarantine_name
+from app.core.policy import PERSIST_MARGIN, keep_until
+from app.core.prediction import Prediction, parse
+from app.core.signature import Delivery, verify
+from app.inbox import Inbox
+from app.records import Accepted, Arrival
+from app.storage import Storage
+
+log = logging.getLogger("outkeep.receiver")
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """What the endpoint works with."""
+
+    inbox: Inbox
+    redis: Redis
+    storage: Storage
+    keys: Sequence[VerifyingKey]
+    max_body: int
+    """Bytes."""
+    clock: Callable[[], datetime]
+
+    async def prediction(self, request: Request) -> Response:
+        """`POST /webhooks/replicate`."""
+        return await self._receive(request, Kind.PREDICTION)
+
+    async def training(self, request: Request) -> Response:
+        """`POST /webhooks/replicate/trainings`."""
+        return await self._receive(request, Kind.TRAINING)
+
+    async def _receive(self, request: Request, kind: Kind) -> Response:
+        try:
+            body = await _read(request, self.max_body)
+            delivery = verify(request.headers.raw, body, self.keys, now=self.clock().timestamp())
+            outcome = await self._keep(delivery, kind, dict(request.query_params))
+        except (Rejected, Transient) as error:
+            return _refusal(error)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        return JSONResponse({"outcome": outcome}, status_code=202)
+
+    async def _keep(self, delivery: Delivery, kind: Kind, query: dict[str, str]) -> str:
+        try:
+            prediction = parse(delivery.body, kind)
+        except Unusable as error:
+            await asyncio.to_thread(self._set_aside, delivery, error)
+            return "quarantined"
+        outcome = await self.inbox.accept(self._arrival(delivery, prediction, query))
+        level = logging.INFO if outcome is Accepted.ACCEPTED else logging.DEBUG
+        facts = {
+            "kind": kind,
+            "id": prediction.id,
+            "status": prediction.status,
+            "delivery": delivery.webhook_id,
+        }
+        log.log(level, "delivery %s", outcome, extra=facts)
+        return outcome
+
+    def _arrival(self, delivery: Delivery, prediction: Prediction, query: dict[str, str]) -> Arrival:
+        now = self.clock()
+        job = None
+        if prediction.is_terminal:
+            left = (keep_until(prediction.completed_at, now) - now).total_seconds()
+            timeout = int(max(left, 0)) + PERSIST_MARGIN
+            job = queues.persist_job(self.redis, prediction.kind, prediction.id, timeout=timeout)
+        receipt = Receipt(received_at=now, webhook_id=delivery.webhook_id, query=query)
+        return Arrival(prediction=prediction, body=delivery.body, receipt=receipt, job=job)
+
+    def _set_aside(self, delivery: Delivery, error: Unusable) -> None:
+        now = self.clock()
+        document = {
+            "reason": {"code": error.code, "message": error.message},
+            "received_at": format_time(now),
+            "headers": {"webhook-id": delivery.webhook_id, "webhook-timestamp": str(delivery.timestamp)},
+            "body": delivery.body.decode("utf-8", "backslashreplace"),
+            "body_base64": base64.b64encode(delivery.body).decode(),
+        }
+        digest = hashlib.sha256(delivery.body).hexdigest()
+        name = quarantine_name(now.astimezone(UTC).date().isoformat(), digest)
+        self.storage.put_bytes(name, json.dumps(document, indent=1).encode())
+        log.warning(
+            "a signed delivery cannot be used; it is kept aside", extra={"code": error.code, "object": name}
+        )
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Rejected("content_encoding", "compressed bodies are not accepted", status=415)
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def _too_large(limit: int) -> Rejected:
+    return Rejected("body_too_large", f"the body is larger than {limit} bytes", status=413)
+
+
+def _refusal(error: Rejected | Transient) -> JSONResponse:
+    content = {"error": error.code, "message": error.message}
+    if isinstance(error, Rejected):
+        log.info("delivery refused", extra={"code": error.code, "status": error.status})
+        return JSONResponse(content, status_code=error.status)
+    headers = {"retry-after": str(int(error.retry_after or 2))}
+    return JSONResponse(content, status_code=503, headers=headers)
+
+
+async def http_error(_: Request, error: Exception) -> Response:
+    """What Starlette itself refuses (404, 405), in our form."""
+    assert isinstance(error, HTTPException)
+    content = {"error": error.detail.lower().replace(" ", "_"), "message": error.detail}
+    return JSONResponse(content, status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,193 @@
+"""The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import from_url
+
+from app.core import manifest as manifests
+from app.core.errors import Permanent, Transient
+from app.core.manifest import Manifest
+from app.core.names import Kind, manifest_name
+
+CHUNK = 1 << 20
+"""Bytes held at a time while a file passes through."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the store says of an object; `size` in bytes."""
+
+    size: int
+    etag: str | None
+    changed_at: datetime
+
+
+class Storage:
+    """Objects under one URL. All methods block: call them in a thread from a coroutine.
+
+    A write has reached the disk (`file://`), or is acknowledged by the store, when its method returns.
+    Errors are `Transient`, also those that an operator must mend: they are tried again until then.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open `url`; nothing is read or written yet. Raises `Permanent` when it cannot be opened."""
+        self.url = url
+        parts = urlsplit(url)
+        self._root = Path(unquote(parts.path)).absolute() if parts.scheme == "file" else None
+        try:
+            # An absolute path survives a later change of the working directory.
+            options: dict[str, Any] = {"mkdir": True} if self._root else {}
+            self._store = from_url(self._root.as_uri() if self._root else url, **options)
+        except (BaseError, OSError, ValueError) as error:
+            raise Permanent("storage_unusable", f"cannot open {url}: {_first_line(error)}") from None
+
+    def check_writable(self) -> None:
+        """Prove that a local folder can be written; raises `Permanent`. Remote stores are not asked here."""
+        if self._root is None:
+            return
+        try:
+            with tempfile.TemporaryFile(dir=self._root):
+                pass
+        except OSError as error:
+            raise Permanent(
+                "storage_unusable",
+                f"cannot write to {self._root}: {error.strerror}; check its owner and mode",
+            ) from None
+
+    def free_bytes(self) -> int | None:
+        """Room left on the disk of a local folder; None for a remote store."""
+        return shutil.disk_usage(self._root).free if self._root else None
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Store the file at `path` under `name`, overwriting: names and bytes are deterministic."""
+        with _translated(name):
+            with (
+                path.open("rb") as source,
+                obstore.open_writer(self._store, name, buffer_size=CHUNK) as target,
+            ):
+                while chunk := source.read(CHUNK):
+                    target.write(chunk)
+            self._sync(name)
+
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """Store a small object under `name`, overwriting."""
+        with _translated(name):
+            obstore.put(self._store, name, data)
+            self._sync(name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Store a small object unless `name` exists; whether it was stored."""
+        with _translated(name):
+            try:
+                obstore.put(self._store, name, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            self._sync(name)
+            return True
+
+    def get(self, name: str) -> bytes | None:
+        """A small object whole; None when there is none."""
+        with _translated(name):
+            try:
+                return bytes(obstore.get(self._store, name).bytes())
+            except (FileNotFoundError, NotFoundError):
+                return None
+
+    def head(self, name: str) -> Stored | None:
+        """What there is under `name`."""
+        with _translated(name):
+            try:
+                meta = obstore.head(self._store, name)
+            except (FileNotFoundError, NotFoundError):
+                return None
+        return Stored(meta["size"], meta["e_tag"], meta["last_modified"])
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """All object names below a folder."""
+        with _translated(prefix):
+            for page in obstore.list(self._store, prefix=prefix):
+                for meta in page:
+                    yield meta["path"]
+
+    async def stream(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes `start` up to but without `end`; for large objects, in pieces."""
+        with _translated(name):
+            result = await obstore.get_async(self._store, name, options={"range": (start, end)})
+            async for chunk in result.stream(min_chunk_size=64 << 10):
+                yield bytes(chunk)
+
+    def read_manifest(self, kind: Kind, prediction_id: str) -> Manifest | None:
+        """The manifest of a prediction; None when nothing is committed."""
+        data = self.get(manifest_name(kind, prediction_id))
+        return manifests.read(data) if data is not None else None
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest unless a better one stands there; give back the one that counts."""
+        prediction = manifest.prediction
+        name = manifest_name(prediction.kind, prediction.id)
+        data = manifest.to_json()
+        if self.create(name, data):
+            return manifest
+        present = self.read_manifest(prediction.kind, prediction.id)
+        if present is not None and not manifest.replaces(present):
+            return present
+        self.put_bytes(name, data)
+        return manifest
+
+    def _sync(self, name: str) -> None:
+        # obstore offers no fsync for local files, so we do it: the bytes first, then each folder entry.
+        if self._root is None:
+            return
+        path = self._root / name
+        _fsync(path)
+        for folder in path.parents:
+            _fsync(folder)
+            if folder == self._root:
+                break
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Keep the library's errors in this module."""
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+        raise Transient("storage_denied", f"the storage refuses {name}: {_first_line(error)}") from error
+    except InvalidPathError as error:
+        raise Permanent("storage_name", f"the storage takes no such name: {_first_line(error)}") from error
+    except (BaseError, OSError) as error:
+        reason = _first_line(error)
+        code = (
+            "storage_full" if "os error 28" in reason or "No space left" in reason else "storage_unavailable"
+        )
+        raise Transient(code, f"the storage failed on {name}: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,164 @@
+"""Tell one handler about one prediction: one signed POST, and what to do when it fails."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+
+from app.core import event as events
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.handlers import Handler
+from app.core.links import LinkKeys, file_path, sign_path
+from app.core.manifest import Manifest, format_time
+from app.core.names import Kind, notification_id, object_name, outcome_name
+from app.core.policy import notify_delay
+from app.core.retry_after import retry_after
+from app.core.signature import signed_headers
+from app.guard import network_errors
+from app.storage import Storage
+
+TIMEOUT = 30.0
+"""Seconds that a handler has to answer."""
+
+MAX_ANSWER = 20_000
+LINK_LIFE = 8 * 86400
+"""Seconds for which a link in an event is good: seven days are promised."""
+
+log = logging.getLogger("outkeep.notify")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one POST ended; kept in the job's `meta`. `error` is a code, None for success."""
+
+    at: str
+    status: int | None
+    error: str | None
+    detail: str
+    milliseconds: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What follows from an attempt: told, wait so many seconds, or dead."""
+
+    told: bool
+    wait: float | None
+
+
+@dataclass(frozen=True)
+class Notify:
+    """What the job works with."""
+
+    session: aiohttp.ClientSession
+    storage: Storage
+    handlers: Mapping[str, Handler]
+    links: LinkKeys
+    base_url: str
+    clock: Callable[[], datetime]
+    jitter: Callable[[], float]
+
+    async def run(
+        self, handler_name: str, kind: Kind, prediction_id: str, attempts: list[dict[str, Any]]
+    ) -> Verdict:
+        """Make one attempt and append it to `attempts`, the earlier ones.
+
+        Raises `Transient` when our own storage fails; then nothing was sent or nothing was written down.
+        """
+        attempt, asked = await self._attempt(handler_name, kind, prediction_id)
+        attempts.append(asdict(attempt))
+        told = attempt.error is None
+        wait = None
+        if not told and attempt.error not in {"handler_unknown", "manifest_missing"}:
+            wait = notify_delay(attempt=len(attempts), retry_after=asked, jitter=self.jitter())
+        if wait is None:
+            outcome = "delivered" if told else "dead"
+            await asyncio.to_thread(
+                self._write_outcome, handler_name, kind, prediction_id, outcome, len(attempts)
+            )
+        facts = {"kind": kind, "id": prediction_id, "handler": handler_name, "attempt": len(attempts)}
+        _report(attempt, wait, facts)
+        return Verdict(told, wait)
+
+    async def _attempt(
+        self, handler_name: str, kind: Kind, prediction_id: str
+    ) -> tuple[Attempt, float | None]:
+        at, began = self.clock(), time.monotonic()
+        status, failure = None, None
+        try:
+            handler = self._handler(handler_name)
+            body = await asyncio.to_thread(self._body, kind, prediction_id)
+            status = await self._post(handler, notification_id(handler_name, kind, prediction_id), body)
+        except OutkeepError as error:
+            if error.code.startswith("storage_"):
+                raise
+            failure = error
+        spent = round((time.monotonic() - began) * 1000)
+        asked = failure.retry_after if isinstance(failure, Transient) else None
+        code, detail = (failure.code, failure.message) if failure else (None, "")
+        return Attempt(format_time(at), status, code, detail, spent), asked
+
+    def _handler(self, name: str) -> Handler:
+        if name not in self.handlers:
+            raise Permanent("handler_unknown", f"the handlers file has no handler {name!r} any more")
+        return self.handlers[name]
+
+    def _body(self, kind: Kind, prediction_id: str) -> bytes:
+        manifest = self.storage.read_manifest(kind, prediction_id)
+        if manifest is None:
+            raise Permanent("manifest_missing", f"nothing is stored of {kind} {prediction_id}")
+        return events.encode(events.build(manifest, self._link(manifest)))
+
+    def _link(self, manifest: Manifest) -> events.Link:
+        expires = int(self.clock().timestamp()) + LINK_LIFE
+        prediction = manifest.prediction
+
+        def link(name: str) -> str:
+            return self.base_url + sign_path(
+                file_path(prediction.kind, prediction.id, name), expires, self.links
+            )
+
+        return link
+
+    async def _post(self, handler: Handler, webhook_id: str, body: bytes) -> int:
+        headers = signed_headers(webhook_id, int(self.clock().timestamp()), body, handler.keys)
+        headers |= {"content-type": "application/json", "user-agent": "Outkeep"}
+        with network_errors(handler.name):
+            async with (
+                asyncio.timeout(TIMEOUT),
+                self.session.post(handler.url, data=body, headers=headers, allow_redirects=False) as answer,
+            ):
+                await answer.content.read(MAX_ANSWER)
+                status = answer.status
+                asked = retry_after(answer.headers.get("retry-after"), now=self.clock().timestamp())
+        if not 200 <= status < 300:  # noqa: PLR2004
+            raise Transient(f"status_{status}", f"the handler answered {status}", retry_after=asked)
+        return status
+
+    def _write_outcome(
+        self, handler_name: str, kind: Kind, prediction_id: str, outcome: str, attempts: int
+    ) -> None:
+        document = {
+            "webhook_id": notification_id(handler_name, kind, prediction_id),
+            "outcome": outcome,
+            "attempts": attempts,
+            "at": format_time(self.clock()),
+            "child": None,
+        }
+        name = object_name(kind, prediction_id, outcome_name(handler_name))
+        self.storage.put_bytes(name, json.dumps(document).encode())
+
+
+def _report(attempt: Attempt, wait: float | None, facts: dict[str, Any]) -> None:
+    if attempt.error is None:
+        log.info("handler told", extra=facts)
+    elif wait is None:
+        log.error("handler not told; the delivery is a dead letter: %s", attempt.detail, extra=facts)
+    else:
+        log.warning("handler not told, again in %.0f s: %s", wait, attempt.detail, extra=facts)

@@ -1,0 +1,77 @@
+"""Composition root of a worker process: what its jobs work with, and which jobs there are."""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from redis import Redis
+
+from app.core.links import link_keys
+from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
+from app.deployment import Deployment
+from app.guard import guarded_session
+from app.records import Records
+from app.storage import Storage
+from workers import jobs
+from workers.fetch import Fetcher
+from workers.notify import Notify
+from workers.persist import Limits, Persist
+
+Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
+"""Job name → coroutine function of the RQ job and its arguments: nothing else is ever run."""
+
+
+@asynccontextmanager
+async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jobs]:
+    """The jobs of the queue `persist`."""
+    settings = deployment.settings
+    folder = settings.temporary
+    folder.mkdir(parents=True, exist_ok=True)
+    rules = settings.output_hosts
+    async with guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session:
+        service = Persist(
+            redis=redis,
+            records=Records(redis, ttl=settings.record_ttl),
+            storage=Storage(settings.storage_url),
+            fetcher=Fetcher(session, rules, folder, max_bytes=settings.max_file),
+            handlers=deployment.handlers,
+            folder=folder,
+            limits=Limits(settings.max_files, settings.disk_floor),
+            clock=_now,
+            jitter=random.random,
+        )
+        yield {PERSIST_JOB: partial(jobs.persist, service)}
+
+
+@asynccontextmanager
+async def notify_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jobs]:
+    """The jobs of the queue `notify`."""
+    del redis  # they read the ledger of outputs only
+    settings = deployment.settings
+    async with guarded_session(private=settings.notify_private, proxy=_proxy(deployment)) as session:
+        service = Notify(
+            session=session,
+            storage=Storage(settings.storage_url),
+            handlers={handler.name: handler for handler in deployment.handlers},
+            links=link_keys(deployment.secret_keys),
+            base_url=settings.base_url,
+            clock=_now,
+            jitter=random.random,
+        )
+        yield {NOTIFY_JOB: partial(jobs.notify, service)}
+
+
+ASYNCHRONOUS = {PERSIST_QUEUE: persist_jobs, NOTIFY_QUEUE: notify_jobs}
+"""Queues that wait on networks, with what opens their jobs."""
+
+
+def _proxy(deployment: Deployment) -> str | None:
+    proxy = deployment.settings.proxy
+    return proxy.get_secret_value() if proxy else None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
