@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from app.core.answers import (
@@ -64,7 +66,7 @@ class Fetcher:
         self._stall_seconds = stall_seconds
         self._max_redirects = max_redirects
 
-    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - part of the result
+    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - its end is an error of ours
         """Download `url`, requested exactly as given, in at most `timeout` seconds.
 
         Raises `Permanent` or `Transient` with the codes of `HostRules.check`, `answers`, `network_errors` and
@@ -107,7 +109,7 @@ class Fetcher:
         declared = declared_length(answer, max_bytes=self._max_bytes, now=time.time())
         async with spilled(self._folder) as spill:
             await self._copy(response.content, spill, host)
-            if connection is not None and (connection.exception() or len(connection)):
+            if connection is not None and _surplus(connection):
                 raise Transient("body_too_long", f"{host} sent more than the length it announced")
             require_complete(host, declared=declared, received=spill.size)
             content_type = media_type(response.headers.get("Content-Type"))
@@ -138,6 +140,14 @@ class Fetcher:
                 return await content.readexactly(wanted)
             except asyncio.IncompleteReadError as end:
                 return end.partial
+
+
+def _surplus(connection: ResponseHandler) -> bool:
+    """Tell whether the parser choked on bytes after the body.
+
+    That the host closed the connection is also an exception there, and no surplus.
+    """
+    return isinstance(connection.exception(), HttpProcessingError)
 
 
 def _exact(url: str, target: Target) -> URL:

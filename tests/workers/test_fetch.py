@@ -53,9 +53,14 @@ def url_of(host: RawHost, path: str = "/a.png") -> str:
     return f"http://127.0.0.1:{host.port}{path}"
 
 
-def fetched(folder: Path, *answers: bytes | Script, path: str = "/a.png") -> Fetched:
+def fetched(
+    folder: Path, *answers: bytes | Script, path: str = "/a.png", max_bytes: int = 1_000_000
+) -> Fetched:
     async def scenario() -> Fetched:
-        async with raw_host(*answers) as host, fetcher_of(host, folder=folder) as fetcher:
+        async with (
+            raw_host(*answers) as host,
+            fetcher_of(host, folder=folder, max_bytes=max_bytes) as fetcher,
+        ):
             return await fetcher.fetch(url_of(host, path), timeout=10)
 
     return asyncio.run(scenario())
@@ -96,6 +101,13 @@ def test_a_file_arrives_byte_for_byte_with_its_hash(tmp_path: Path, answer: byte
     assert stat.S_IMODE(result.path.stat().st_mode) == 0o600
     assert (result.size, result.sha256) == (len(PNG), hashlib.sha256(PNG).hexdigest())
     assert (result.head, result.content_type) == (PNG[:4096], "image/png")
+
+
+@pytest.mark.parametrize("header", ["Connection: keep-alive", "Connection: close"])
+def test_a_long_file_arrives_from_a_host_that_closes_at_once(tmp_path: Path, header: str) -> None:
+    body = os.urandom(5_000_000)
+    result = fetched(tmp_path, ok(body, header), max_bytes=len(body))
+    assert (result.size, result.sha256) == (len(body), hashlib.sha256(body).hexdigest())
 
 
 @pytest.mark.parametrize(
