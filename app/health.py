@@ -8,8 +8,6 @@ from typing import cast
 
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
-from rq import Queue
-from rq.worker.base import BaseWorker
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -101,8 +99,7 @@ class Health:
     def _workers(self) -> list[Finding]:
         findings = []
         for name in (PERSIST_QUEUE, NOTIFY_QUEUE):
-            queue: Queue = queues.queue(name, self.redis)
-            count = BaseWorker.count(queue=queue)
+            count = queues.worker_count(name, self.redis)
             level = Level.OK if count else Level.WARN
             detail = f"{count} running" if count else f"none runs; start `outkeep work {name}`"
             findings.append(Finding(level, f"workers of {name}", detail))

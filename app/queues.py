@@ -12,6 +12,7 @@ from rq.exceptions import DuplicateJobError
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import now
+from rq.worker.base import BaseWorker
 
 from app.core.names import (
     NOTIFY_JOB,
@@ -85,3 +86,9 @@ def enqueue_notify(connection: Redis, handler: str, kind: Kind, prediction_id: s
     except DuplicateJobError:
         return False
     return True
+
+
+def worker_count(name: str, connection: Redis) -> int:
+    """How many workers are registered for a queue of ours."""
+    count: int = BaseWorker.count(queue=queue(name, connection))
+    return count

@@ -165,10 +165,17 @@ class Records:
             client=pipeline,
         )  # fmt: skip
 
-    def move(self, kind: Kind, prediction_id: str, move: Move, now: datetime, **fields: str | int) -> bool:
+    def move(
+        self,
+        kind: Kind,
+        prediction_id: str,
+        move: Move,
+        now: datetime,
+        fields: Mapping[str, str | int] | None = None,
+    ) -> bool:
         """Make a legal move and set fields with it; whether it was legal. What is stored needs no body."""
         legal = [state for state in origins(move) if state is not None]
-        pairs = [item for pair in {**fields, "updated_at": format_time(now)}.items() for item in pair]
+        pairs = [item for pair in {**(fields or {}), "updated_at": format_time(now)}.items() for item in pair]
         member = record_member(kind, prediction_id)
         moved = self._move(
             keys=[record_key(kind, prediction_id), RECORDS],

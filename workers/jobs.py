@@ -9,7 +9,7 @@ import math
 from rq import Retry
 from rq.job import Job
 
-from app.core.errors import Permanent, Transient
+from app.core.errors import Permanent, Rejected, Transient
 from app.core.names import Kind
 from app.core.policy import store_delay
 from workers.notify import Notify
@@ -22,7 +22,12 @@ _ENDLESS = 1_000_000
 async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> Retry | None:
     """Keep the outputs of one prediction."""
     attempt = (job.number_of_retries or 0) + 1
-    wait = await service.run(Kind(kind), prediction_id, attempt=attempt)
+    try:
+        wait = await service.run(Kind(kind), prediction_id, attempt=attempt)
+    except (Permanent, Rejected) as error:
+        await asyncio.to_thread(service.give_up, Kind(kind), prediction_id, error)
+        job.retries_left = 0
+        raise
     return None if wait is None else _again(wait)
 
 

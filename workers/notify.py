@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -129,17 +130,22 @@ class Notify:
     async def _post(self, handler: Handler, webhook_id: str, body: bytes) -> int:
         headers = signed_headers(webhook_id, int(self.clock().timestamp()), body, handler.keys)
         headers |= {"content-type": "application/json", "user-agent": "Outkeep"}
-        with network_errors(handler.name):
-            async with (
-                asyncio.timeout(TIMEOUT),
-                self.session.post(handler.url, data=body, headers=headers, allow_redirects=False) as answer,
-            ):
-                await answer.content.read(MAX_ANSWER)
-                status = answer.status
-                asked = retry_after(answer.headers.get("retry-after"), now=self.clock().timestamp())
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                status, asked = await self._send(handler, body, headers)
+        except TimeoutError:
+            raise Transient("timeout", f"no answer within {TIMEOUT:.0f} s") from None
         if not 200 <= status < 300:  # noqa: PLR2004
             raise Transient(f"status_{status}", f"the handler answered {status}", retry_after=asked)
         return status
+
+    async def _send(self, handler: Handler, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
+        request = self.session.post(handler.url, data=body, headers=headers, allow_redirects=False)
+        with network_errors(urlsplit(handler.url).hostname or handler.name):
+            async with request as answer:
+                await answer.content.read(MAX_ANSWER)
+                asked = retry_after(answer.headers.get("retry-after"), now=self.clock().timestamp())
+                return answer.status, asked
 
     def _write_outcome(
         self, handler_name: str, kind: Kind, prediction_id: str, outcome: str, attempts: int

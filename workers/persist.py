@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from redis import Redis
 
 from app import queues
+from app.core import content, media
 from app.core import manifest as manifests
-from app.core import media
 from app.core.data_uri import decode_data_uri
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.handlers import Handler, interested
@@ -81,6 +81,12 @@ class Persist:
             log.warning("trying again later: %s", error.message, extra=facts)
             return store_delay(attempt=attempt, jitter=self.jitter())
         return None
+
+    def give_up(self, kind: Kind, prediction_id: str, error: OutkeepError) -> None:
+        """Mark the record as failed: trying again by itself cannot help, a replay by the operator may."""
+        self.records.move(kind, prediction_id, Move.FAIL, self.clock(), {"error": error.code})
+        facts = _facts(kind, prediction_id) | {"code": error.code}
+        log.error("given up until it is replayed: %s", error.message, extra=facts)
 
     async def _keep(self, record: Record, prediction: Prediction, attempt: int) -> Manifest | float:
         """Fetch and store all files; the committed manifest, or seconds to wait before trying again."""
@@ -149,9 +155,8 @@ class Persist:
 
     def _store_inline(self, record: Record, number: int, place: OutputFile) -> KeptFile:
         declared, data = decode_data_uri(place.source)
-        extension = media.extension(data[:4096])
-        if extension == "bin":
-            extension = media.extension_for_media_type(declared) or extension
+        hint = media.extension_for_media_type(declared) or media.UNKNOWN
+        extension = media.extension(data[: content.HEAD], url_path=f"output.{hint}")
         return self._store_bytes(record, place.pointer, _source(place), output_name(number, extension), data)
 
     def _store_bytes(
@@ -182,7 +187,7 @@ class Persist:
         prediction = manifest.prediction
         place = (prediction.kind, prediction.id)
         counts = {"files": len(manifest.kept), "lost": len(manifest.lost)}
-        self.records.move(*place, Move.STORE, self.clock(), **counts)
+        self.records.move(*place, Move.STORE, self.clock(), counts)
         for handler in interested(self.handlers, prediction):
             # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
             if self.storage.head(object_name(*place, outcome_name(handler.name))) is None:

@@ -94,9 +94,9 @@ def demo(*, stay: bool, data: Path | None) -> None:
       outkeep demo
       outkeep demo --stay
     """
-    from app import demonstration
+    from app.demo import story
 
-    sys.exit(demonstration.run(data, stay=stay))
+    sys.exit(story.run(data, stay=stay))
 
 
 @click.command()

@@ -43,7 +43,12 @@ def show(prediction_id: str, *, as_json: bool) -> None:
             known = summary(record) if record else None
             click.echo(json.dumps({"record": known, "manifest": document, "told": told}, indent=1))
         else:
-            _print(kind, prediction_id, record, manifest, told, storage.url)
+            click.echo(f"{kind} {prediction_id}")
+            _print(record, manifest, storage.url)
+            _lines(
+                f"told {name}: {outcome['outcome']} after {outcome['attempts']}"
+                for name, outcome in told.items()
+            )
     if not found:
         raise Permanent("unknown", f"nothing is known of {prediction_id}")
 
@@ -66,25 +71,17 @@ def _outcomes(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Any
     return outcomes
 
 
-def _print(
-    kind: Kind,
-    prediction_id: str,
-    record: Record | None,
-    manifest: Manifest | None,
-    told: dict[str, Any],
-    where: str,
-) -> None:
-    click.echo(f"{kind} {prediction_id}")
+def _print(record: Record | None, manifest: Manifest | None, where: str) -> None:
     if record is not None:
         click.echo(f"  status  {record.status}\n  state   {record.state}")
-    if manifest is not None:
-        prediction = manifest.prediction
-        click.echo(
-            f"  status  {prediction.status}" if record is None else f"  model   {prediction.model or '-'}"
-        )
-        click.echo(f"  kept in {where}/{object_name(kind, prediction_id, '')}")
-        _lines(_file_line(file) for file in manifest.files)
-    _lines(f"told {name}: {outcome['outcome']} after {outcome['attempts']}" for name, outcome in told.items())
+    if manifest is None:
+        return
+    prediction = manifest.prediction
+    if record is None:
+        click.echo(f"  status  {prediction.status}")
+    click.echo(f"  model   {prediction.model or '-'}")
+    click.echo(f"  kept in {where}/{object_name(prediction.kind, prediction.id, '')}")
+    _lines(_file_line(file) for file in manifest.files)
 
 
 def _lines(lines: Iterable[str]) -> None:

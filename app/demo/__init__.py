@@ -1,0 +1,1 @@
+"""The demonstration that `outkeep demo` gives."""
