@@ -102,6 +102,9 @@ class Embedded:
             self._spawn(binary)
         except OSError as error:
             self.kill()
+            self.settle()
+            with suppress(OSError):
+                self._socket.parent.rmdir()
             reason = f"{error.filename or self._folder}: {error.strerror or error}"
             message = f"cannot run Valkey: {reason}; make room or make it writable, or move OUTKEEP_DATA"
             raise Permanent("data_unusable", message) from error
