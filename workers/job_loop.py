@@ -101,10 +101,10 @@ class JobLoop(Generic[T]):
 
     def _end(self, task: "asyncio.Task[Any]", ended: Ended) -> None:
         self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio complains about an exception that nobody looks at
         if not self._closing.is_set():
             ended(task)
-        elif not task.cancelled():
-            task.exception()  # nobody else will look at it, and asyncio complains about that
 
     def _watch(self) -> None:
         while not self._closed.wait(LATE) and self.alive:

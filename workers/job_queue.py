@@ -74,13 +74,19 @@ class TakenJobs(IntermediateQueue):
         first_seen = self.get_first_seen(job_id)
         return first_seen is not None and (now() - first_seen).total_seconds() > self.stuck_after
 
-    def get_job_ids(self) -> list[str]:
-        """All ids on the list; bytes that are no text become ids that no job can have."""
+    def drop_what_is_no_text(self) -> None:
+        """Remove entries that cannot be ids; RQ fails on each at every clean-up."""
         entries: list[Any] = self.connection.lrange(self.key, 0, -1)
-        return [str(entry, errors="replace") for entry in entries]
+        for entry in entries:
+            try:
+                str(entry, encoding="utf-8")
+            except UnicodeDecodeError:
+                log.exception("an entry of %s is no job id and was dropped", self.queue_key)
+                self.connection.lrem(self.key, 0, entry)
 
     def cleanup(self, worker: BaseWorker, queue: Queue) -> None:
         """Bring stuck jobs back as RQ does, through the worker's handling of failures."""
+        self.drop_what_is_no_text()
         started = set(queue.started_job_registry.get_job_ids(cleanup=False))
         for job_id in self.get_job_ids():
             if job_id in started or self.set_first_seen(job_id) or not self.should_be_cleaned_up(job_id):

@@ -54,7 +54,7 @@ class Schedule:
         """Stop, and release the locks so that another process goes on at once."""
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=2)
 
     def _run(self) -> None:
         failing = False

@@ -158,7 +158,8 @@ class SteadyWorker(BaseWorker):
         job_id = getattr(error, "job_id", None)  # RQ attaches it when the hash cannot be read
         try:
             if job_id is None:
-                log.error("an entry of queue %s is no job id: %s", self.job_queue.name, error)
+                log.error("queue %s held no job id: %s", self.job_queue.name, error)
+                self.job_queue.intermediate_queue.drop_what_is_no_text()
             else:
                 self.job_queue.bury(job_id, f"{type(error).__name__}: {error}")
         except RedisError as outage:
@@ -210,7 +211,9 @@ class SteadyWorker(BaseWorker):
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def teardown(self) -> None:
-        """Leave Redis' lists of workers."""
+        """Leave Redis' lists of workers, unless Redis is away."""
+        if self._redis_away_since is not None:
+            return
         try:
             super().teardown()  # type: ignore[no-untyped-call]
         except RedisError as error:

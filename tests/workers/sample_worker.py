@@ -8,11 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import redis.asyncio
+import redis.exceptions
 from redis import Redis
 from rq import Retry
 from rq.job import Job
@@ -36,6 +38,13 @@ async def hold(client: redis.asyncio.Redis, job: Job, *, last: str = "return") -
     if last == "raise":
         raise ValueError("told to raise")
     return "held"
+
+
+async def await_file(client: redis.asyncio.Redis, job: Job, path: str) -> None:
+    """Wait for a file, without Redis."""
+    await client.rpush(f"runs:{job.id}", str(os.getpid()))
+    while not await asyncio.to_thread(Path(path).exists):  # noqa: ASYNC110  # the event is in another process
+        await asyncio.sleep(0.02)
 
 
 async def hang(client: redis.asyncio.Redis, job: Job) -> None:
@@ -73,9 +82,11 @@ async def stuck_thread(client: redis.asyncio.Redis, job: Job) -> None:
     await asyncio.to_thread(time.sleep, 600)
 
 
-FUNCTIONS = {
-    f"sample.{f.__name__}": f for f in (double, hold, hang, fail, give_up, again, block, leave, stuck_thread)
-}
+JOBS = (double, hold, await_file, hang, fail, give_up, again, block, leave, stuck_thread)
+
+
+def _named() -> list[tuple[str, JobFunction]]:
+    return [(f"sample.{function.__name__}", function) for function in JOBS]
 
 
 @asynccontextmanager
@@ -84,8 +95,9 @@ async def open_jobs(url: str, problem: str | None) -> AsyncIterator[Mapping[str,
         raise RuntimeError(problem)
     async with redis.asyncio.Redis.from_url(url, max_connections=200) as client:
         await client.rpush("context", "entered")
-        yield {name: partial(function, client) for name, function in FUNCTIONS.items()}
-        await client.rpush("context", "left")
+        yield {name: partial(function, client) for name, function in _named()}
+        with suppress(redis.exceptions.ConnectionError):
+            await client.rpush("context", "left")
 
 
 class DiesWhenItTakes(AsyncWorker):

@@ -24,7 +24,7 @@ FAST = {"beat": 1, "silence": 3, "maintenance": 1, "stuck": 1, "worker_ttl": 4}
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 20) -> float:
-    """Poll until `condition` holds; return the seconds that took. An unreachable Redis counts as `not yet`."""
+    """Poll until `condition` holds; return the seconds that took. A Redis that is away means `not yet`."""
     began = time.monotonic()
     while True:
         try:

@@ -1,0 +1,116 @@
+"""The worker leans on RQ's inner order: what it overrides must still be there, in the form it knows."""
+
+import inspect
+from typing import Any
+
+import pytest
+import rq
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job
+from rq.queue import Queue
+from rq.scheduler import RQScheduler
+from rq.worker.base import BaseWorker
+
+from workers.async_job import AsyncJob
+from workers.async_worker import AsyncWorker
+from workers.job_queue import JobQueue, TakenJobs
+from workers.steady_worker import SteadyWorker
+
+SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
+    BaseWorker: {
+        "bootstrap": ["self", "logging_level", "date_format", "log_format"],
+        "check_for_suspension": ["self", "burst"],
+        "cleanup_execution": ["self", "job", "pipeline", "execution"],
+        "connection_timeout": None,
+        "death_penalty_class": None,
+        "dequeue_job_and_maintain_ttl": ["self", "timeout", "max_idle_time"],
+        "dequeue_timeout": None,
+        "execute_job": ["self", "job", "queue"],
+        "get_heartbeat_ttl": ["self", "job", "working_time"],
+        "handle_job_failure": ["self", "job", "queue", "started_job_registry", "exc_string", "execution"],
+        "heartbeat": ["self", "timeout", "pipeline"],
+        "job_class": None,
+        "log_result_lifespan": None,
+        "maintain_heartbeats": ["self", "job", "execution"],
+        "perform_job": ["self", "job", "queue", "execution"],
+        "prepare_execution": ["self", "job"],
+        "prepare_job_execution": ["self", "job", "remove_from_intermediate_queue"],
+        "procline": ["self", "message"],
+        "queue_class": None,
+        "request_force_stop": ["self", "signum", "frame"],
+        "request_stop": ["self", "signum", "frame"],
+        "request_stop_execution": ["self", "execution_id"],
+        "run_maintenance_tasks": ["self"],
+        "serialize": ["self"],
+        "set_state": ["self", "state", "pipeline"],
+        "should_run_maintenance_tasks": None,
+        "teardown": ["self"],
+        "work": [
+            "self", "burst", "logging_level", "date_format", "log_format", "max_jobs", "max_idle_time",
+            "with_scheduler", "dequeue_strategy",
+        ],
+    },
+    Job: {
+        "func": None,
+        "perform": ["self"],
+        "prepare_for_execution": ["self", "worker_name", "pipeline"],
+        "restore": ["self", "raw_data"],
+        "set_status": ["self", "status", "pipeline"],
+    },
+    Queue: {
+        "acquire_maintenance_lock": ["self"],
+        "dequeue_any": ["queues", "timeout", "connection", "job_class", "serializer", "death_penalty_class"],
+        "intermediate_queue": None,
+        "intermediate_queue_key": None,
+        "push_job_id": ["self", "job_id", "pipeline", "at_front"],
+        "registry_cleaning_key": None,
+    },
+    IntermediateQueue: {
+        "cleanup": ["self", "worker", "queue"],
+        "set_first_seen": ["self", "job_id"],
+        "should_be_cleaned_up": ["self", "job_id"],
+    },
+    RQScheduler: {
+        "acquire_locks": ["self", "auto_start"],
+        "enqueue_scheduled_jobs": ["self"],
+        "heartbeat": ["self"],
+        "register_birth": ["self"],
+        "stop": ["self"],
+    },
+}  # fmt: skip
+"""What we override or call; None stands for a property or an attribute."""
+
+OURS = {
+    BaseWorker: (SteadyWorker, AsyncWorker),
+    Job: (AsyncJob,),
+    Queue: (JobQueue,),
+    IntermediateQueue: (TakenJobs,),
+}
+
+
+def test_rq_is_the_version_that_this_was_written_for() -> None:
+    assert rq.__version__ == "3.0.0"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [(owner, name, parameters) for owner, names in SIGNATURES.items() for name, parameters in names.items()],
+)
+def test_rq_still_has_what_we_build_on(owner: type[Any], name: str, parameters: list[str] | None) -> None:
+    member = getattr(owner, name)
+    if parameters is None:
+        assert not inspect.isroutine(member)
+    else:
+        assert list(inspect.signature(member).parameters) == parameters
+
+
+@pytest.mark.parametrize("theirs", OURS)
+def test_everything_that_we_override_is_on_the_list(theirs: type[Any]) -> None:
+    overridden = {
+        name
+        for ours in OURS[theirs]
+        for name in vars(ours)
+        if hasattr(theirs, name) and not name.startswith("__")
+    }
+    assert overridden <= SIGNATURES[theirs].keys()
+    assert not any(name.startswith("_") for name in overridden)
