@@ -1,0 +1,183 @@
+"""A real `outkeep up` on a folder and a port of its own: started, watched, stopped, killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+from redis import Redis
+
+from app.core.keys import generate_secret
+from app.demo.stage import free_port
+from app.embedded import running_url
+
+PATIENCE = 60.0
+PARTS = {
+    "app.cli up": "up",
+    "app.cli serve": "receiver",
+    "workers persist": "persist",
+    "workers notify": "notify",
+}
+_NOT_INHERITED = ("OUTKEEP_", "REPLICATE_", "REDIS_URL", "PORT", "HOST", "LOG_")
+
+
+def until(holds: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> None:
+    """Wait until `holds()` is true; fail with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+class Up:
+    """One folder with `data`, `outkeep.toml` and the output of `up` in `log`; `up` may be started anew on it.
+
+    `url` is the receiver's, `hook` the one of its endpoint for predictions, `secret` what deliveries are
+    signed with, `environment` all that the processes get.
+    """
+
+    def __init__(
+        self, folder: Path, *, handlers: str = "", settings: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.outputs = self.data / "outputs"
+        self.log = folder / "up.log"
+        self.secret = generate_secret(os.urandom(32))
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.hook = f"{self.url}/webhooks/replicate"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        self.environment = inherited | {
+            "HOST": "127.0.0.1",
+            "LOG_FORMAT": "json",
+            "OUTKEEP_DATA": str(self.data),
+            "OUTKEEP_DISK_FLOOR": "0",
+            "OUTKEEP_NOTIFY_PRIVATE": "true",
+            "PORT": str(port),
+            "REPLICATE_WEBHOOK_SECRET": self.secret,
+            **(settings or {}),
+        }
+        if handlers:
+            # The working directory is `folder`, so this file is found without a setting.
+            (folder / "outkeep.toml").write_text(handlers)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Start `outkeep up` in a process group of its own and return at once."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "up"],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
+        return self.process
+
+    def start(self) -> None:
+        """Launch it, and wait until it receives and both workers are registered."""
+        self.launch()
+        until(lambda: self._ended() or self.is_ready(), f"up is ready\n{self.text()}")
+        assert not self._ended(), f"up ended with {self.process and self.process.returncode}\n{self.text()}"
+
+    def is_ready(self) -> bool:
+        """Whether `/readyz` answers 200 and misses no worker."""
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == 200 and "warn workers" not in answer.text
+
+    def text(self) -> str:
+        """What `up` and its children have printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def redis(self) -> Redis:
+        """A client of the embedded server, or of `REDIS_URL`."""
+        url = self.environment.get("REDIS_URL") or running_url(self.data)
+        assert url is not None, "no Redis runs"
+        return Redis.from_url(url)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that was started for this folder, orphans included."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and self._is_mine(process):
+                    found.append(process)
+        return found
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        if process.name().startswith("valkey"):  # it writes its title over its environment
+            return Path(process.cwd()) == (self.data / "valkey").resolve()
+        return process.environ().get("OUTKEEP_DATA") == self.environment["OUTKEEP_DATA"]
+
+    def pids(self) -> dict[str, int]:
+        """Name → process id of `up`, `valkey`, `receiver`, `persist` and `notify`, as far as they live."""
+        named = {}
+        for process in self.processes():
+            with suppress(psutil.Error):
+                named[_name(process)] = process.pid
+        return named
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask `up` to stop; its exit code, once it has ended."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def kill(self, name: str = "up") -> int:
+        """`kill -9` one process by name; its pid."""
+        pid = self.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        if name == "up":
+            assert self.process is not None
+            self.process.wait(PATIENCE)
+        return pid
+
+    def clear(self) -> None:
+        """End whatever is left, by force."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
+        if self.process is not None:
+            self.process.wait(PATIENCE)
+
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+
+@contextmanager
+def running_up(
+    folder: Path, *, handlers: str = "", settings: Mapping[str, str] | None = None
+) -> Iterator[Up]:
+    """Run `outkeep up` on `folder` until the end of the block; nothing is left of it then.
+
+    `handlers` is the text of a handlers file (see `Recorder.handler`), `settings` are added to those of `Up`.
+    """
+    up = Up(folder, handlers=handlers, settings=settings)
+    try:
+        up.start()
+        yield up
+        if up.process is not None and up.process.poll() is None:
+            up.stop()
+    finally:
+        up.clear()
+
+
+def _name(process: psutil.Process) -> str:
+    if process.name().startswith("valkey"):
+        return "valkey"
+    words = process.cmdline()
+    module = " ".join(words[words.index("-m") + 1 :][:2]) if "-m" in words else ""
+    return PARTS.get(module, process.name())
