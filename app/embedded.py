@@ -21,6 +21,7 @@ from app.processes import describe_exit
 LOG = "valkey.log"
 LOAD_TIMEOUT = 600.0
 LARGEST_LOG = 16 * 1024 * 1024
+LOG_TAIL = 64 * 1024
 
 
 def running_url(data: Path) -> str | None:
@@ -129,7 +130,7 @@ class Embedded:
         code = self.poll()
         if code is None:
             return "running" if self._process else "not running"
-        if self._answered:
+        if code <= 0:
             return describe_exit(code)
         return f"{diagnose(self._log_text())} ({describe_exit(code)}, log: {self.log})"
 
@@ -197,10 +198,10 @@ class Embedded:
         return Permanent("valkey_start", f"Valkey did not start in {self._folder}: {self.outcome()}")
 
     def _log_text(self) -> str:
-        """What this run has written so far."""
+        """The last that this run has written."""
         try:
             with self.log.open("rb") as log:
-                log.seek(self._log_start)
-                return log.read(1024 * 1024).decode(errors="replace")
+                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - LOG_TAIL))
+                return log.read().decode(errors="replace")
         except OSError as error:
             return str(error)

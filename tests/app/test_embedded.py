@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -168,15 +169,11 @@ def test_odd_and_long_folders_work(tmp_path: Path, name: str) -> None:
 
 
 def test_odd_runtime_folders_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path("/tmp") / f"it's %41 #{os.getpid()}"
-    folder.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    try:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="it's %41 #") as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
         with Embedded(tmp_path) as server, client(server) as redis:
             assert redis.ping()
-            assert [path.name for path in folder.iterdir()] != []
-    finally:
-        shutil.rmtree(folder)
+            assert len(list(Path(runtime).iterdir())) == 1
 
 
 def test_a_runtime_folder_that_is_too_long_or_missing_is_passed_over(
@@ -188,16 +185,14 @@ def test_a_runtime_folder_that_is_too_long_or_missing_is_passed_over(
 
 
 def test_a_planted_runtime_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/dev/shm")
-    wanted = traces.socket_for(tmp_path).parent
-    assert wanted.parent == Path("/dev/shm")
-    wanted.symlink_to(tmp_path)
-    try:
+    with tempfile.TemporaryDirectory(dir="/tmp") as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        wanted = traces.socket_for(tmp_path).parent
+        assert str(wanted.parent) == runtime
+        wanted.symlink_to(tmp_path)
         assert traces.socket_for(tmp_path).parent != wanted
         with pytest.raises(FileExistsError):
             traces.own_folder(wanted)
-    finally:
-        wanted.unlink()
 
 
 def test_two_folders_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from redis import Redis
 
 from app.claim import claim
 from app.core.errors import Permanent
+from app.lifeline import watch
 from app.service import Child
 from app.supervisor import LONGEST_DELAY, STEADY, Change, Supervisor, next_delay
 
@@ -35,18 +36,18 @@ children = [
     Child(name, (sys.executable, "-c", text), dict(os.environ)) for name, text in plan["children"].items()
 ]
 foundation = [Embedded(Path(plan["data"]))] if plan["data"] else []
-tell = lambda name, change, detail: print(json.dumps([name, change, detail]), flush=True)
+tell = lambda *event: os.write(1, json.dumps(event).encode() + b"\\n")
 try:
     with claim(Path(plan["lock"])):
         sys.exit(Supervisor(children, foundation=foundation, grace=plan["grace"], on_change=tell).run())
 except Permanent as error:
-    print(json.dumps(["", "permanent", error.message]), flush=True)
+    tell("", "permanent", error.message)
     sys.exit(1)
 """
 
 PREAMBLE = """
 import json, os, signal, subprocess, sys
-say = lambda event, detail: print(json.dumps([NAME, event, detail]), flush=True)
+say = lambda *event: os.write(1, json.dumps([NAME, *event]).encode() + b"\\n")
 """
 STEADY_CHILD = "say('pid', os.getpid()); signal.pause()"
 STUBBORN = (
@@ -258,6 +259,18 @@ def test_a_child_of_a_child_does_not_hold_the_lifeline(supervised: Supervised) -
 def test_a_child_reads_nothing_from_its_standard_input(supervised: Supervised) -> None:
     supervised.run(one=HELD + "say('read', len(sys.stdin.read())); " + STEADY_CHILD)
     assert supervised.wait("one", "read") == 0
+
+
+def test_the_lifeline_calls_what_it_is_given_and_is_out_of_reach() -> None:
+    reading, writing = os.pipe()
+    cut = threading.Event()
+    watch(cut.set, fd=reading)
+    os.write(writing, b"bytes mean nothing")
+    assert os.read(reading, 1) == b""
+    assert not cut.is_set()
+    os.close(writing)
+    assert cut.wait(20)
+    os.close(reading)
 
 
 def test_a_killed_valkey_comes_back_on_its_socket_with_every_write(supervised: Supervised) -> None:
