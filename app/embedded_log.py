@@ -2,6 +2,7 @@
 
 SIGNS = {
     "No space left on device": "the disk is full: free some space",
+    "AOF write error": "the disk is full or failing: free some space",
     "Read-only file system": "the disk is read-only: make it writable, or move OUTKEEP_DATA",
     "Permission denied": "permission denied: give this user the folder and all files in it",
     "Bad file format reading the append only file": (

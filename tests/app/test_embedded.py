@@ -352,6 +352,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, blocked: str) 
     ("log", "meaning"),
     [
         ("1:M # Can't open the append-only file: No space left on device\n", "disk is full"),
+        ("# Can't recover from AOF write error when the policy is 'always'. Exiting...", "disk is full"),
         ("# Can't open or create append-only dir x: Read-only file system", "read-only"),
         ("*** FATAL: x: Permission denied\nBad directive", "permission denied"),
         ("a\n  the last words \n\n", "the last words"),
