@@ -19,6 +19,7 @@ from workers import jobs
 from workers.fetch import Fetcher
 from workers.notify import Notify
 from workers.persist import Limits, Persist
+from workers.scratch import scratch
 
 Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
 """Job name → coroutine function of the RQ job and its arguments: nothing else is ever run."""
@@ -28,22 +29,21 @@ Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
 async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jobs]:
     """The jobs of the queue `persist`."""
     settings = deployment.settings
-    folder = settings.temporary
-    folder.mkdir(parents=True, exist_ok=True)
     rules = settings.output_hosts
-    async with guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session:
-        service = Persist(
-            redis=redis,
-            records=Records(redis, ttl=settings.record_ttl),
-            storage=Storage(settings.storage_url),
-            fetcher=Fetcher(session, rules, folder, max_bytes=settings.max_file),
-            handlers=deployment.handlers,
-            folder=folder,
-            limits=Limits(settings.max_files, settings.disk_floor),
-            clock=_now,
-            jitter=random.random,
-        )
-        yield {PERSIST_JOB: partial(jobs.persist, service)}
+    with scratch(settings.temporary) as folder:
+        async with guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session:
+            service = Persist(
+                redis=redis,
+                records=Records(redis, ttl=settings.record_ttl),
+                storage=Storage(settings.storage_url),
+                fetcher=Fetcher(session, rules, folder, max_bytes=settings.max_file),
+                handlers=deployment.handlers,
+                folder=folder,
+                limits=Limits(settings.max_files, settings.disk_floor),
+                clock=_now,
+                jitter=random.random,
+            )
+            yield {PERSIST_JOB: partial(jobs.persist, service)}
 
 
 @asynccontextmanager
