@@ -85,7 +85,7 @@ class AsyncWorker(SteadyWorker):
         try:
             worked = super().work(burst=burst, logging_level=logging_level)
         finally:
-            closed = self._loop.close(timeout=5)
+            closed = self._loop.close(timeout=4)
             self._pool.shutdown(wait=False, cancel_futures=True)
         if not closed:
             log.warning("a thread of a job that was cut off does not end: leaving it behind")

@@ -27,6 +27,7 @@ from tests.workers.worker_process import (
 )
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_within_half_a_minute(
     redis: Redis, valkey_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

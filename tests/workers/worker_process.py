@@ -78,8 +78,10 @@ def running(url: str, folder: Path, **options: Any) -> Iterator[WorkerProcess]:
 
 
 def registered(redis: Redis, worker: WorkerProcess) -> bool:
-    pids = [redis.hget(key, "pid") for key in redis.smembers("rq:workers")]
-    return str(worker.process.pid).encode() in pids
+    """True once the worker has reported from its loop."""
+    shown = [redis.hmget(key, "pid", "state") for key in redis.smembers("rq:workers")]
+    pid = str(worker.process.pid).encode()
+    return any(found == pid and state not in {None, b"started"} for found, state in shown)
 
 
 def sample_queue(redis: Redis) -> Queue:
