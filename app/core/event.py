@@ -1,7 +1,7 @@
 """What a handler is told: one event per prediction, made afresh for every attempt."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from app.core.manifest import KeptFile, Manifest, format_time
@@ -9,9 +9,7 @@ from app.core.names import MANIFEST_NAME
 
 MAX_BYTES = 256 * 1024
 MAX_LOGS = 64 * 1024
-_ROOM = 256
-"""Bytes left for the list of what was cut."""
-_SHRINKABLE = ("input", "output", "metrics", "error", "context", "query", "files", "lost")
+_NEVER_CUT = frozenset({"id", "kind", "status", "truncated"})
 
 Link = Callable[[str], str]
 """From the name of a stored file of this prediction to a URL that is good for at least seven days."""
@@ -26,7 +24,7 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
     """The event about a stored prediction, within 256 KiB.
 
     What is too large is replaced by a link to the manifest, largest first; `data.truncated` lists the
-    JSON pointers of what was cut.
+    JSON pointers (into the event) of what was cut.
     """
     prediction = manifest.prediction
     raw = prediction.raw
@@ -47,8 +45,10 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
         "query": dict(manifest.receipt.query),
         "context": manifest.receipt.context,
         "lost": [_lost(file) for file in manifest.lost],
+        "truncated": [],
     }
     event = {"type": event_type(manifest), "timestamp": format_time(manifest.stored_at), "data": data}
+    _cut_logs(data)
     _shrink(event, data, link(MANIFEST_NAME))
     return event
 
@@ -75,19 +75,21 @@ def _lost(file: KeptFile) -> dict[str, Any]:
     return {"pointer": file.pointer, "source": file.source, "error": file.error}
 
 
-def _shrink(event: dict[str, Any], data: dict[str, Any], whole: str) -> None:
-    truncated: list[str] = []
+def _cut_logs(data: dict[str, Any]) -> None:
     logs = data["logs"].encode()
     if len(logs) > MAX_LOGS:
-        data["logs"] = logs[-MAX_LOGS:].decode(errors="ignore")
-        truncated.append("/data/logs")
-    for key in _largest_first(data, _SHRINKABLE):
-        if len(encode(event)) <= MAX_BYTES - _ROOM:
-            break
+        data["logs"] = logs[-MAX_LOGS:].decode(errors="ignore")  # a character may be cut in two
+        data["truncated"].append("/data/logs")
+
+
+def _shrink(event: dict[str, Any], data: dict[str, Any], whole: str) -> None:
+    """Put the link `whole` in the place of one value after the other until the event is small enough."""
+    if len(encode(event)) <= MAX_BYTES:
+        return
+    sizes = {key: len(encode({key: value})) for key, value in data.items() if key not in _NEVER_CUT}
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
         data[key] = whole
-        truncated.append(f"/data/{key}")
-    data["truncated"] = truncated
-
-
-def _largest_first(data: dict[str, Any], keys: Iterable[str]) -> list[str]:
-    return sorted(keys, key=lambda key: -len(json.dumps(data[key], ensure_ascii=False)))
+        if f"/data/{key}" not in data["truncated"]:
+            data["truncated"].append(f"/data/{key}")
+        if len(encode(event)) <= MAX_BYTES:
+            return

@@ -1,6 +1,7 @@
 """The handlers file: who wants which events, and how to tell them."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -8,9 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app.core.errors import ConfigurationError, Permanent
+from app.core.keys import SigningKey, parse_signing_keys
 from app.core.names import ID, Kind
 from app.core.prediction import TERMINAL, Prediction
-from app.core.keys import SigningKey, parse_signing_keys
 
 ReadSecret = Callable[[str], str]
 """Resolves `env:NAME`, `file:PATH` or a literal to the secret's text; raises `Permanent` when it cannot."""
@@ -45,30 +46,25 @@ def parse(text: str, read_secret: ReadSecret) -> tuple[Handler, ...]:
     """Read the TOML of a handlers file.
 
     Raises:
-        ConfigurationError: with one line for each mistake, all of them.
+        ConfigurationError: with one line for each mistake, all of them; no line shows a secret.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError([f"not TOML: {error}"]) from None
+    document = _toml(text)
     problems = [
-        f"unknown table or key {key!r}; only [[handler]] is known" for key in document.keys() - {"handler"}
+        f"unknown table or key {key!r}; only [[handler]] is known"
+        for key in sorted(document.keys() - {"handler"})
     ]
     entries = document.get("handler", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigurationError([*problems, "'handler' must be written as [[handler]] tables"])
     handlers = []
     for number, entry in enumerate(entries, 1):
-        mistakes = _mistakes(entry)
-        keys: tuple[SigningKey, ...] = ()
-        if "secret" in entry:
-            keys, unreadable = _signing_keys(entry["secret"], read_secret)
-            mistakes += unreadable
+        keys, unreadable = _signing_keys(entry.get("secret"), read_secret)
+        mistakes = _mistakes(entry) + unreadable
         problems += [f"{_label(entry, number)}: {mistake}" for mistake in mistakes]
         if not mistakes:
             handlers.append(_handler(entry, keys))
-    names = [handler.name for handler in handlers]
-    problems += [f"two handlers are named {name!r}" for name in sorted(set(names)) if names.count(name) > 1]
+    names = Counter(entry["name"] for entry in entries if _is_name(entry.get("name")))
+    problems += [f"{count} handlers are named {name!r}" for name, count in names.items() if count > 1]
     if problems:
         raise ConfigurationError(problems)
     return tuple(handlers)
@@ -79,9 +75,18 @@ def interested(handlers: Sequence[Handler], prediction: Prediction) -> list[Hand
     return [handler for handler in handlers if handler.wants(prediction)]
 
 
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # also for a number of 5,000 digits
+        raise ConfigurationError([f"not TOML: {error}"]) from None
+    except RecursionError:
+        raise ConfigurationError(["not TOML that can be read: it nests too deep"]) from None
+
+
 def _label(entry: Mapping[str, Any], number: int) -> str:
     name = entry.get("name")
-    return f"handler {name!r}" if isinstance(name, str) else f"handler number {number}"
+    return f"handler {name!r}" if _is_name(name) else f"handler number {number}"
 
 
 def _handler(entry: Mapping[str, Any], keys: tuple[SigningKey, ...]) -> Handler:
@@ -96,20 +101,13 @@ def _handler(entry: Mapping[str, Any], keys: tuple[SigningKey, ...]) -> Handler:
 
 
 def _mistakes(entry: Mapping[str, Any]) -> list[str]:
+    later = sorted(entry.keys() & _LATER)
+    required = ("name",) if later else ("name", "url", "secret")
     found = [f"unknown key {key!r}" for key in sorted(entry.keys() - _KEYS - _LATER)]
-    found += [f"key {key!r} is not supported by this version" for key in sorted(entry.keys() & _LATER)]
-    checks: list[tuple[str, Callable[[Any], bool], str]] = [
-        ("name", _is_name, "must be 1 to 64 letters, digits, '_' or '-'"),
-        ("url", _is_url, "must be an http or https URL"),
-    ]
-    found += [f"{key!r} is missing" for key in ("name", "url", "secret") if key not in entry]
-    checks += [
-        ("on", _is_statuses, f"must be a list of statuses: {', '.join(sorted(TERMINAL))}"),
-        ("model", lambda value: isinstance(value, str) and bool(value), "must be a glob such as 'owner/*'"),
-        ("kind", lambda value: value in list(Kind), "must be 'prediction' or 'training'"),
-    ]
+    found += [f"key {key!r} is not supported by this version" for key in later]
+    found += [f"{key!r} is missing" for key in required if key not in entry]
     return found + [
-        f"{key!r} {rule}" for key, holds, rule in checks if key in entry and not holds(entry[key])
+        f"{key!r} {rule}" for key, holds, rule in _RULES if key in entry and not holds(entry[key])
     ]
 
 
@@ -118,9 +116,12 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_url(value: Any) -> bool:
+    # `urlsplit` drops tabs and line ends without a word, and looks at the port only when it is asked for.
+    if not isinstance(value, str) or not value.isprintable() or " " in value:
+        return False
     try:
-        parts = urlsplit(value) if isinstance(value, str) else None
-        return parts is not None and parts.scheme in {"http", "https"} and bool(parts.hostname)
+        parts = urlsplit(value)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 
@@ -133,16 +134,36 @@ def _is_statuses(value: Any) -> bool:
     )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_kind(value: Any) -> bool:
+    return value in list(Kind)
+
+
+_RULES: Sequence[tuple[str, Callable[[Any], bool], str]] = (
+    ("name", _is_name, "must be 1 to 64 letters, digits, '_' or '-'"),
+    ("url", _is_url, "must be an http or https URL"),
+    ("on", _is_statuses, f"must be a list of statuses: {', '.join(sorted(TERMINAL))}"),
+    ("model", _is_text, "must be a glob such as 'owner/*'"),
+    ("kind", _is_kind, "must be 'prediction' or 'training'"),
+)
+
+
 def _signing_keys(value: Any, read_secret: ReadSecret) -> tuple[tuple[SigningKey, ...], list[str]]:
+    """The keys behind `secret`, and what is wrong with it; a missing one is told elsewhere."""
+    if value is None:
+        return (), []
     references = value if isinstance(value, list) else [value]
+    if not references or not all(isinstance(reference, str) for reference in references):
+        return (), ["'secret' must be text or a list of texts"]
     keys: list[SigningKey] = []
     problems = []
-    for reference in references or [""]:
-        if not isinstance(reference, str):
-            problems.append("'secret' must be text or a list of texts")
-            continue
+    for number, reference in enumerate(references, 1):
+        place = f" number {number}" if len(references) > 1 else ""
         try:
             keys += parse_signing_keys(read_secret(reference))
         except Permanent as error:
-            problems.append(f"'secret': {error.message}")
+            problems.append(f"'secret'{place}: {error.message}")
     return tuple(keys), problems

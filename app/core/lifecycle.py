@@ -38,6 +38,7 @@ MOVES: dict[tuple[State | None, Move], State] = {
     (State.STORED, Move.DISPATCH): State.DISPATCHED,
     (State.STORED, Move.FAIL): State.FAILED,
     (State.FAILED, Move.STORE): State.STORED,
+    (State.FAILED, Move.FAIL): State.FAILED,
 }
 """From a state (None: no record) by a move to a state."""
 

@@ -61,7 +61,7 @@ def sign_path(path: str, expires: int, keys: LinkKeys) -> str:
 
 def check_path(path: str, expires: str, signature: str, keys: LinkKeys, *, now: float) -> None:
     """Accept a signed path, or raise `Rejected` with status 403."""
-    given = signature.encode("utf-8", "surrogateescape")
+    given = signature.encode("utf-8", "surrogatepass")
     matches = [hmac.compare_digest(_signature(path, expires, key).encode(), given) for key in keys.keys]
     if not any(matches):
         raise Rejected("link_refused", "the signature of this link is not ours", status=403)
@@ -70,7 +70,7 @@ def check_path(path: str, expires: str, signature: str, keys: LinkKeys, *, now: 
 
 
 def _signature(path: str, expires: str, key: bytes) -> str:
-    digest = hmac.digest(key, f"{path}\n{expires}".encode("utf-8", "surrogateescape"), hashlib.sha256)
+    digest = hmac.digest(key, f"{path}\n{expires}".encode("utf-8", "surrogatepass"), hashlib.sha256)
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 

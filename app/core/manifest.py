@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
+from app.core.errors import Permanent, Unusable
 from app.core.names import Kind
 from app.core.outputs import OutputFile, with_stored_names
 from app.core.prediction import Prediction, from_object
@@ -112,25 +113,45 @@ def build(
 
 
 def read(data: bytes) -> Manifest | None:
-    """The manifest in `data`; None when it is not whole, as after a power cut in the middle of writing it."""
+    """The manifest in `data`; None when it is torn, as after a power cut in the middle of writing it.
+
+    Raises:
+        Permanent: it is whole and yet not a manifest of format 1. It may not be taken for absent, since then
+            it would be overwritten, and its files fetched again long after they are gone.
+    """
     try:
         document = json.loads(data)
-        return Manifest(
-            prediction=from_object(document["prediction"], Kind(document["kind"])),
-            files=tuple(KeptFile(**file) for file in document["files"]),
-            output=document["output"],
-            receipt=Receipt(
-                received_at=datetime.fromisoformat(document["received_at"]),
-                webhook_id=document["webhook_id"],
-                source=document["source"],
-                query=document["query"],
-                context=document["context"],
-                parent=document["parent"],
-            ),
-            stored_at=datetime.fromisoformat(document["stored_at"]),
-        )
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return None
+    except RecursionError:
+        raise _unreadable("it nests too deep") from None
+    if not isinstance(document, dict) or document.get("outkeep") != FORMAT:
+        raise _unreadable("another version of Outkeep wrote it, or none")
+    try:
+        return _from_document(document)
+    except (ValueError, KeyError, TypeError, Unusable) as error:
+        raise _unreadable(f"a key of it is missing or odd ({type(error).__name__})") from None
+
+
+def _from_document(document: Mapping[str, Any]) -> Manifest:
+    return Manifest(
+        prediction=from_object(document["prediction"], Kind(document["kind"])),
+        files=tuple(KeptFile(**file) for file in document["files"]),
+        output=document["output"],
+        receipt=Receipt(
+            received_at=datetime.fromisoformat(document["received_at"]),
+            webhook_id=document["webhook_id"],
+            source=document["source"],
+            query=document["query"],
+            context=document["context"],
+            parent=document["parent"],
+        ),
+        stored_at=datetime.fromisoformat(document["stored_at"]),
+    )
+
+
+def _unreadable(reason: str) -> Permanent:
+    return Permanent("manifest_unreadable", f"the manifest in storage is no manifest of format 1: {reason}")
 
 
 def format_time(time: datetime) -> str:

@@ -1,7 +1,8 @@
 """Every string that outlives a process: Redis keys, queues, job names and ids, object names.
 
 Nothing else in the project spells one of these. Ids of predictions and names of handlers were checked
-against `ID` before they come here, so they cannot contain a separator.
+against `ID` before they come here, so they contain no separator of keys and paths. RQ allows only `-` as one
+in the id of a job: that is unique because Replicate's own ids (26 letters and digits) contain none.
 """
 
 import hashlib

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _URL = re.compile(r"https?://\S+", re.IGNORECASE)
+# Without a media type only base64 tells a `data:` URI from prose.
 _DATA_URI = re.compile(
-    r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*(?:;base64)?,", re.IGNORECASE | re.ASCII
+    r"data:(?:[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[^,;\r\n]*)*|(?:;[^,;\r\n]*)*;base64),",
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -73,7 +75,8 @@ def with_stored_names(output: Any, names: Mapping[OutputFile, str], pointer: str
     copy = {}
     for key, item in output.items():
         member = f"{pointer}/{escape(key)}"
-        copy[names.get(OutputFile(member, key), key)] = with_stored_names(item, names, member)
+        name = names.get(OutputFile(member, key), key)
+        copy[key if name in output else name] = with_stored_names(item, names, member)
     return copy
 
 

@@ -5,9 +5,10 @@ through properties that answer None instead of refusing what we could have kept.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from app.core.errors import Unusable
 from app.core.names import ID, Kind
@@ -18,6 +19,13 @@ TERMINAL = frozenset({"succeeded", "failed", "canceled", "aborted"})
 RUNNING_ORDER = {"starting": 0, "processing": 1}
 MAX_DEPTH = 100
 """Levels of nesting we accept; the deepest recorded output has four."""
+MAX_STATUS = 64
+"""Characters of a status: it becomes part of event types and log lines."""
+
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Prediction:
         """Whether nothing more will come; an unknown status counts when it has a completion time."""
         if self.status in TERMINAL:
             return True
-        return self.status not in RUNNING_ORDER and self.raw.get("completed_at") is not None
+        return self.status not in RUNNING_ORDER and bool(self.raw.get("completed_at"))
 
     @property
     def progress_rank(self) -> str:
@@ -95,40 +103,38 @@ def from_object(value: Any, kind: Kind) -> Prediction:
     prediction_id, status = value.get("id"), value.get("status")
     if not isinstance(prediction_id, str) or not ID.fullmatch(prediction_id):
         raise Unusable("bad_id", "the body has no id of 1 to 64 letters, digits, '_' or '-'")
-    if not isinstance(status, str) or not status:
-        raise Unusable("no_status", "the body has no status")
+    if not isinstance(status, str) or not 0 < len(status) <= MAX_STATUS or not status.isprintable():
+        raise Unusable("bad_status", f"the body has no status of 1 to {MAX_STATUS} printable characters")
     return Prediction(kind=kind, id=prediction_id, status=status, raw=value)
 
 
 def parse_time(value: Any) -> datetime | None:
-    """An RFC 3339 time with 0 to 9 fraction digits as UTC; None for anything else."""
-    if not isinstance(value, str):
+    """An RFC 3339 time with 0 to 9 fraction digits as UTC, cut to microseconds; None for anything else."""
+    if not isinstance(value, str) or not _TIME.fullmatch(value.upper()):
         return None
     try:
-        time = datetime.fromisoformat(value)
-    except ValueError:
+        time = datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):  # the 30th of February; an offset that leads out of the calendar
         return None
-    return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC) if time.year > 1 else None
+    return time if time.year > 1 else None  # Go writes year 1 for a time that was never set
 
 
 def _load(body: bytes) -> Any:
     try:
-        text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate shows only here
+        value = json.loads(body.decode("utf-8"))
+        # Python reads NaN, 1e999 and lone surrogates, and trips only over writing them to the manifest.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError:
         raise Unusable("not_utf8", "the body is not UTF-8") from None
     except UnicodeEncodeError:
         raise Unusable("lone_surrogate", "the body contains a lone surrogate") from None
     except RecursionError:
         raise Unusable("too_deep", f"the body nests deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:
-        raise Unusable("not_json", f"the body is not JSON: {type(error).__name__}") from None
+    except json.JSONDecodeError as error:
+        raise Unusable("not_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:
+        raise Unusable("bad_number", "the body holds a number that no JSON of ours could hold") from None
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _too_deep(value: Any) -> bool:
