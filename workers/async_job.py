@@ -23,7 +23,7 @@ from app.core.errors import Permanent
 JobFunction = Callable[..., Awaitable[Any]]
 """Called as `await function(job, *args, **kwargs)`; returns something JSON can hold, or an `rq.Retry`."""
 
-_NAMES_CODE = (
+NAMES_CODE = (
     b"success_callback_name",
     b"failure_callback_name",
     b"stopped_callback_name",
@@ -55,8 +55,8 @@ class AsyncJob(Job):
 
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
         """Take over the hash without what names code, so that no later step of RQ can run it."""
-        self.forbidden = tuple(field.decode() for field in _NAMES_CODE if raw_data.get(field))
-        super().restore({field: value for field, value in raw_data.items() if field not in _NAMES_CODE})
+        self.forbidden = tuple(field.decode() for field in NAMES_CODE if raw_data.get(field))
+        super().restore({field: value for field, value in raw_data.items() if field not in NAMES_CODE})
 
     def admit(self, functions: Mapping[str, JobFunction]) -> bool:
         """Look the job up in the closed list; False leaves the reason in `refusal`."""

@@ -1,6 +1,6 @@
 """The worker of the queue `handle`: RQ's stock forking worker, which isolates what users run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from redis import Redis
@@ -10,6 +10,7 @@ from rq.serializers import JSONSerializer
 
 from app.core.errors import Permanent
 from app.core.names import HANDLE_QUEUE
+from workers.async_job import NAMES_CODE
 
 MAINTENANCE = 10
 """Seconds between clean-ups: how soon the jobs of a killed worker are found."""
@@ -17,10 +18,14 @@ MAINTENANCE = 10
 WORKER_TTL = 30
 
 
-class ListedJob(Job):  # type: ignore[misc]
+class ListedJob(Job):
     """A job that runs only functions the handlers file names; whoever can write to Redis cannot add one."""
 
     names: ClassVar[frozenset[str]] = frozenset()
+
+    def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
+        """Take over the hash without its callbacks and webhooks, which are code and addresses by name too."""
+        super().restore({field: value for field, value in raw_data.items() if field not in NAMES_CODE})
 
     @property
     def func(self) -> Callable[..., Any]:

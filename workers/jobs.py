@@ -1,51 +1,78 @@
 """The entry points of RQ jobs, thin: they turn what a job asks for into RQ's words.
 
-A job carries ids, not objects, and may run twice; two runs may overlap.
+A job carries ids, not objects, and may run twice; two runs may overlap. Its `meta` is what one run tells
+the next.
 """
 
 import asyncio
+import logging
 import math
 
 from rq import Retry
 from rq.job import Job
 
-from app.core.errors import Permanent, Rejected, Transient
-from app.core.names import Kind
-from app.core.policy import store_delay
+from app.core.errors import OutkeepError, Permanent, Rejected
+from app.core.names import ID, Kind
+from app.core.tries import Tries
 from workers.notify import Notify
-from workers.persist import Persist
+from workers.persist import Persist, RecordMissing
 
 _ENDLESS = 1_000_000
 """Our policies decide when to stop, not RQ's counter."""
 
+log = logging.getLogger("outkeep.worker")
+
 
 async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> Retry | None:
     """Keep the outputs of one prediction."""
-    attempt = (job.number_of_retries or 0) + 1
+    place = _place(job, kind, prediction_id)
+    tries = Tries(job.meta.setdefault("tries", {}))
     try:
-        wait = await service.run(Kind(kind), prediction_id, attempt=attempt)
+        wait = await service.run(*place, tries, attempt=_run(job))
+    except RecordMissing as error:
+        # No trace of the job may stay: it would keep a repeat of the event from getting one.
+        job.result_ttl = 0
+        log.error("not kept: %s", error.message, extra={"kind": kind, "id": prediction_id})  # noqa: TRY400
+        return None
     except (Permanent, Rejected) as error:
-        await asyncio.to_thread(service.give_up, Kind(kind), prediction_id, error)
-        job.retries_left = 0
+        await asyncio.to_thread(service.give_up, *place, error)
+        raise _final(job, error) from None
+    except Exception as error:
+        if not job.retries_left:
+            fault = Permanent("crashed", f"the job raised {type(error).__name__} every time")
+            await asyncio.to_thread(service.give_up, *place, fault)
         raise
     return None if wait is None else _again(wait)
 
 
 async def notify(service: Notify, job: Job, handler: str, kind: str, prediction_id: str) -> Retry | None:
     """Tell one handler about one prediction; a dead letter ends in RQ's registry of failed jobs."""
-    attempts = job.meta.setdefault("attempts", [])
+    place = _place(job, kind, prediction_id, handler)
     try:
-        verdict = await service.run(handler, Kind(kind), prediction_id, attempts)
-    except Transient:
-        return _again(store_delay(attempt=job.number_of_retries or 0, jitter=0.5))
+        wait = await service.run(handler, *place, job.meta, run=_run(job))
+    except Permanent as error:
+        raise _final(job, error) from None
     finally:
         await asyncio.to_thread(job.save_meta)
-    if verdict.told:
-        return None
-    if verdict.wait is not None:
-        return _again(verdict.wait)
+    return None if wait is None else _again(wait)
+
+
+def _run(job: Job) -> int:
+    """Which run of the job this is, from 1."""
+    return (job.number_of_retries or 0) + 1
+
+
+def _place(job: Job, kind: str, *ids: str) -> tuple[Kind, str]:
+    """The prediction that a job names; whoever can write to Redis can plant any arguments."""
+    if kind not in list(Kind) or not all(isinstance(text, str) and ID.fullmatch(text) for text in ids):
+        raise _final(job, Permanent("job_refused", "its arguments are not a kind and ids"))
+    return Kind(kind), ids[0]
+
+
+def _final(job: Job, error: OutkeepError) -> OutkeepError:
+    """Keep RQ from trying again what `error` ended."""
     job.retries_left = 0
-    raise Permanent("dead_letter", attempts[-1]["detail"])
+    return error
 
 
 def _again(wait: float) -> Retry:

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,7 @@ from app.core.handlers import Handler
 from app.core.links import LinkKeys, file_path, sign_path
 from app.core.manifest import Manifest, format_time
 from app.core.names import Kind, notification_id, object_name, outcome_name
-from app.core.policy import notify_delay
+from app.core.policy import notify_delay, store_delay
 from app.core.retry_after import retry_after
 from app.core.signature import signed_headers
 from app.guard import network_errors
@@ -28,8 +29,14 @@ TIMEOUT = 30.0
 """Seconds that a handler has to answer."""
 
 MAX_ANSWER = 20_000
+READING = 2.0
+"""Bytes and seconds that the body of an answer gets; its status alone decides."""
+
 LINK_LIFE = 8 * 86400
 """Seconds for which a link in an event is good: seven days are promised."""
+
+_FINAL = frozenset({"handler_unknown", "manifest_missing"})
+"""What no later attempt could change."""
 
 log = logging.getLogger("outkeep.notify")
 
@@ -46,14 +53,6 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What follows from an attempt: told, wait so many seconds, or dead."""
-
-    told: bool
-    wait: float | None
-
-
-@dataclass(frozen=True)
 class Notify:
     """What the job works with."""
 
@@ -66,26 +65,46 @@ class Notify:
     jitter: Callable[[], float]
 
     async def run(
-        self, handler_name: str, kind: Kind, prediction_id: str, attempts: list[dict[str, Any]]
-    ) -> Verdict:
-        """Make one attempt and append it to `attempts`, the earlier ones.
+        self, handler_name: str, kind: Kind, prediction_id: str, memory: dict[str, Any], *, run: int
+    ) -> float | None:
+        """Make one attempt; seconds to wait before the next run, or None when the handler was told.
 
-        Raises `Transient` when our own storage fails; then nothing was sent or nothing was written down.
+        `memory` is kept between runs and changed in place: `attempts` lists all of them, `owed` is an outcome
+        that storage did not take yet. `run` counts the runs from 1. Raises `Permanent` (`dead_letter`).
+        """
+        attempts: list[dict[str, Any]] = memory.setdefault("attempts", [])
+        place = (handler_name, kind, prediction_id)
+        try:
+            if "owed" not in memory:
+                wait = await self._try(*place, attempts)
+                if wait is not None:
+                    return wait
+                memory["owed"] = "dead" if attempts[-1]["error"] else "delivered"
+            await asyncio.to_thread(self._write_outcome, *place, memory["owed"], len(attempts))
+        except Transient as error:
+            delay = store_delay(attempt=run, jitter=self.jitter())
+            facts = _facts(*place) | {"code": error.code}
+            log.warning("trying again in %.0f s: %s", delay, error.message, extra=facts)
+            return delay
+        if memory.pop("owed") == "dead":
+            raise Permanent("dead_letter", attempts[-1]["detail"])
+        return None
+
+    async def _try(
+        self, handler_name: str, kind: Kind, prediction_id: str, attempts: list[dict[str, Any]]
+    ) -> float | None:
+        """Add an attempt to `attempts`; seconds until the next one, None when there is none.
+
+        Raises `Transient` when our own storage fails; then nothing was sent.
         """
         attempt, asked = await self._attempt(handler_name, kind, prediction_id)
         attempts.append(asdict(attempt))
-        told = attempt.error is None
         wait = None
-        if not told and attempt.error not in {"handler_unknown", "manifest_missing"}:
+        if attempt.error is not None and attempt.error not in _FINAL:
             wait = notify_delay(attempt=len(attempts), retry_after=asked, jitter=self.jitter())
-        if wait is None:
-            outcome = "delivered" if told else "dead"
-            await asyncio.to_thread(
-                self._write_outcome, handler_name, kind, prediction_id, outcome, len(attempts)
-            )
-        facts = {"kind": kind, "id": prediction_id, "handler": handler_name, "attempt": len(attempts)}
+        facts = _facts(handler_name, kind, prediction_id) | {"attempt": len(attempts)}
         _report(attempt, wait, facts)
-        return Verdict(told, wait)
+        return wait
 
     async def _attempt(
         self, handler_name: str, kind: Kind, prediction_id: str
@@ -143,7 +162,7 @@ class Notify:
         request = self.session.post(handler.url, data=body, headers=headers, allow_redirects=False)
         with network_errors(urlsplit(handler.url).hostname or handler.name):
             async with request as answer:
-                await answer.content.read(MAX_ANSWER)
+                await _finish_reading(answer.content)
                 asked = retry_after(answer.headers.get("retry-after"), now=self.clock().timestamp())
                 return answer.status, asked
 
@@ -161,10 +180,26 @@ class Notify:
         self.storage.put_bytes(name, json.dumps(document).encode())
 
 
+async def _finish_reading(content: aiohttp.StreamReader) -> None:
+    """Read a short answer to its end, so that its connection serves again. What it says does not count."""
+    room = MAX_ANSWER
+    with suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(READING):
+            while room > 0 and (block := await content.read(room)):
+                room -= len(block)
+
+
 def _report(attempt: Attempt, wait: float | None, facts: dict[str, Any]) -> None:
+    facts |= {"status": attempt.status, "milliseconds": attempt.milliseconds}
     if attempt.error is None:
         log.info("handler told", extra=facts)
-    elif wait is None:
+        return
+    facts |= {"code": attempt.error}
+    if wait is None:
         log.error("handler not told; the delivery is a dead letter: %s", attempt.detail, extra=facts)
     else:
         log.warning("handler not told, again in %.0f s: %s", wait, attempt.detail, extra=facts)
+
+
+def _facts(handler: str, kind: Kind, prediction_id: str) -> dict[str, Any]:
+    return {"handler": handler, "kind": str(kind), "id": prediction_id}

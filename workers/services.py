@@ -16,9 +16,11 @@ from app.guard import guarded_session
 from app.records import Records
 from app.storage import Storage
 from workers import jobs
+from workers.collect import Collector, Limits
 from workers.fetch import Fetcher
+from workers.keep import Keeper
 from workers.notify import Notify
-from workers.persist import Limits, Persist
+from workers.persist import Persist
 from workers.scratch import scratch
 
 Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
@@ -32,16 +34,8 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
     rules = settings.output_hosts
     with scratch(settings.temporary) as folder:
         async with guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session:
-            service = Persist(
-                redis=redis,
-                records=Records(redis, ttl=settings.record_ttl),
-                storage=Storage(settings.storage_url),
-                fetcher=Fetcher(session, rules, folder, max_bytes=settings.max_file),
-                handlers=deployment.handlers,
-                folder=folder,
-                limits=Limits(settings.max_files, settings.disk_floor),
-                clock=_now,
-                jitter=random.random,
+            service = _persist(
+                deployment, redis, Fetcher(session, rules, folder, max_bytes=settings.max_file)
             )
             yield {PERSIST_JOB: partial(jobs.persist, service)}
 
@@ -66,6 +60,25 @@ async def notify_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Job
 
 ASYNCHRONOUS = {PERSIST_QUEUE: persist_jobs, NOTIFY_QUEUE: notify_jobs}
 """Queues that wait on networks, with what opens their jobs."""
+
+
+def _persist(deployment: Deployment, redis: Redis, fetcher: Fetcher) -> Persist:
+    settings = deployment.settings
+    records = Records(redis, ttl=settings.record_ttl)
+    storage = Storage(settings.storage_url)
+    # What waits for storage outlives the process, unlike what is being downloaded.
+    keeper = Keeper(storage, fetcher, settings.temporary)
+    limits = Limits(settings.max_files, settings.disk_floor)
+    return Persist(
+        redis=redis,
+        records=records,
+        storage=storage,
+        keeper=keeper,
+        collector=Collector(records, keeper, settings.temporary, limits, _now, random.random),
+        handlers=deployment.handlers,
+        clock=_now,
+        jitter=random.random,
+    )
 
 
 def _proxy(deployment: Deployment) -> str | None:

@@ -18,8 +18,8 @@ NOTIFY_DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0,
 
 MAX_RETRY_AFTER = 86400.0
 RETRIED_ONCE = frozenset({"forbidden"})
-RETRIED_WITHIN_THE_HOUR = frozenset({"host_refused"})
-"""Permanent by themselves, but the operator can mend them while the file still exists."""
+RETRIED_WITHIN_THE_HOUR = frozenset({"host_refused", "scheme_refused", "port_refused", "address_refused"})
+"""Permanent by themselves, but `OUTKEEP_OUTPUT_HOSTS` mends them while the file still exists."""
 
 _FETCH_BASE = 2.0
 _FETCH_CAP = 120.0

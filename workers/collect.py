@@ -1,0 +1,192 @@
+"""All files of one prediction: fetched in parallel, each kept, lost for a reason, or tried again later."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.manifest import KeptFile
+from app.core.outputs import find_files
+from app.core.policy import attempt_timeout, keep_until, store_delay
+from app.core.prediction import Prediction
+from app.core.tries import Tries
+from app.records import Record, Records
+from workers.keep import Keeper, Wanted
+
+PARALLEL_FILES = 8
+"""Downloads of one prediction at a time; one with 249 files must not starve the others."""
+
+LATE_START = 60.0
+"""Seconds after the hour, or after the begin of a late run, in which downloads are still started. With
+`LATE_ATTEMPT` on top all of them end before the job's time-out; the rest is left to the next run."""
+
+log = logging.getLogger("outkeep.persist")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds set by the operator."""
+
+    max_files: int
+    disk_floor: int | None
+    """Bytes that stay free; None: the larger of 1 GiB and 5 % of the disk."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a persist job is about; times are Unix seconds. `attempt` counts the runs from 1."""
+
+    record: Record
+    prediction: Prediction
+    files: Sequence[Wanted]
+    tries: Tries
+    attempt: int
+    began: float
+    ends: float
+    """When the outputs are gone from their hosts."""
+
+    @classmethod
+    def of(cls, record: Record, prediction: Prediction, tries: Tries, attempt: int, began: float) -> "Run":
+        """Walks the whole output: use a thread."""
+        places = enumerate(find_files(prediction.output))
+        files = [Wanted.of(record.kind, record.id, number, place) for number, place in places]
+        ends = keep_until(prediction.completed_at, record.received_at).timestamp()
+        return cls(record, prediction, files, tries, attempt, began, ends)
+
+    @property
+    def last_start(self) -> float:
+        """After this no download is started any more."""
+        return max(self.ends, self.began) + LATE_START
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A file that was not asked for in this run, and in how many seconds it may be."""
+
+    seconds: float
+
+
+_Result = KeptFile | OutkeepError | _Later
+
+
+@dataclass(frozen=True)
+class Collector:
+    """What it works with."""
+
+    records: Records
+    keeper: Keeper
+    folder: Path
+    limits: Limits
+    clock: Callable[[], datetime]
+    jitter: Callable[[], float]
+
+    async def collect(self, run: Run) -> list[KeptFile] | float:
+        """Every file as it ended, in order of appearance, or seconds to wait before the next run.
+
+        Raises `Transient` (`disk_floor`, `disk_error`): nothing is downloaded then.
+        """
+        if any(not wanted.place.is_inline for wanted in run.files):
+            await asyncio.to_thread(self._check_disk)
+        gate = asyncio.Semaphore(PARALLEL_FILES)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._attempt(run, wanted, gate)) for wanted in run.files]
+        return await asyncio.to_thread(self._decide, run, [task.result() for task in tasks])
+
+    async def _attempt(self, run: Run, wanted: Wanted, gate: asyncio.Semaphore) -> _Result:
+        known = run.record.kept.get(str(wanted.number))
+        if known is not None and known["source"] == wanted.source:
+            return KeptFile(**known)
+        if wanted.number >= self.limits.max_files:
+            return Permanent(
+                "too_many_files", f"only {self.limits.max_files} files are kept (OUTKEEP_MAX_FILES)"
+            )
+        wait = run.tries.wait(str(wanted.number), run.began)
+        if wait > 0:
+            return _Later(wait)
+        async with gate:
+            if self._now() > run.last_start:
+                return _Later(1.0)
+            try:
+                kept = await self.keeper.keep(wanted, timeout=attempt_timeout(run.ends - self._now()))
+            except OutkeepError as error:
+                return error
+            if len(run.files) > 1:
+                # What Redis does not remember is fetched once more, and that is all.
+                with suppress(RedisError):
+                    await asyncio.to_thread(self._remember, run, {wanted.number: kept})
+            return kept
+
+    def _decide(self, run: Run, results: Sequence[_Result]) -> list[KeptFile] | float:
+        # Files that fail together are tried again together: one draw for all.
+        jitter = self.jitter()
+        ended: dict[int, KeptFile] = {}
+        delays = []
+        for wanted, result in zip(run.files, results, strict=True):
+            match result:
+                case KeptFile():
+                    ended[wanted.number] = result
+                case _Later():
+                    delays.append(result.seconds)
+                case error:
+                    delay = self._delay(run, wanted, error, jitter)
+                    _report(wanted, error, delay)
+                    if delay is None:
+                        ended[wanted.number] = KeptFile(wanted.place.pointer, wanted.source, error=error.code)
+                    else:
+                        delays.append(delay)
+        if not delays:
+            return list(ended.values())
+        self._remember(run, {number: file for number, file in ended.items() if file.error})
+        return min(delays)
+
+    def _delay(self, run: Run, wanted: Wanted, error: OutkeepError, jitter: float) -> float | None:
+        """Seconds until a file is tried again, None when it is lost."""
+        if error.code.startswith(("storage_", "disk_")):
+            # Our own trouble: it says nothing about the file.
+            return store_delay(attempt=run.attempt, jitter=jitter)
+        now = self._now()
+        return run.tries.failed(str(wanted.number), error, now=now, remaining=run.ends - now, jitter=jitter)
+
+    def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
+        ended = {str(number): asdict(file) for number, file in files.items()}
+        self.records.keep(run.record.kind, run.record.id, ended)
+
+    def _check_disk(self) -> None:
+        try:
+            usage = shutil.disk_usage(self.folder)
+        except OSError as error:
+            raise Transient("disk_error", f"{self.folder}: {error.strerror}") from None
+        floor = self.limits.disk_floor
+        if floor is None:
+            floor = max(1 << 30, usage.total // 20)
+        if usage.free < floor:
+            raise Transient(
+                "disk_floor",
+                f"only {usage.free >> 20} MiB are free on the disk of {self.folder}; below {floor >> 20} MiB "
+                "nothing is fetched (OUTKEEP_DISK_FLOOR): make room",
+            )
+
+    def _now(self) -> float:
+        return self.clock().timestamp()
+
+
+def _report(wanted: Wanted, error: OutkeepError, delay: float | None) -> None:
+    facts: dict[str, str] = {
+        "kind": wanted.kind,
+        "id": wanted.id,
+        "pointer": wanted.place.pointer,
+        "code": error.code,
+    }
+    if delay is None:
+        log.error("an output is lost: %s", error.message, extra=facts)
+    elif isinstance(error, Permanent):
+        log.error("an output is not fetched, again in %.0f s: %s", delay, error.message, extra=facts)
+    else:
+        log.warning("an output is tried again in %.0f s: %s", delay, error.message, extra=facts)

@@ -1,0 +1,100 @@
+"""Keep one output file: from its URL, or out of the output itself, into storage under our own name."""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from app.core import content, media
+from app.core.data_uri import decode_data_uri
+from app.core.errors import Permanent
+from app.core.manifest import KeptFile
+from app.core.names import TEXT_NAME, Kind, object_name, output_name
+from app.core.outputs import OutputFile
+from app.storage import Storage
+from workers.fetch import Fetched, Fetcher
+from workers.hold import held, hold
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An output file that is to be kept: `number` is its place in order of appearance.
+
+    `source` is what the manifest says of its origin: the URL, or the hash of a `data:` URI.
+    """
+
+    kind: Kind
+    id: str
+    number: int
+    place: OutputFile
+    source: str
+
+    @classmethod
+    def of(cls, kind: Kind, prediction_id: str, number: int, place: OutputFile) -> Self:
+        """Takes some milliseconds for each megabyte of a `data:` URI: use a thread."""
+        return cls(kind, prediction_id, number, place, _source(place))
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Names and bytes are deterministic: keeping a file twice, or twice at once, ends in the same object."""
+
+    storage: Storage
+    fetcher: Fetcher
+    folder: Path
+    """Where downloads wait that the storage did not take."""
+
+    async def keep(self, wanted: Wanted, *, timeout: float) -> KeptFile:  # noqa: ASYNC109 - the fetcher's
+        """Bring a file into storage; a download gets `timeout` seconds.
+
+        Raises what `Fetcher.fetch`, `decode_data_uri` and `Storage` raise.
+        """
+        if wanted.place.is_inline:
+            return await asyncio.to_thread(self._keep_inline, wanted)
+        place = (wanted.kind, wanted.id, wanted.number)
+        fetched = await asyncio.to_thread(held, self.folder, *place)
+        fetched = fetched or await self.fetcher.fetch(wanted.source, timeout=timeout)
+        try:
+            kept = await asyncio.to_thread(self._store_file, wanted, fetched)
+        except BaseException:
+            await asyncio.to_thread(hold, fetched, *place)
+            raise
+        await asyncio.to_thread(fetched.path.unlink, missing_ok=True)
+        return kept
+
+    def keep_text(self, kind: Kind, prediction_id: str, text: str) -> KeptFile:
+        """Store the text of an output."""
+        return self._store(kind, prediction_id, KeptFile("/output", None, TEXT_NAME), text.encode())
+
+    def _store_file(self, wanted: Wanted, fetched: Fetched) -> KeptFile:
+        extension = media.extension(fetched.head, url_path=urlsplit(wanted.source).path)
+        name = output_name(wanted.number, extension)
+        self.storage.put_file(object_name(wanted.kind, wanted.id, name), fetched.path)
+        media_type = media.media_type(extension)
+        return KeptFile(wanted.place.pointer, wanted.source, name, media_type, fetched.size, fetched.sha256)
+
+    def _keep_inline(self, wanted: Wanted) -> KeptFile:
+        declared, data = decode_data_uri(wanted.place.source)
+        hint = media.extension_for_media_type(declared) or media.UNKNOWN
+        extension = media.extension(data[: content.HEAD], url_path=f"output.{hint}")
+        name = output_name(wanted.number, extension)
+        return self._store(wanted.kind, wanted.id, KeptFile(wanted.place.pointer, wanted.source, name), data)
+
+    def _store(self, kind: Kind, prediction_id: str, file: KeptFile, data: bytes) -> KeptFile:
+        assert file.name is not None
+        self.storage.put_bytes(object_name(kind, prediction_id, file.name), data)
+        media_type = media.media_type(file.name.rpartition(".")[2])
+        digest = hashlib.sha256(data).hexdigest()
+        return KeptFile(file.pointer, file.source, file.name, media_type, len(data), digest)
+
+
+def _source(place: OutputFile) -> str:
+    if not place.is_inline:
+        return place.source
+    try:
+        media_type, data = decode_data_uri(place.source)
+    except Permanent:
+        media_type, data = place.source[5:].partition(",")[0].partition(";")[0].lower(), place.source.encode()
+    return f"data:{media_type};sha256={hashlib.sha256(data).hexdigest()}"
