@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
 from app.embedded import running_url
 from app.settings import Settings, examine
-from app.storage import Storage
+from app.storage import Storage, fsync
 
 DEFAULT_HANDLERS = Path("outkeep.toml")
 KEY_FILE = "secret.key"
@@ -49,7 +51,8 @@ def prepare(
             "OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; "
             "set the same 32 random bytes or more everywhere, for example from `openssl rand -hex 32`"
         )
-    problems += _storage_problems(settings)
+    if not _blames(problems, "OUTKEEP_STORAGE"):
+        problems += _storage_problems(settings)
     if problems:
         raise ConfigurationError(problems)
     return settings, found
@@ -72,26 +75,36 @@ def connect(settings: Settings, handlers: tuple[Handler, ...]) -> Deployment:
 
 
 def own_keys(data: Path) -> tuple[bytes, ...]:
-    """The keys of an embedded deployment, made once in `<data>/secret.key`."""
+    """The keys of an embedded deployment, made once in `<data>/secret.key`.
+
+    Raises:
+        ConfigurationError: when the file can be neither read nor made.
+    """
     path = data / KEY_FILE
-    if not path.exists():
-        data.mkdir(parents=True, exist_ok=True)
-        draft = data / f"{KEY_FILE}.{os.getpid()}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        if not path.exists():
+            _make_key(path)
+        return parse_secret_keys(path.read_text(encoding="ascii"))
+    except OSError as error:
+        raise ConfigurationError([f"OUTKEEP_DATA: cannot read or make {path}: {error.strerror}"]) from None
+    except (UnicodeDecodeError, Permanent):
+        raise ConfigurationError([f"{path}: cannot be read as a key; restore it from a backup"]) from None
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of chance: a draft that a killed process left behind must not stand in the way.
+    descriptor, draft = tempfile.mkstemp(prefix=f"{KEY_FILE}.", dir=path.parent)
+    try:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
             file.flush()
             os.fsync(file.fileno())
-        try:
+        with suppress(FileExistsError):
             path.hardlink_to(draft)  # whoever links first wins; nobody ever sees half a key
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    try:
-        return parse_secret_keys(path.read_text(encoding="ascii"))
-    except (OSError, UnicodeDecodeError, Permanent):
-        raise ConfigurationError([f"{path}: cannot be read as a key; restore it from a backup"]) from None
+    finally:
+        Path(draft).unlink()
+    fsync(path.parent)
 
 
 def _handlers(settings: Settings, environment: Mapping[str, str]) -> tuple[tuple[Handler, ...], list[str]]:

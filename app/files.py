@@ -1,7 +1,6 @@
 """Stored files over HTTP: by a link that we signed or with the admin token, never running in our origin."""
 
 import asyncio
-import hmac
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from app.admin import bearer, is_admin
 from app.core import media
 from app.core.errors import Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
@@ -41,7 +41,8 @@ class Files:
         except Rejected as error:
             return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
         except Transient as error:
-            return JSONResponse({"error": error.code, "message": error.message}, status_code=503)
+            content = {"error": error.code, "message": error.message}
+            return JSONResponse(content, status_code=503, headers={"retry-after": "5"})
 
     def _find(self, name: str) -> Stored:
         stored = self.storage.head(name)
@@ -50,10 +51,9 @@ class Files:
         return stored
 
     def _admit(self, request: Request, path: str) -> None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self.admin_token is not None:
-            if hmac.compare_digest(token.encode(), self.admin_token.get_secret_value().encode()):
-                return
+        if is_admin(request, self.admin_token):
+            return
+        if self.admin_token is not None and bearer(request) is not None:
             raise Rejected("token_refused", "the token is not the admin token", status=401)
         query = request.query_params
         if "signature" not in query or "expires" not in query:
@@ -62,7 +62,7 @@ class Files:
 
     def _answer(self, request: Request, name: str, stored: Stored) -> Response:
         headers = _headers(name, stored)
-        if stored.etag is not None and stored.etag in request.headers.get("if-none-match", ""):
+        if stored.etag is not None and _has(request.headers.get("if-none-match", ""), stored.etag):
             return Response(status_code=304, headers=headers)
         wanted = request.headers.get("range")
         if request.headers.get("if-range", stored.etag) != stored.etag:
@@ -87,6 +87,11 @@ def _place(request: Request) -> tuple[Kind, str, str]:
     if kind is None or not ID.fullmatch(parts["id"]) or not _NAME.fullmatch(parts["name"]):
         raise Rejected("not_found", "no such file is stored", status=404)
     return kind, parts["id"], parts["name"]
+
+
+def _has(listed: str, etag: str) -> bool:
+    """Whether an `If-None-Match` covers `etag`; weak comparison, as the RFC wants it for that header."""
+    return listed.strip() == "*" or etag in {entry.strip().removeprefix("W/") for entry in listed.split(",")}
 
 
 def _headers(name: str, stored: Stored) -> dict[str, str]:

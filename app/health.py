@@ -1,17 +1,20 @@
 """Whether we live, and whether a delivery sent now would be acknowledged."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
 from typing import cast
 
+from pydantic import SecretStr
 from redis import Redis
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import queues
+from app.admin import is_admin
 from app.core.errors import OutkeepError
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
@@ -48,8 +51,8 @@ class Health:
 
     redis: Redis
     storage: Storage
-    secret_key: bytes
-    admin_token: str | None
+    secret_keys: Sequence[bytes]
+    admin_token: SecretStr | None
 
     async def live(self, _: Request) -> Response:
         """`GET /healthz`."""
@@ -64,25 +67,28 @@ class Health:
         return PlainTextResponse("".join(lines), status_code=503 if failed else 200)
 
     def findings(self) -> list[Finding]:
-        """Run every check; blocks for about two seconds at most."""
+        """Run every check; blocks for about two seconds at most when Redis hangs."""
         try:
-            self.redis.ping()
+            return [self._key(), *self._durability(), *self._workers(), self._storage()]
         except BusyLoadingError:
-            return [Finding(Level.FAIL, "redis", "loading its data; deliveries are refused until it is done")]
+            detail = "loading its data; deliveries are refused until it is done"
+        except ResponseError as error:
+            detail = f"takes no writes ({type(error).__name__}); deliveries are refused until it does"
         except RedisError as error:
             detail = f"no answer ({type(error).__name__}); deliveries are refused until it is back"
-            return [Finding(Level.FAIL, "redis", detail)]
-        return [self._key(), *self._durability(), *self._workers(), self._storage()]
+        return [Finding(Level.FAIL, "redis", detail), self._storage()]
 
     def _key(self) -> Finding:
-        own = fingerprint(self.secret_key)
-        self.redis.set(KEY_FINGERPRINT, own, nx=True)
-        known = cast(bytes, self.redis.get(KEY_FINGERPRINT)).decode()
-        if own == known:
-            return Finding(Level.OK, "secret key", "")
-        return Finding(
-            Level.FAIL, "secret key", "OUTKEEP_SECRET_KEY differs from that of other processes here"
-        )
+        """Whether all hosts sign alike. Its write also proves that Redis takes writes."""
+        own = [fingerprint(key) for key in self.secret_keys]
+        known = cast(bytes | None, self.redis.set(KEY_FINGERPRINT, own[0], nx=True, get=True))
+        if known is not None and known.decode() not in own:
+            detail = "OUTKEEP_SECRET_KEY differs from that of other processes here"
+            return Finding(Level.FAIL, "secret key", detail)
+        if known is not None and known.decode() != own[0]:
+            # A rotation: who has the new key first tells the others which one must be known now.
+            self.redis.set(KEY_FINGERPRINT, own[0])
+        return Finding(Level.OK, "secret key", "")
 
     def _durability(self) -> list[Finding]:
         try:
@@ -113,7 +119,7 @@ class Health:
         return Finding(Level.OK, "storage", self.storage.url)
 
     def _may_see_details(self, request: Request) -> bool:
-        if self.admin_token and request.headers.get("authorization") == f"Bearer {self.admin_token}":
+        if is_admin(request, self.admin_token):
             return True
         try:
             return request.client is not None and ip_address(request.client.host).is_loopback

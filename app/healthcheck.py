@@ -4,12 +4,12 @@ import http.client
 import socket
 from datetime import UTC, datetime, timedelta
 
-from redis import Redis
 from rq.worker.base import BaseWorker
 
 from app import queues
 from app.core.errors import Permanent
 from app.deployment import find_redis
+from app.inbox import connect
 from app.settings import Settings
 
 TIMEOUT = 3.0
@@ -41,7 +41,7 @@ def _check_receiver(host: str, port: int) -> None:
 
 
 def _check_worker(queue: str, url: str) -> None:
-    redis = Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
+    redis = connect(url, timeout=TIMEOUT)
     here, earliest = socket.gethostname(), datetime.now(UTC) - SILENCE
     for worker in BaseWorker.all(queue=queues.queue(queue, redis)):
         heard = worker.last_heartbeat

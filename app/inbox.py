@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -24,10 +24,13 @@ MAX_BATCH_BYTES = 8 << 20
 log = logging.getLogger("outkeep.inbox")
 
 
-def connect(url: str) -> Redis:
-    """The receiver's own client: one second, and no retry, since a pipeline sent twice may count twice."""
+def connect(url: str, *, timeout: float = TIMEOUT) -> Redis:
+    """A client that gives up after `timeout` seconds and does not try again; it connects when first used.
+
+    A pipeline sent twice may count twice.
+    """
     return Redis.from_url(
-        url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
+        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
     )
 
 
@@ -52,14 +55,9 @@ class Inbox:
         self._sender: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the breaker refuses deliveries just now."""
-        return self._prober is not None
-
     async def accept(self, arrival: Arrival) -> Accepted:
         """Wait until a delivery is durable; raises `Transient` when that is not confirmed."""
-        if self.is_open:
+        if self._prober is not None:
             raise _unavailable()
         waiting = _Waiting(arrival, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -78,10 +76,12 @@ class Inbox:
     async def _send(self) -> None:
         try:
             while self._waiting:
-                batch = self._next_batch()
-                await self._commit(batch)
+                await self._commit(self._next_batch())
         finally:
             self._sender = None
+            # Nobody may wait for ever, even should our own code have failed.
+            refused, self._waiting = self._waiting, []
+            _refuse(refused)
 
     def _next_batch(self) -> list[_Waiting]:
         size = count = 0
@@ -97,18 +97,15 @@ class Inbox:
         arrivals = [waiting.arrival for waiting in batch]
         try:
             outcomes = await asyncio.to_thread(self._records.accept, arrivals, self._clock())
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                _answer(waiting, outcome)
         except Transient as error:
-            refused, self._waiting = [*batch, *self._waiting], []
-            log.warning(
-                "deliveries refused until Redis answers",
-                extra={"count": len(refused), "reason": error.message},
-            )
+            batch, self._waiting = [*batch, *self._waiting], []
+            facts = {"count": len(batch), "reason": error.message}
+            log.warning("deliveries are refused until Redis answers", extra=facts)
             self._prober = asyncio.create_task(self._probe())
-            for waiting in refused:
-                _resolve(waiting.answer, _unavailable())
-            return
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            _resolve(waiting.answer, outcome)
+        finally:
+            _refuse(batch)
 
     async def _probe(self) -> None:
         while True:
@@ -122,14 +119,17 @@ class Inbox:
             return
 
 
-def _resolve(answer: asyncio.Future[Accepted], outcome: Accepted | Transient) -> None:
+def _answer(waiting: _Waiting, outcome: Accepted) -> None:
     # A sender that hung up has cancelled its future; its event may be durable all the same.
-    if answer.done():
-        return
-    if isinstance(outcome, Transient):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)
+    if not waiting.answer.done():
+        waiting.answer.set_result(outcome)
+
+
+def _refuse(batch: Sequence[_Waiting]) -> None:
+    """Answer all that have no answer yet."""
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(_unavailable())
 
 
 def _unavailable() -> Transient:

@@ -1,6 +1,9 @@
 """Composition root of the web process."""
 
 import asyncio
+import signal
+import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -10,17 +13,22 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from app.core.errors import Permanent
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.files import Files
 from app.health import Health
 from app.inbox import Inbox, connect
-from app.receiver import Receiver, http_error
+from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
+from app.settings import Settings
 from app.storage import Storage
 
 GRACE = 20
 """Seconds that requests in flight get after SIGTERM."""
+
+BACKLOG = 2048
+"""Connections that the system holds for us until we take them."""
 
 
 def create_app(deployment: Deployment) -> Starlette:
@@ -38,8 +46,7 @@ def create_app(deployment: Deployment) -> Starlette:
         clock=_now,
     )
     files = Files(storage, link_keys(deployment.secret_keys), settings.admin_token, _now)
-    token = settings.admin_token.get_secret_value() if settings.admin_token else None
-    health = Health(redis, storage, deployment.secret_keys[0], token)
+    health = Health(redis, storage, deployment.secret_keys, settings.admin_token)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -55,7 +62,7 @@ def create_app(deployment: Deployment) -> Starlette:
             Route("/healthz", health.live, methods=["GET"]),
             Route("/readyz", health.ready, methods=["GET"]),
         ],
-        exception_handlers={HTTPException: http_error},
+        exception_handlers={HTTPException: http_error, Exception: internal_error},
         lifespan=lifespan,
     )
     # A redirect loses a webhook: Replicate follows none and takes it for delivered.
@@ -64,19 +71,42 @@ def create_app(deployment: Deployment) -> Starlette:
 
 
 def serve(deployment: Deployment) -> None:
-    """Run the receiver until SIGTERM or SIGINT."""
-    settings = deployment.settings
-    uvicorn.run(
-        create_app(deployment),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=True,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-        timeout_graceful_shutdown=GRACE,
-        timeout_keep_alive=75,
+    """Run the receiver until SIGTERM or SIGINT, then exit with 0; raises `Permanent` when the port is taken.
+
+    Main thread only. What was acknowledged is durable already; requests in flight get `GRACE` seconds.
+    """
+    # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    with listen(deployment.settings) as listener:
+        server(deployment).run(sockets=[listener])
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket; raises `Permanent` when there can be none."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        message = f"cannot listen on {where}: {error.strerror}; stop what uses it, or set HOST or PORT"
+        raise Permanent("port_unusable", message) from None
+
+
+def server(deployment: Deployment) -> uvicorn.Server:
+    """The web server, ready to run on a socket."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(deployment),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            proxy_headers=True,
+            forwarded_allow_ips=deployment.settings.forwarded_allow_ips,
+            timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=75,
+        )
     )
 
 

@@ -27,6 +27,13 @@ from app.inbox import Inbox
 from app.records import Accepted, Arrival
 from app.storage import Storage
 
+RETRY_AFTER = 2
+"""Seconds after which a sender should try again: more than the breaker needs to close."""
+
+_UNREAD = frozenset({413, 415})
+_CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
+"""Headers that are not written down: some proxies add their own."""
+
 LARGE = 1 << 20
 """Bytes from which a body is verified in a thread."""
 
@@ -57,7 +64,7 @@ class Receiver:
         try:
             body = await _read(request, self.max_body)
             delivery = await self._verify(request, body)
-            outcome = await self._keep(delivery, kind, dict(request.query_params))
+            outcome = await self._keep(request, delivery, kind)
         except (Rejected, Transient) as error:
             return _refusal(error)
         except ClientDisconnect:
@@ -69,13 +76,13 @@ class Receiver:
         # Hashing a large body takes tens of milliseconds, during which nobody else would be answered.
         return await asyncio.to_thread(check) if len(body) > LARGE else check()
 
-    async def _keep(self, delivery: Delivery, kind: Kind, query: dict[str, str]) -> str:
+    async def _keep(self, request: Request, delivery: Delivery, kind: Kind) -> str:
         try:
             prediction = parse(delivery.body, kind)
         except Unusable as error:
-            await asyncio.to_thread(self._set_aside, delivery, error)
+            await asyncio.to_thread(self._set_aside, request, delivery, kind, error)
             return "quarantined"
-        outcome = await self.inbox.accept(self._arrival(delivery, prediction, query))
+        outcome = await self.inbox.accept(self._arrival(delivery, prediction, dict(request.query_params)))
         level = logging.INFO if outcome is Accepted.ACCEPTED else logging.DEBUG
         facts = {
             "kind": kind,
@@ -96,12 +103,14 @@ class Receiver:
         receipt = Receipt(received_at=now, webhook_id=delivery.webhook_id, query=query)
         return Arrival(prediction=prediction, body=delivery.body, receipt=receipt, job=job)
 
-    def _set_aside(self, delivery: Delivery, error: Unusable) -> None:
+    def _set_aside(self, request: Request, delivery: Delivery, kind: Kind, error: Unusable) -> None:
         now = self.clock()
         document = {
             "reason": {"code": error.code, "message": error.message},
             "received_at": format_time(now),
-            "headers": {"webhook-id": delivery.webhook_id, "webhook-timestamp": str(delivery.timestamp)},
+            "kind": kind,
+            "query": dict(request.query_params),
+            "headers": {k: v for k, v in request.headers.items() if k not in _CREDENTIALS},
             "body": delivery.body.decode("utf-8", "backslashreplace"),
             "body_base64": base64.b64encode(delivery.body).decode(),
         }
@@ -136,8 +145,11 @@ def _refusal(error: Rejected | Transient) -> JSONResponse:
     content = {"error": error.code, "message": error.message}
     if isinstance(error, Rejected):
         log.info("delivery refused", extra={"code": error.code, "status": error.status})
-        return JSONResponse(content, status_code=error.status)
-    headers = {"retry-after": str(int(error.retry_after or 2))}
+        # The rest of a body that we do not want to read must not follow.
+        headers = {"connection": "close"} if error.status in _UNREAD else None
+        return JSONResponse(content, status_code=error.status, headers=headers)
+    log.warning("delivery not acknowledged; it must be sent again", extra={"code": error.code})
+    headers = {"retry-after": str(int(error.retry_after or RETRY_AFTER))}
     return JSONResponse(content, status_code=503, headers=headers)
 
 
@@ -146,3 +158,9 @@ async def http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     content = {"error": error.detail.lower().replace(" ", "_"), "message": error.detail}
     return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+
+async def internal_error(_: Request, error: Exception) -> Response:
+    """A fault of ours: asked for again, since a sender gives up on other answers. The server logs it."""
+    content = {"error": "internal", "message": f"the receiver failed ({type(error).__name__}); send it again"}
+    return JSONResponse(content, status_code=503, headers={"retry-after": str(RETRY_AFTER)})

@@ -2,12 +2,14 @@
 
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
 `received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `body` (as received, until
-stored), `error` (a code), `files` and `lost` (counts), and `kept:<pointer>` for each file that already lies
-in storage while others are still tried.
+stored), `error` (a code), `files` and `lost` (counts), and `kept:<number>` for each file that has already been
+kept or lost while others are still tried.
 """
 
+import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -25,6 +27,7 @@ from app.core.manifest import Receipt, format_time
 from app.core.names import EVENTS, RECORDS, Kind, record_key, record_member, split_member
 from app.core.prediction import Prediction
 
+PAGE = 200
 _Hash = Mapping[bytes, bytes]
 
 _ACCEPT = """
@@ -48,6 +51,7 @@ if outcome == 'accepted' or outcome == 'progress' then
   redis.call('HSET', KEYS[1], unpack(ARGV, 11, last))
   redis.call('EXPIRE', KEYS[1], ARGV[4])
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5] - ARGV[4])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
 end
 -- A repeat of an event whose job is gone while its record waits for one mends it.
@@ -77,6 +81,15 @@ for i = 7, first - 1 do
   end
 end
 return 0
+"""
+
+_KEEP = """
+-- KEYS: 1 record
+-- ARGV: 1 ttl (s), then fields to set
+-- A record that is gone stays gone: these fields alone would be none.
+if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 1 and #ARGV > 1 then
+  redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+end
 """
 
 
@@ -117,7 +130,7 @@ class Record:
     lost: int
     error: str | None
     kept: Mapping[str, dict[str, Any]]
-    """What is known of files already stored, by their pointer; see `Records.keep`."""
+    """How files ended that are not tried any more, by their number; see `Records.keep`."""
 
 
 class Records:
@@ -127,8 +140,9 @@ class Records:
         """Keep records for `ttl` seconds after their latest change."""
         self._redis = connection
         self._ttl = ttl
-        self._accept = connection.register_script(_ACCEPT)
+        self._accept = hashlib.sha1(_ACCEPT.encode(), usedforsecurity=False).hexdigest()
         self._move = connection.register_script(_MOVE)
+        self._keep = connection.register_script(_KEEP)
 
     def accept(self, arrivals: Sequence[Arrival], now: datetime) -> list[Accepted]:
         """Record many deliveries and enqueue their jobs, in one round trip.
@@ -139,9 +153,11 @@ class Records:
         """
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
+                # Loaded every time: asking whether Redis still has it would be a second round trip.
+                pipeline.script_load(_ACCEPT)
                 for arrival in arrivals:
                     self._add(pipeline, arrival, now)
-                return [Accepted(outcome.decode()) for outcome in pipeline.execute()]
+                return [Accepted(outcome.decode()) for outcome in pipeline.execute()[1:]]
         except RedisError as error:
             raise Transient("redis_unavailable", f"Redis did not confirm: {type(error).__name__}") from error
 
@@ -156,14 +172,11 @@ class Records:
             queue = queues.queue(job.origin, self._redis)
             keys += [job.key, queue.key, queue.redis_queues_keys]
             job_fields = queues.fields(job)
-        self._accept(
-            keys=keys,
-            args=[
-                move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
-                EVENTS, State.RUNNING, State.RECEIVED, len(fields), *fields, *job_fields,
-            ],
-            client=pipeline,
-        )  # fmt: skip
+        arguments = [
+            move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
+            EVENTS, State.RUNNING, State.RECEIVED, len(fields), *fields, *job_fields,
+        ]  # fmt: skip
+        pipeline.evalsha(self._accept, len(keys), *keys, *arguments)
 
     def move(
         self,
@@ -184,27 +197,27 @@ class Records:
         return bool(moved)
 
     def keep(self, kind: Kind, prediction_id: str, kept: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember by pointer which files already lie in storage, so that a later attempt skips them."""
-        key = record_key(kind, prediction_id)
-        with self._redis.pipeline() as pipeline:
-            for pointer, file in kept.items():
-                pipeline.hset(key, f"kept:{pointer}", json.dumps(dict(file)))
-            pipeline.execute()
+        """Remember by number how files ended, so that a later attempt skips them, and live for another `ttl`."""
+        pairs = [item for number, file in kept.items() for item in (f"kept:{number}", json.dumps(dict(file)))]
+        self._keep(keys=[record_key(kind, prediction_id)], args=[self._ttl, *pairs])
 
     def get(self, kind: Kind, prediction_id: str) -> Record | None:
         """The record of one prediction."""
         raw = cast(_Hash, self._redis.hgetall(record_key(kind, prediction_id)))
         return _record(kind, prediction_id, raw) if raw else None
 
-    def latest(self, limit: int) -> list[Record]:
-        """The records that changed last, newest first; expired ones are passed over."""
-        members = cast(list[bytes], self._redis.zrevrange(RECORDS, 0, limit - 1))
-        places = [split_member(member.decode()) for member in members]
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for place in places:
-                pipeline.hgetall(record_key(*place))
-            answers: list[_Hash] = pipeline.execute()
-        return [_record(*place, raw) for place, raw in zip(places, answers, strict=True) if raw]
+    def newest(self) -> Iterator[Record]:
+        """All records, the latest change first, read page by page; expired ones are passed over."""
+        for first in itertools.count(0, PAGE):
+            members = cast(list[bytes], self._redis.zrevrange(RECORDS, first, first + PAGE - 1))
+            places = [split_member(member.decode()) for member in members]
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for place in places:
+                    pipeline.hgetall(record_key(*place))
+                answers: list[_Hash] = pipeline.execute()
+            yield from (_record(*place, raw) for place, raw in zip(places, answers, strict=True) if raw)
+            if len(members) < PAGE:
+                return
 
 
 def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:

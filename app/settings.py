@@ -1,23 +1,21 @@
 """The configuration: one frozen object made at start, refused with every mistake named at once."""
 
-import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+from redis import Redis
+from redis.exceptions import RedisError
 
+from app.core import notation
 from app.core.errors import ConfigurationError, Permanent
 from app.core.hosts import HostRules
 from app.core.keys import VerifyingKey, parse_verifying_keys
 from app.core.links import parse_secret_keys
 
 _PREFIX = "OUTKEEP_"
-_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w)?", re.ASCII)
-_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_STORAGE_SCHEMES = ("file", "s3", "gs", "az")
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 def _with_reason(parse: Callable[[str], Any]) -> BeforeValidator:
@@ -34,24 +32,14 @@ def _with_reason(parse: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-def _duration(text: str) -> int:
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None:
-        raise Permanent("bad_duration", "write a whole number of s, m, h, d or w, such as 30d")
-    return int(match[1]) * _SECONDS[match[2]]
-
-
-def _url(schemes: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        try:
-            scheme = urlsplit(text).scheme
-        except ValueError:
-            scheme = ""
-        if scheme not in schemes or "://" not in text:
-            raise Permanent("bad_url", f"it must start with {', '.join(f'{known}://' for known in schemes)}")
-        return text.rstrip("/")
-
-    return parse
+def _redis_url(text: str) -> str:
+    url = notation.redis_url(text)
+    try:
+        Redis.from_url(url).connection_pool.make_connection()
+    except (ValueError, TypeError, RedisError):
+        # Its own message may quote a piece of the password.
+        raise Permanent("bad_url", "the Redis client cannot read it; is a parameter misspelt?") from None
+    return url
 
 
 def _webhook_secret(text: str) -> SecretStr:
@@ -59,8 +47,9 @@ def _webhook_secret(text: str) -> SecretStr:
     return SecretStr(text)
 
 
-Duration = Annotated[int, _with_reason(_duration)]
-HttpUrl = Annotated[str, _with_reason(_url(("https", "http")))]
+Duration = Annotated[int, _with_reason(notation.duration)]
+HttpUrl = Annotated[str, _with_reason(notation.http_url)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _with_reason(str.lower)]
 
 
 class Settings(BaseModel):
@@ -82,13 +71,9 @@ class Settings(BaseModel):
     )
     api_token: SecretStr | None = Field(None, alias="REPLICATE_API_TOKEN", min_length=1)
     api_url: HttpUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
-    redis_url: Annotated[str, _with_reason(_url(_REDIS_SCHEMES))] | None = Field(
-        None, alias="REDIS_URL", repr=False
-    )
+    redis_url: Annotated[str, _with_reason(_redis_url)] | None = Field(None, alias="REDIS_URL", repr=False)
     data: Path = Field(Path("data"), alias="OUTKEEP_DATA")
-    storage: Annotated[str, _with_reason(_url(_STORAGE_SCHEMES))] | None = Field(
-        None, alias="OUTKEEP_STORAGE"
-    )
+    storage: Annotated[str, _with_reason(notation.storage_url)] | None = Field(None, alias="OUTKEEP_STORAGE")
     public_url: HttpUrl | None = Field(None, alias="OUTKEEP_PUBLIC_URL")
     admin_token: SecretStr | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN", min_length=1)
     secret_keys: Annotated[tuple[bytes, ...], _with_reason(parse_secret_keys)] | None = Field(
@@ -117,7 +102,7 @@ class Settings(BaseModel):
     cog_token: SecretStr | None = Field(None, alias="OUTKEEP_COG_TOKEN", min_length=1)
     host: str = Field("127.0.0.1", alias="HOST", min_length=1)
     port: int = Field(8000, alias="PORT", ge=0, le=65535)
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", alias="LOG_LEVEL")
+    log_level: LogLevel = Field("info", alias="LOG_LEVEL")
     log_format: Literal["json", "text"] | None = Field(None, alias="LOG_FORMAT")
     forwarded_allow_ips: str = Field("127.0.0.1", alias="FORWARDED_ALLOW_IPS")
 
@@ -127,9 +112,19 @@ class Settings(BaseModel):
         return self.storage or (self.data / "outputs").absolute().as_uri()
 
     @property
+    def own_url(self) -> str:
+        """Where this host reaches its own receiver."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
     def base_url(self) -> str:
         """What links to us start with."""
-        return self.public_url or f"http://{self.host}:{self.port}"
+        return self.public_url or self.own_url
+
+    @property
+    def reconciles(self) -> Literal["all", "known", "off"]:
+        """What reconciliation covers; nothing can be asked without a token."""
+        return self.reconcile or ("all" if self.api_token else "off")
 
     @property
     def webhook_keys(self) -> tuple[VerifyingKey, ...]:
@@ -173,24 +168,42 @@ def examine(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
 
 def _read(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     values: dict[str, str] = {}
-    problems = [
-        f"{name}: no such setting; {_PREFIX}* names are checked so that a misspelt one is not ignored"
-        for name in sorted(environment)
-        if name.startswith(_PREFIX) and name.removesuffix("_FILE") not in VARIABLES
-    ]
+    problems = [_unknown(name) for name in sorted(environment) if _is_unknown(name)]
     for name in VARIABLES:
-        path = environment.get(f"{name}_FILE")
-        if path and name in environment:
+        text, path = environment.get(name), environment.get(f"{name}_FILE")
+        if path and text:
             problems.append(f"{name}: set both directly and by {name}_FILE; keep one of them")
         elif path:
             try:
-                values[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-                problems.append(f"{name}_FILE: cannot read {path}: {reason}")
-        elif name in environment and (environment[name] or name == "REPLICATE_WEBHOOK_SECRET"):
-            values[name] = environment[name]
+                values[name] = _contents(path)
+            except Permanent as error:
+                problems.append(f"{name}_FILE: {error.message}")
+        # An empty variable counts as not set, save the secret: that one was meant to protect.
+        elif text or (text is not None and name == "REPLICATE_WEBHOOK_SECRET"):
+            values[name] = text
     return values, problems
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith(_PREFIX) and name not in VARIABLES and name.removesuffix("_FILE") not in VARIABLES
+
+
+def _unknown(name: str) -> str:
+    similar = get_close_matches(name, VARIABLES, n=1, cutoff=0.8)
+    return f"{name}: no such setting" + (f"; is {similar[0]} meant?" if similar else "")
+
+
+def _contents(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise Permanent("bad_file", f"{path} is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        raise Permanent("bad_file", f"cannot read {path}: {reason}") from None
+    if not text:
+        raise Permanent("bad_file", f"{path} is empty")
+    return text
 
 
 def _explain(message: str) -> str:

@@ -1,12 +1,15 @@
 """The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -30,6 +33,15 @@ from app.core.names import Kind, manifest_name
 CHUNK = 1 << 20
 """Bytes held at a time while a file passes through."""
 
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)", re.ASCII)
+_CODES = {
+    errno.ENOSPC: "storage_full",
+    errno.EDQUOT: "storage_full",
+    errno.EACCES: "storage_denied",
+    errno.EPERM: "storage_denied",
+    errno.EROFS: "storage_denied",
+}
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -48,22 +60,28 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        """Open `url`; nothing is read or written yet. Raises `Permanent` when it cannot be opened."""
+        """Take `url`; nothing is read or written yet. Raises `Permanent` when a remote store refuses it."""
         self.url = url
         parts = urlsplit(url)
+        # An absolute path survives a later change of the working directory.
         self._root = Path(unquote(parts.path)).absolute() if parts.scheme == "file" else None
-        try:
-            # An absolute path survives a later change of the working directory.
-            options: dict[str, Any] = {"mkdir": True} if self._root else {}
-            self._store = from_url(self._root.as_uri() if self._root else url, **options)
-        except (BaseError, OSError, ValueError) as error:
-            raise Permanent("storage_unusable", f"cannot open {url}: {_first_line(error)}") from None
+        if self._root is None:
+            try:
+                _ = self._store
+            except (BaseError, OSError, ValueError) as error:
+                raise Permanent("storage_unusable", f"cannot open {url}: {_first_line(error)}") from None
+
+    @cached_property
+    def _store(self) -> Any:
+        """The store; of a local folder only once that exists, since looking must not create it."""
+        return from_url(self._root.as_uri() if self._root else self.url)
 
     def check_writable(self) -> None:
         """Prove that a local folder can be written; raises `Permanent`. Remote stores are not asked here."""
         if self._root is None:
             return
         try:
+            _make_folder(self._root)
             with tempfile.TemporaryFile(dir=self._root):
                 pass
         except OSError as error:
@@ -76,12 +94,20 @@ class Storage:
         """Room left on the disk of a local folder; None for a remote store."""
         return shutil.disk_usage(self._root).free if self._root else None
 
+    def _prepare(self) -> Any:
+        if self._root is not None:
+            _make_folder(self._root)
+        return self._store
+
+    def _is_absent(self) -> bool:
+        return self._root is not None and not self._root.exists()
+
     def put_file(self, name: str, path: Path) -> None:
         """Store the file at `path` under `name`, overwriting: names and bytes are deterministic."""
         with _translated(name):
             with (
                 path.open("rb") as source,
-                obstore.open_writer(self._store, name, buffer_size=CHUNK) as target,
+                obstore.open_writer(self._prepare(), name, buffer_size=CHUNK) as target,
             ):
                 while chunk := source.read(CHUNK):
                     target.write(chunk)
@@ -90,22 +116,27 @@ class Storage:
     def put_bytes(self, name: str, data: bytes) -> None:
         """Store a small object under `name`, overwriting."""
         with _translated(name):
-            obstore.put(self._store, name, data)
+            obstore.put(self._prepare(), name, data)
             self._sync(name)
 
     def create(self, name: str, data: bytes) -> bool:
         """Store a small object unless `name` exists; whether it was stored."""
         with _translated(name):
             try:
-                obstore.put(self._store, name, data, mode="create")
+                obstore.put(self._prepare(), name, data, mode="create")
             except AlreadyExistsError:
-                return False
+                created = False
+            else:
+                created = True
+            # What is there already may have been written by a process that was killed before its fsync.
             self._sync(name)
-            return True
+            return created
 
     def get(self, name: str) -> bytes | None:
         """A small object whole; None when there is none."""
         with _translated(name):
+            if self._is_absent():
+                return None
             try:
                 return bytes(obstore.get(self._store, name).bytes())
             except (FileNotFoundError, NotFoundError):
@@ -114,6 +145,8 @@ class Storage:
     def head(self, name: str) -> Stored | None:
         """What there is under `name`."""
         with _translated(name):
+            if self._is_absent():
+                return None
             try:
                 meta = obstore.head(self._store, name)
             except (FileNotFoundError, NotFoundError):
@@ -123,6 +156,8 @@ class Storage:
     def names(self, prefix: str) -> Iterator[str]:
         """All object names below a folder."""
         with _translated(prefix):
+            if self._is_absent():
+                return
             for page in obstore.list(self._store, prefix=prefix):
                 for meta in page:
                     yield meta["path"]
@@ -157,19 +192,29 @@ class Storage:
         if self._root is None:
             return
         path = self._root / name
-        _fsync(path)
+        fsync(path)
         for folder in path.parents:
-            _fsync(folder)
+            fsync(folder)
             if folder == self._root:
                 break
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make the bytes of a file, or the entries of a folder, survive a power cut; raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make_folder(root: Path) -> None:
+    if root.is_dir():
+        return
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
 
 
 @contextmanager
@@ -179,14 +224,18 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
         raise Transient("storage_denied", f"the storage refuses {name}: {_first_line(error)}") from error
-    except InvalidPathError as error:
+    except (InvalidPathError, ValueError) as error:
         raise Permanent("storage_name", f"the storage takes no such name: {_first_line(error)}") from error
     except (BaseError, OSError) as error:
         reason = _first_line(error)
-        code = (
-            "storage_full" if "os error 28" in reason or "No space left" in reason else "storage_unavailable"
-        )
-        raise Transient(code, f"the storage failed on {name}: {reason}") from error
+        raise Transient(_code(error), f"the storage failed on {name}: {reason}") from error
+
+
+def _code(error: BaseException) -> str:
+    """The code for what the system said; obstore hides its number in the text."""
+    hidden = _SYSTEM_ERROR.search(str(error))
+    number = int(hidden[1]) if hidden else getattr(error, "errno", None)
+    return _CODES.get(number or 0, "storage_unavailable")
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 
@@ -31,7 +32,7 @@ def configure(level: str, log_format: str | None) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _plain, renderer],
         )
     )
     root = logging.getLogger()
@@ -39,3 +40,9 @@ def configure(level: str, log_format: str | None) -> None:
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _plain(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    # uvicorn says everything a second time, with colours.
+    event.pop("color_message", None)
+    return event

@@ -1,16 +1,18 @@
 """Commands that look: ls, config."""
 
+import itertools
 import json
 import os
 from datetime import UTC, datetime
 from typing import Any
 
 import click
-from pydantic import SecretStr
-from redis import Redis
+from pydantic import ByteSize, SecretStr
 
 from app import deployment
+from app.core.hosts import HostRules
 from app.core.manifest import format_time
+from app.inbox import connect
 from app.records import Record, Records
 from app.settings import VARIABLES, Settings, examine, load
 from app.storage import Storage
@@ -39,7 +41,8 @@ def ls(*, limit: int, lost: bool, quarantine: bool, as_json: bool) -> None:
         for name in sorted(Storage(settings.storage_url).names("quarantine"), reverse=True)[:limit]:
             click.echo(json.dumps({"object": name}) if as_json else name)
         return
-    records = [record for record in open_records(settings).latest(limit) if record.lost or not lost]
+    wanted = (record for record in open_records(settings).newest() if record.lost or not lost)
+    records = list(itertools.islice(wanted, limit))
     if as_json:
         for record in records:
             click.echo(json.dumps(summary(record)))
@@ -75,8 +78,7 @@ def config(*, as_json: bool) -> None:
 def open_records(settings: Settings) -> Records:
     """The records of the deployment this environment describes."""
     url = deployment.find_redis(settings)
-    redis = Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
-    return Records(redis, ttl=settings.record_ttl)
+    return Records(connect(url, timeout=TIMEOUT), ttl=settings.record_ttl)
 
 
 def summary(record: Record) -> dict[str, Any]:
@@ -116,10 +118,28 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
 def _shown(settings: Settings, name: str) -> str:
     value = getattr(settings, VARIABLES[name])
     if value is None:
-        return "-"
+        return _effective(settings).get(name, "-")
     if isinstance(value, SecretStr) or name in {"OUTKEEP_SECRET_KEY", "REDIS_URL"}:
         return "(set, not shown)"
-    return value.text if hasattr(value, "text") else str(value)
+    if isinstance(value, ByteSize):
+        return value.human_readable()
+    return value.text if isinstance(value, HostRules) else str(value)
+
+
+def _effective(settings: Settings) -> dict[str, str]:
+    """What holds where a setting has no value of its own."""
+    handlers = deployment.DEFAULT_HANDLERS
+    return {
+        "REDIS_URL": "(embedded)",
+        "OUTKEEP_STORAGE": settings.storage_url,
+        "OUTKEEP_SECRET_KEY": f"(made in {settings.data / deployment.KEY_FILE})",
+        "OUTKEEP_HANDLERS": str(handlers) if handlers.exists() else f"- (no {handlers} here)",
+        "OUTKEEP_RETENTION": "(for ever)",
+        "OUTKEEP_RECONCILE": settings.reconciles,
+        "OUTKEEP_DISK_FLOOR": "(the larger of 1 GiB and 5 %)",
+        "OUTKEEP_ALLOWED_HOSTS": "(any)",
+        "LOG_FORMAT": "(json, text on a terminal)",
+    }
 
 
 def _origin(name: str) -> str:

@@ -3,7 +3,7 @@
 import sys
 
 import click
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from app.cli import look, run, send, show
 from app.core.errors import ConfigurationError, OutkeepError
@@ -43,6 +43,13 @@ def main() -> None:
     except OutkeepError as error:
         click.echo(f"outkeep: {error.message}", err=True)
         sys.exit(FAILED)
+    except AuthenticationError:
+        click.echo("outkeep: Redis refuses the user or password of REDIS_URL", err=True)
+        sys.exit(FAILED)
     except RedisError as error:
         click.echo(f"outkeep: Redis does not answer ({type(error).__name__}); is REDIS_URL right?", err=True)
+        sys.exit(FAILED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"outkeep: {where}{error.strerror or error}", err=True)
         sys.exit(FAILED)

@@ -15,6 +15,7 @@ import click
 from app.core.errors import Permanent
 from app.core.keys import parse_signing_keys
 from app.core.manifest import format_time
+from app.core.notation import http_url
 from app.core.signature import signed_headers
 from app.settings import load
 
@@ -28,7 +29,10 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhg
 @click.option("--to", "url", help="Where to send it; by default the receiver of this configuration.")
 @click.option("--secret", help="Secret to sign with; by default REPLICATE_WEBHOOK_SECRET.")
 @click.option("--training", is_flag=True, help="Send it to the path of trainings.")
-def send(file: Path | None, url: str | None, secret: str | None, *, training: bool) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Where it went and what was answered as one JSON object."
+)
+def send(file: Path | None, url: str | None, secret: str | None, *, training: bool, as_json: bool) -> None:
     """Send one signed delivery: FILE (a prediction as JSON, - for standard input), or a sample.
 
     The sample is a new succeeded prediction each time, whose output is a small picture.
@@ -44,14 +48,21 @@ def send(file: Path | None, url: str | None, secret: str | None, *, training: bo
             raise click.UsageError("nothing to sign with: give --secret, or set REPLICATE_WEBHOOK_SECRET")
         secret = settings.webhook_secret.get_secret_value()
     body = _sample() if file is None else _read(file)
-    path = "/webhooks/replicate/trainings" if training else "/webhooks/replicate"
-    url = url or f"http://{settings.host}:{settings.port}{path}"
-    webhook_id = f"msg_{secrets.token_hex(13)}"
-    headers = signed_headers(webhook_id, int(time.time()), body, parse_signing_keys(secret)[:1])
-    status, answer = _post(url, body, headers | {"content-type": "application/json"})
-    click.echo(f"{status} {answer}")
+    url = url or f"{settings.own_url}/webhooks/replicate{'/trainings' if training else ''}"
+    status, answer = _post(url, body, _headers(body, secret) | {"content-type": "application/json"})
+    click.echo(
+        json.dumps({"url": url, "status": status, "answer": answer}) if as_json else f"{status} {answer}"
+    )
     if not 200 <= status < 300:  # noqa: PLR2004
         raise Permanent("refused", f"{url} did not accept it")
+
+
+def _headers(body: bytes, secret: str) -> dict[str, str]:
+    try:
+        keys = parse_signing_keys(secret)
+    except Permanent as error:
+        raise click.BadParameter(f"cannot sign with the secret: {error.message}") from None
+    return signed_headers(f"msg_{secrets.token_hex(13)}", int(time.time()), body, keys[:1])
 
 
 def _read(file: Path) -> bytes:
@@ -83,9 +94,11 @@ def _sample() -> bytes:
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or parts.hostname is None:
-        raise click.BadParameter(f"{url} is not an http or https URL")
+    try:
+        parts = urlsplit(http_url(url))
+    except Permanent as error:
+        raise click.BadParameter(f"cannot send to {url}: {error.message}") from None
+    assert parts.hostname is not None
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
     try:
@@ -95,6 +108,8 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
         answer = connection.getresponse()
         return answer.status, answer.read(2000).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
-        raise Permanent("unreachable", f"{url} does not answer: {error or type(error).__name__}") from None
+        raise Permanent(
+            "unreachable", f"{url} does not answer: {str(error) or type(error).__name__}"
+        ) from None
     finally:
         connection.close()

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
+from redis.exceptions import RedisError
 
 from app.cli.look import open_records, summary
 from app.core.errors import ConfigurationError, Permanent
@@ -30,10 +31,11 @@ def show(prediction_id: str, *, as_json: bool) -> None:
         raise click.BadParameter("an id has 1 to 64 letters, digits, '_' or '-'")
     settings = load(os.environ)
     storage = Storage(settings.storage_url)
+    records = _records(settings, prediction_id)
     found = False
     for kind in Kind:
         manifest = storage.read_manifest(kind, prediction_id)
-        record = _record(settings, kind, prediction_id)
+        record = records.get(kind)
         if manifest is None and record is None:
             continue
         found = True
@@ -45,20 +47,21 @@ def show(prediction_id: str, *, as_json: bool) -> None:
         else:
             click.echo(f"{kind} {prediction_id}")
             _print(record, manifest, storage.url)
-            _lines(
-                f"told {name}: {outcome['outcome']} after {outcome['attempts']}"
-                for name, outcome in told.items()
-            )
+            _lines(_outcome_line(name, outcome) for name, outcome in told.items())
     if not found:
         raise Permanent("unknown", f"nothing is known of {prediction_id}")
 
 
-def _record(settings: Settings, kind: Kind, prediction_id: str) -> Record | None:
+def _records(settings: Settings, prediction_id: str) -> dict[Kind, Record | None]:
     # Storage alone is enough to show what was kept, so a Redis that is not there does not matter.
     try:
-        return open_records(settings).get(kind, prediction_id)
+        records = open_records(settings)
+        return {kind: records.get(kind, prediction_id) for kind in Kind}
     except ConfigurationError:
-        return None
+        return {}
+    except RedisError as error:
+        click.echo(f"Redis does not answer ({type(error).__name__}): shown from storage alone", err=True)
+        return {}
 
 
 def _outcomes(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Any]:
@@ -74,6 +77,8 @@ def _outcomes(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Any
 def _print(record: Record | None, manifest: Manifest | None, where: str) -> None:
     if record is not None:
         click.echo(f"  status  {record.status}\n  state   {record.state}")
+        if record.error is not None:
+            click.echo(f"  error   {record.error}")
     if manifest is None:
         return
     prediction = manifest.prediction
@@ -87,6 +92,10 @@ def _print(record: Record | None, manifest: Manifest | None, where: str) -> None
 def _lines(lines: Iterable[str]) -> None:
     for line in lines:
         click.echo(f"    {line}")
+
+
+def _outcome_line(name: str, outcome: Mapping[str, Any]) -> str:
+    return f"told {name}: {outcome.get('outcome', 'unknown')}, attempts: {outcome.get('attempts', '?')}"
 
 
 def _file_line(file: KeptFile) -> str:

@@ -1,0 +1,63 @@
+"""How people write durations and addresses in settings; no message repeats what may hold a password."""
+
+import re
+from urllib.parse import SplitResult, urlsplit
+
+from app.core.errors import Permanent
+
+_DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)?", re.ASCII)
+_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LONGEST = 100 * 365 * 86400
+
+
+def duration(text: str) -> int:
+    """Seconds in `30d`, `12h`, `45` and the like; raises `Permanent` for anything else or over a century."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None:
+        raise Permanent("bad_duration", "write a whole number of s, m, h, d or w, such as 30d")
+    seconds = int(match[1]) * _SECONDS[match[2]]
+    if seconds > _LONGEST:
+        raise Permanent("bad_duration", "that is more than a hundred years")
+    return seconds
+
+
+def http_url(text: str) -> str:
+    """An http or https URL without a slash at its end; raises `Permanent`."""
+    parts = _split(text, ("https", "http"))
+    if not parts.hostname:
+        raise Permanent("bad_url", "it names no host")
+    return text.rstrip("/")
+
+
+def redis_url(text: str) -> str:
+    """The URL of a Redis, as far as its form goes; raises `Permanent`."""
+    parts = _split(text, ("redis", "rediss", "unix"))
+    if parts.scheme == "unix" and not parts.path.strip("/"):
+        raise Permanent("bad_url", "it names no socket; write unix:///path/of/the/socket")
+    return text.rstrip("/")
+
+
+def storage_url(text: str) -> str:
+    """The URL of an object store without a slash at its end; raises `Permanent`."""
+    parts = _split(text, ("file", "s3", "gs", "az"))
+    if parts.scheme == "file":
+        # In `file://data/outputs` the folder `data` would be taken for a host and be lost.
+        if parts.netloc or not parts.path.strip("/"):
+            raise Permanent("bad_url", "write file:///absolute/path, with three slashes")
+    elif not parts.netloc:
+        raise Permanent("bad_url", f"it names no bucket; write {parts.scheme}://bucket/prefix")
+    return text.rstrip("/")
+
+
+def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
+    known = ", ".join(f"{scheme}://" for scheme in schemes)
+    if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        raise Permanent("bad_url", f"it must start with {known}")
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # parsed, and refused, only when it is asked for
+    except ValueError:
+        raise Permanent(
+            "bad_url", "its host or port cannot be read; in a password, write special characters as %XX"
+        ) from None
+    return parts
