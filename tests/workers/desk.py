@@ -1,0 +1,144 @@
+"""The persist service on a real Valkey and a real folder, run by run, at a time of the test's choosing."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from rq.queue import Queue
+
+from app import queues
+from app.core.handlers import Handler
+from app.core.hosts import HostRules
+from app.core.manifest import Receipt, format_time
+from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind
+from app.core.prediction import parse
+from app.core.tries import State, Tries
+from app.guard import guarded_session
+from app.records import Accepted, Arrival, Record, Records
+from app.storage import Storage
+from workers.collect import Collector, Limits
+from workers.fetch import Fetcher
+from workers.keep import Keeper
+from workers.persist import Persist
+
+ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 40
+JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256)) * 10
+WAV = b"RIFF\x24\x08\0\0WAVEfmt " + bytes(2000)
+ZIP = b"PK\x03\x04" + bytes(range(256))
+
+
+class Desk:
+    """What is received here is kept below `folder`; `now` moves only when told to."""
+
+    def __init__(self, redis: Redis, folder: Path) -> None:
+        self.redis = redis
+        self.outputs = folder / "outputs"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.records = Records(redis, ttl=86400)
+        self.storage = Storage(self.outputs.as_uri())
+        self.hosts = "replicate.delivery"
+        self.handlers: Sequence[Handler] = ()
+        self.limits = Limits(1000, 0)
+        self.now = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+        self.tries: State = {}
+        self.attempt = 0
+
+    def trust(self, *origins: str) -> None:
+        """Permit downloads from `http://127.0.0.1:PORT`."""
+        self.hosts = " ".join(["replicate.delivery", *origins])
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def receive(self, output: Any, *, kind: Kind = Kind.PREDICTION, **keys: Any) -> dict[str, Any]:
+        """Accept the event of a prediction that ended just now, as the receiver does; its object."""
+        prediction = {
+            "id": ID,
+            "status": "succeeded",
+            "input": {"prompt": "a lighthouse, größer"},
+            "output": output,
+            "completed_at": format_time(self.now),
+            "a key of the future": [1.0, {"x": None}],
+            **keys,
+        }
+        body = json.dumps(prediction, ensure_ascii=False).encode()
+        job = queues.persist_job(self.redis, kind, ID, timeout=4200)
+        receipt = Receipt(self.now, "msg_received", query={"customId": "123"}, context={"user": 7})
+        [outcome] = self.records.accept([Arrival(parse(body, kind), body, receipt, job)], self.now)
+        assert outcome is Accepted.ACCEPTED
+        return prediction
+
+    @asynccontextmanager
+    async def service(self) -> AsyncIterator[Persist]:
+        rules = HostRules.parse(self.hosts)
+        async with guarded_session(origins=rules.origins) as session:
+            fetcher = Fetcher(session, rules, self.temporary, max_bytes=1_000_000, stall_seconds=5)
+            keeper = Keeper(self.storage, fetcher, self.temporary)
+            collector = Collector(
+                self.records, keeper, self.temporary, self.limits, lambda: self.now, lambda: 0.0
+            )
+            yield Persist(
+                redis=self.redis,
+                records=self.records,
+                storage=self.storage,
+                keeper=keeper,
+                collector=collector,
+                handlers=self.handlers,
+                clock=lambda: self.now,
+                jitter=lambda: 0.0,
+            )
+
+    async def run(self, kind: Kind = Kind.PREDICTION) -> float | None:
+        """One run of the job, with a service of its own and what RQ keeps for it between runs."""
+        self.attempt += 1
+        async with self.service() as service:
+            state = json.loads(json.dumps(self.tries))
+            wait = await service.run(kind, ID, Tries(state), attempt=self.attempt)
+        self.tries = state
+        return wait
+
+    def work(self, kind: Kind = Kind.PREDICTION) -> float | None:
+        return asyncio.run(self.run(kind))
+
+    def record(self, kind: Kind = Kind.PREDICTION) -> Record:
+        record = self.records.get(kind, ID)
+        assert record is not None
+        return record
+
+    def manifest(self, kind: Kind = Kind.PREDICTION) -> dict[str, Any]:
+        """The manifest as it stands on the disk."""
+        text = (self.outputs / kind.folder / ID / "prediction.json").read_text()
+        document: dict[str, Any] = json.loads(text)
+        return document
+
+    def file(self, name: str, kind: Kind = Kind.PREDICTION) -> bytes:
+        return (self.outputs / kind.folder / ID / name).read_bytes()
+
+    def files(self) -> dict[str, bytes]:
+        """Everything in storage, by its path."""
+        paths = [path for path in self.outputs.rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.outputs)): path.read_bytes() for path in paths}
+
+    @property
+    def is_committed(self) -> bool:
+        return self.storage.read_manifest(Kind.PREDICTION, ID) is not None
+
+    def queue(self, name: str) -> Queue:
+        return queues.queue(name, self.redis)
+
+    @property
+    def told(self) -> list[str]:
+        """The ids of the notify jobs."""
+        return list(self.queue(NOTIFY_QUEUE).job_ids)
+
+    @property
+    def waiting(self) -> list[str]:
+        """The ids of the persist jobs."""
+        return list(self.queue(PERSIST_QUEUE).job_ids)
