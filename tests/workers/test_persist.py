@@ -149,7 +149,7 @@ def test_urls_as_keys_are_files_too_even_when_the_value_is_one(desk: Desk, host:
         ("all.zip", ZIP, ("output-0.zip", "application/zip")),
         ("notes.md", b"# Notes\n", ("output-0.md", "text/markdown")),
         ("strange.exe", b"MZ", ("output-0.bin", "application/octet-stream")),
-        ("..\\etc\\passwd\n\0", PNG, ("output-0.png", "image/png")),
+        ("..\\etc\\passwd", PNG, ("output-0.png", "image/png")),
         ("\u202egnp.exe" + "a" * 300, PNG, ("output-0.png", "image/png")),
     ],
 )
