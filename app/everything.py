@@ -1,15 +1,19 @@
 """`outkeep up`: the whole of Outkeep in one terminal."""
 
+import errno
 import logging
+import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 
 from app import telemetry
 from app.claim import claim
 from app.core.errors import Permanent
+from app.core.handlers import Handler
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import prepare
 from app.embedded import Embedded
@@ -20,62 +24,109 @@ from app.supervisor import Change, Supervisor
 ORPHANS_LEAVE = 5.0
 """Seconds that the receiver of a killed `up` may still hold the port."""
 
+PROBE_TIMEOUT = 0.2
+RECEIVER = "receiver"
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _LOUD = frozenset({Change.EXITED, Change.REFUSED, Change.KILLED})
 
 log = logging.getLogger("outkeep.up")
 
 
 def run(environment: Mapping[str, str]) -> int:
-    """Run until SIGTERM or Ctrl-C; the exit code.
+    """Run until SIGTERM or Ctrl-C; the exit code, as `Supervisor.run` gives it.
 
     Raises `ConfigurationError` for a configuration that is refused, `Permanent` when something else already
-    runs on the data or the port.
+    runs on the data or the port. Nothing was started then.
     """
-    settings, _ = prepare(environment, receives=True)
+    settings, handlers = prepare(environment, receives=True)
     telemetry.configure(settings.log_level, settings.log_format)
     with claim(settings.data):
-        _await_port(settings.host, settings.port)
+        port = _free_port(settings.host, settings.port)
+        log.info("starting", extra=_facts(settings, handlers))
         foundation = [] if settings.redis_url else [Embedded(settings.data)]
-        supervisor = Supervisor(_children(environment), foundation=foundation, on_change=_report)
-        log.info(
-            "receiving on http://%s:%d/webhooks/replicate",
-            settings.host,
-            settings.port,
-            extra=_facts(settings),
-        )
-        return supervisor.run()
+        children = _children(dict(environment), settings, port)
+        where = f"{settings.public_url or _url(settings.host, port)}/webhooks/replicate"
+        return Supervisor(children, foundation=foundation, on_change=partial(_report, where)).run()
 
 
-def _children(environment: Mapping[str, str]) -> list[Child]:
+def _children(environment: dict[str, str], settings: Settings, port: int) -> list[Child]:
+    if settings.port == 0:
+        # All of them must mean the same port, also in the links that handlers get.
+        environment = environment | {"PORT": str(port), "PORT_FILE": ""}
     commands = {
-        "receiver": ("app.cli", "serve"),
+        RECEIVER: ("app.cli", "serve"),
         PERSIST_QUEUE: ("workers", PERSIST_QUEUE),
         NOTIFY_QUEUE: ("workers", NOTIFY_QUEUE),
     }
+    probes = {RECEIVER: partial(_listens, settings.host, port)}
+    # -P: the folder we are started in may hold an `app` or a `redis.py` of its own.
     return [
-        Child(name, (sys.executable, "-m", *command, "--lifeline"), dict(environment))
+        Child(
+            name,
+            (sys.executable, "-P", "-m", *command, "--lifeline"),
+            environment,
+            ready=probes.get(name),
+        )
         for name, command in commands.items()
     ]
 
 
-def _await_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _free_port(host: str, port: int) -> int:
+    """The port, any for 0, once nobody listens on it any more; raises `Permanent`."""
     until = time.monotonic() + ORPHANS_LEAVE
     while True:
         try:
-            with closing(socket.create_server((host, port), family=family)):
-                return
+            with closing(socket.create_server((host, port), family=_family(host))) as probe:
+                found: int = probe.getsockname()[1]
+                return found
         except OSError as error:
-            if time.monotonic() >= until:
-                message = f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it, or set PORT"
-                raise Permanent("port_in_use", message) from None
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= until:
+                raise _port_unusable(host, port, error) from None
             time.sleep(0.1)
 
 
-def _report(name: str, change: Change, detail: str) -> None:
-    level = logging.WARNING if change in _LOUD else logging.INFO
+def _port_unusable(host: str, port: int, error: OSError) -> Permanent:
+    if error.errno == errno.EADDRINUSE:
+        reason = "another program listens there; stop it, or set PORT"
+    elif isinstance(error, socket.gaierror):
+        reason = f"HOST is not an address of this machine: {error.strerror}"
+    else:
+        # Python adds the address, which stands in the message already.
+        reason = f"{os.strerror(error.errno or 0)}; set HOST or PORT"
+    return Permanent("port_unusable", f"cannot listen on {host}:{port}: {reason}")
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        address = (_EVERYWHERE.get(host, host), port)
+        with closing(socket.create_connection(address, timeout=PROBE_TIMEOUT)):
+            return True
+    except OSError:
+        return False
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _report(where: str, name: str, change: Change, detail: str) -> None:
+    if (name, change) == (RECEIVER, Change.READY):
+        log.info("receiving on %s", where)
+        return
+    # Nothing was asked of a worker: it speaks for itself once it works.
+    quiet = change is Change.READY and name in {PERSIST_QUEUE, NOTIFY_QUEUE}
+    level = logging.DEBUG if quiet else logging.WARNING if change in _LOUD else logging.INFO
     log.log(level, "%s %s%s", name, change, f": {detail}" if detail else "")
 
 
-def _facts(settings: Settings) -> dict[str, str]:
-    return {"data": str(settings.data), "storage": settings.storage_url}
+def _facts(settings: Settings, handlers: Sequence[Handler]) -> dict[str, str]:
+    return {
+        "data": str(settings.data.absolute()),
+        "storage": settings.storage_url,
+        "handlers": ", ".join(handler.name for handler in handlers) or "none",
+    }

@@ -13,7 +13,8 @@ _QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 
 
 @click.command()
-def up() -> None:
+@click.option("--lifeline", "on_lifeline", is_flag=True, hidden=True)
+def up(*, on_lifeline: bool) -> None:
     """Run everything in one terminal: receiver, workers, scheduler, and an embedded Valkey.
 
     What dies is restarted. Ctrl-C or SIGTERM stops it all. With REDIS_URL set, that server is used instead
@@ -25,6 +26,8 @@ def up() -> None:
     """
     from app import everything
 
+    if on_lifeline:
+        lifeline.watch()
     sys.exit(everything.run(os.environ))
 
 
@@ -60,7 +63,8 @@ def work(queue: str, path: str) -> None:
       outkeep work notify
     """
     # `app` never imports `workers`, so that the receiver cannot grow into them: another program takes over.
-    os.execv(sys.executable, [sys.executable, "-m", "workers", queue, "--path", path])  # noqa: S606
+    # -P: the working directory may hold a `workers` of its own.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "workers", queue, "--path", path])  # noqa: S606
 
 
 @click.command()

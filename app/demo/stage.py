@@ -1,7 +1,6 @@
 """Sets the demonstration up: `outkeep up` as a process of its own, on free ports and a folder of its own."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,23 +15,23 @@ from app import queues
 from app.core.errors import Permanent
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.embedded import running_url
+from app.settings import VARIABLES
 from app.simulator import Simulator
 
-PATIENCE = 90.0
+PATIENCE = 60.0
 """Seconds after which a step counts as failed."""
 
+POLL = 0.1
 HANDLER = "demo"
 LOG = "outkeep.log"
-_NOT_INHERITED = ("OUTKEEP_", "REPLICATE_", "REDIS_URL")
 
 
 def environment(simulator: Simulator, data: Path, port: int, handler: tuple[str, str]) -> dict[str, str]:
-    """The settings of `outkeep up`, which are all that it needs; `handler` is its URL and secret."""
+    """The settings of `outkeep up`, and none of the caller's; `handler` is its URL and secret."""
     url, secret = handler
     file = data / "outkeep.toml"
     file.write_text(f'[[handler]]\nname = "{HANDLER}"\nurl = "{url}"\nsecret = "env:DEMO_SECRET"\n')
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-    return inherited | {
+    return _without_settings(os.environ) | {
         "DEMO_SECRET": secret,
         "HOST": "127.0.0.1",
         "LOG_FORMAT": "json",
@@ -46,17 +45,31 @@ def environment(simulator: Simulator, data: Path, port: int, handler: tuple[str,
     }
 
 
+def _without_settings(inherited: Mapping[str, str]) -> dict[str, str]:
+    known = {*VARIABLES, *(f"{name}_FILE" for name in VARIABLES)}
+    return {
+        name: value
+        for name, value in inherited.items()
+        if name not in known and not name.startswith("OUTKEEP_")
+    }
+
+
 @contextmanager
 def running(settings: Mapping[str, str], data: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `outkeep up`, its log in the data folder; it is stopped with all it started at the end."""
-    with (data / LOG).open("ab") as log:
+    """Run `outkeep up`, its log in the data folder; it ends with the block, and with this process."""
+    with (data / LOG).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "up"], env=dict(settings), stdout=log, stderr=log
+            [sys.executable, "-P", "-m", "app.cli", "up", "--lifeline"],
+            env=dict(settings),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for us; a second request to stop would mean haste
         )
         try:
             yield process
         finally:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             process.wait()
 
 
@@ -69,8 +82,17 @@ def await_workers(process: "subprocess.Popen[bytes]", data: Path) -> Redis:
             redis = Redis.from_url(url)
             if all(queues.worker_count(name, redis) for name in (PERSIST_QUEUE, NOTIFY_QUEUE)):
                 return redis
-        time.sleep(0.1)
-    raise Permanent("demo_failed", f"Outkeep did not start; its log is {data / LOG}")
+            redis.close()
+        time.sleep(POLL)
+    raise failure("Outkeep did not start", data)
+
+
+def failure(what: str, data: Path) -> Permanent:
+    """The error that says what went wrong, why as far as `up` said it, and where its log is."""
+    log = data / LOG
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("outkeep: ")]
+    reason = f": {said[-1].removeprefix('outkeep: ')}" if said else ""
+    return Permanent("demo_failed", f"{what}{reason}; its log is {log}")
 
 
 def free_port() -> int:

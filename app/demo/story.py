@@ -5,88 +5,124 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-from redis import Redis
+from redis.exceptions import RedisError
 from replicate.client import Client
 
-from app.core.errors import Permanent
 from app.core.keys import generate_secret
 from app.core.lifecycle import State
 from app.core.manifest import KeptFile
-from app.core.names import EVENTS, Kind, object_name, split_member
-from app.demo import stage
+from app.core.names import Kind
+from app.demo import stage, words
 from app.demo.downstream import downstream
 from app.records import Record, Records
 from app.simulator import Simulator
 from app.storage import Storage
 
 _TTL = 7 * 86400
-_ORDER = [State.RUNNING, State.RECEIVED, State.STORED, State.DISPATCHED]
-
-
-@dataclass
-class _Told:
-    """What the handler has been told: its server's threads write, the main thread looks."""
-
-    ids: set[str] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def hear(self, event: dict[str, Any]) -> None:
-        data = event["data"]
-        style = click.style("told", fg="magenta")
-        with self.lock:
-            self.ids.add(data["id"])
-            click.echo(f"{style}      {data['id']}  {event['type']}  {len(data['files'])} files, verified")
-
+_STOPPED = "Outkeep stopped before all was handed on"
+_STEPS = (State.RECEIVED, State.STORED, State.DISPATCHED)
+"""What is shown of a prediction, in this order; a fast one may pass several between two looks."""
 
 _ORDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "an image": ("outkeep/image", {"prompt": "a lighthouse at dusk"}),
     "four images": ("outkeep/images", {"prompt": "the four seasons", "num_outputs": 4}),
-    "a text, token by token": ("outkeep/llama", {"prompt": "a haiku about keeping things"}),
-    "an object of files": ("outkeep/files", {}),
-    "separated sounds": ("outkeep/separate", {}),
+    "a text, word by word": ("outkeep/llama", {"prompt": "a haiku about keeping things"}),
+    "files in an object": ("outkeep/files", {}),
+    "two sounds": ("outkeep/separate", {}),
 }
 """What is created: a label → the simulated model and its input."""
+
+
+class _Heard:
+    """The events that the handler got: its server's threads write, the main thread looks."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def hear(self, event: dict[str, Any]) -> None:
+        with self._lock:
+            self._events.setdefault(event["data"]["id"], event)
+
+    def about(self, identity: str) -> dict[str, Any] | None:
+        with self._lock:
+            return self._events.get(identity)
+
+
+@dataclass
+class _Followed:
+    """A prediction on its way, and what was said of it."""
+
+    kind: Kind
+    id: str
+    label: str
+    said: set[State] = field(default_factory=set)
+    files: tuple[KeptFile, ...] = ()
+    told: bool = False
 
 
 def run(data: Path | None, *, stay: bool) -> int:
     """Show it, then stop everything; 0 when all was kept and handed on.
 
-    Raises `Permanent` with what did not happen in time.
+    Raises `Permanent` that says what went wrong and names the log.
     """
-    data = data or Path(tempfile.mkdtemp(prefix="outkeep-demo-"))
+    data = (data or Path(tempfile.mkdtemp(prefix="outkeep-demo-"))).absolute()
     data.mkdir(parents=True, exist_ok=True)
-    told, secret = _Told(), generate_secret(os.urandom(32))
-    with Simulator(pace=1.0) as simulator, downstream(secret, told.hear) as handler_url:
-        port = stage.free_port()
+    heard, secret = _Heard(), generate_secret(os.urandom(32))
+    click.echo("Outkeep, from a webhook to your next step. Replicate is simulated here, all else is real.")
+    with Simulator(pace=1.0) as simulator, downstream(secret, heard.hear) as handler_url:
+        url = f"http://127.0.0.1:{(port := stage.free_port())}"
         settings = stage.environment(simulator, data, port, (handler_url, secret))
+        words.title("1. Outkeep starts: receiver, workers, a durable queue, storage")
         with stage.running(settings, data) as process:
-            redis = stage.await_workers(process, data)
-            click.secho(f"Outkeep receives on http://127.0.0.1:{port}/webhooks/replicate", bold=True)
-            wanted = _create(simulator, f"http://127.0.0.1:{port}/webhooks/replicate")
-            _follow(redis, Storage((data / "outputs").absolute().as_uri()), wanted, told)
-            _conclude(data, next(iter(wanted)))
+            try:
+                example = _perform(simulator, url, data, process, heard)
+            except RedisError:
+                raise stage.failure(_STOPPED, data) from None
             if stay:
-                click.echo("\nEverything keeps running; Ctrl-C ends it.")
-                _wait_for_interrupt(process)
+                words.try_meanwhile(data, example, url)
+                _wait_for_interrupt(process, data)
+            else:
+                words.try_next(data, example)
     return 0
 
 
-def _create(simulator: Simulator, hook: str) -> dict[str, str]:
-    """Start predictions as anyone would, through the official client; id → what it is."""
-    client = Client(api_token=simulator.token, base_url=simulator.url)
-    created = {}
-    click.echo("\nCreating with the official client:")
+def _perform(
+    simulator: Simulator, url: str, data: Path, process: "subprocess.Popen[bytes]", heard: _Heard
+) -> str:
+    """All of the show; the id of one prediction."""
+    redis = stage.await_workers(process, data)
+    click.echo(f"   it receives on {url}/webhooks/replicate")
+    words.title("2. You ask Replicate for predictions, with that address as their webhook")
+    followed = _create(simulator, f"{url}/webhooks/replicate")
+    words.title("3. They finish: each event is received, its files are kept, your handler is told")
+    storage = Storage((data / "outputs").as_uri())
+    _follow(Records(redis, ttl=_TTL), storage, followed, heard, (process, data))
+    redis.close()
+    files = [file for one in followed for file in one.files]
+    if any(file.error for file in files):
+        raise stage.failure("an output could not be kept", data)
+    words.summary(len(followed), len(files), sum(file.size or 0 for file in files))
+    words.places(data, data / "outputs" / followed[0].kind.folder / followed[0].id)
+    return followed[0].id
+
+
+def _create(simulator: Simulator, hook: str) -> list[_Followed]:
+    """Start predictions and a training as anyone would, through the official client."""
+    # Nothing leaves this machine, so a proxy of the environment must not be asked.
+    client = Client(api_token=simulator.token, base_url=simulator.url, trust_env=False)
+    followed = []
     for label, (model, given) in _ORDERS.items():
         prediction = client.models.predictions.create(
             model, given, webhook=hook, webhook_events_filter=["start", "output", "completed"]
         )
-        created[prediction.id] = label
+        followed.append(_Followed(Kind.PREDICTION, prediction.id, label))
     training = client.trainings.create(
         model="outkeep/train",
         version="0" * 64,
@@ -94,71 +130,57 @@ def _create(simulator: Simulator, hook: str) -> dict[str, str]:
         destination="you/your-model",
         webhook=f"{hook}/trainings",
     )
-    created[training.id] = "the weights of a training"
-    for identity, label in created.items():
-        click.echo(f"  {identity}  {label}")
-    return created
+    followed.append(_Followed(Kind.TRAINING, training.id, "trained weights"))
+    for one in followed:
+        words.created(one.label, one.kind, one.id)
+    return followed
 
 
-def _follow(redis: Redis, storage: Storage, wanted: Mapping[str, str], told: _Told) -> None:
+def _follow(
+    records: Records,
+    storage: Storage,
+    followed: Sequence[_Followed],
+    heard: _Heard,
+    running: tuple["subprocess.Popen[bytes]", Path],
+) -> None:
     """Print what happens to each prediction until all have been handed on."""
-    records = Records(redis, ttl=_TTL)
-    said: dict[str, set[State]] = {identity: set() for identity in wanted}
-    changes = redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-    changes.subscribe(EVENTS)
+    process, data = running
     until = time.monotonic() + stage.PATIENCE
-    places = {(kind, identity) for identity in wanted for kind in Kind}
-    while not told.ids >= wanted.keys() or not all(State.DISPATCHED in states for states in said.values()):
+    while left := [one for one in followed if not one.told]:
+        if process.poll() is not None:
+            raise stage.failure(_STOPPED, data)
         if time.monotonic() > until:
-            raise Permanent("demo_failed", "not everything was handed on in time")
-        for kind, identity in places:
-            record = records.get(kind, identity)
+            missing = ", ".join(one.label for one in left)
+            raise stage.failure(f"not handed on within {stage.PATIENCE:.0f} s: {missing}", data)
+        for one in left:
+            record = records.get(one.kind, one.id)
             if record is not None:
-                _say(record, said[identity], wanted[identity], storage)
-        message = changes.get_message(timeout=0.5)
-        changed = split_member(message["data"].decode()) if message else None
-        places = {changed} if changed and changed[1] in wanted else set()
-    changes.close()
+                _say(one, record, storage)
+            event = heard.about(one.id)
+            if event is not None and State.DISPATCHED in one.said:
+                one.told = True
+                words.told(one.label, event)
+        time.sleep(stage.POLL)
 
 
-def _say(record: Record, said: set[State], label: str, storage: Storage) -> None:
-    """Print what is new of a prediction; a fast one may have passed several states since the last look."""
-    passed = _ORDER[: _ORDER.index(record.state) + 1]
-    for state in [state for state in passed if state not in said]:
-        said.add(state)
+def _say(one: _Followed, record: Record, storage: Storage) -> None:
+    """Print what is new of a prediction."""
+    passed = _STEPS[: _STEPS.index(record.state) + 1] if record.state in _STEPS else ()
+    for state in [state for state in passed if state not in one.said]:
+        one.said.add(state)
         if state is State.RECEIVED:
-            style = click.style("received", fg="blue")
-            click.echo(f"{style}  {record.id}  {record.status}  ({label})")
+            words.received(one.label, record.status)
         elif state is State.STORED:
-            manifest = storage.read_manifest(record.kind, record.id)
-            for file in manifest.files if manifest else ():
-                click.echo(_file_line(record, file))
+            manifest = storage.read_manifest(one.kind, one.id)
+            one.files = manifest.files if manifest else ()
+            for file in one.files:
+                words.kept(one.label, file)
 
 
-def _file_line(record: Record, file: KeptFile) -> str:
-    if file.sha256 is None:
-        return f"{click.style('lost', fg='red')}      {file.pointer}: {file.error}"
-    name = object_name(record.kind, record.id, file.name or "")
-    return f"{click.style('kept', fg='green')}      {name}  {file.size} bytes  sha256 {file.sha256[:12]}…"
-
-
-def _conclude(data: Path, example: str) -> None:
-    outputs = data / "outputs"
-    files = sorted(path for path in outputs.rglob("*") if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    click.secho(f"\nAll kept and handed on: {len(files)} files, {size} bytes in {outputs}", bold=True)
-    click.echo(f"""
-Look at it:
-  find {outputs} -type f
-  cat {outputs}/predictions/{example}/prediction.json
-  OUTKEEP_DATA={data} outkeep show {example}
-Try next:
-  outkeep demo --stay      the same, kept running
-  outkeep up               with REPLICATE_WEBHOOK_SECRET from your Replicate account""")
-
-
-def _wait_for_interrupt(process: "subprocess.Popen[bytes]") -> None:
+def _wait_for_interrupt(process: "subprocess.Popen[bytes]", data: Path) -> None:
     try:
         process.wait()
     except KeyboardInterrupt:
         click.echo()
+    else:
+        raise stage.failure("Outkeep stopped by itself", data)

@@ -109,17 +109,7 @@ class Up:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process that was started for this folder, orphans included."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE and self._is_mine(process):
-                    found.append(process)
-        return found
-
-    def _is_mine(self, process: psutil.Process) -> bool:
-        if process.name().startswith("valkey"):  # it writes its title over its environment
-            return Path(process.cwd()) == (self.data / "valkey").resolve()
-        return process.environ().get("OUTKEEP_DATA") == self.environment["OUTKEEP_DATA"]
+        return processes_of(self.data)
 
     def pids(self) -> dict[str, int]:
         """Name → process id of `up`, `valkey`, `receiver`, `persist` and `notify`, as far as they live."""
@@ -147,9 +137,7 @@ class Up:
 
     def clear(self) -> None:
         """End whatever is left, by force."""
-        for process in self.processes():
-            with suppress(psutil.Error):
-                process.kill()
+        kill_all(self.data)
         if self.process is not None:
             self.process.wait(PATIENCE)
 
@@ -173,6 +161,35 @@ def running_up(
             up.stop()
     finally:
         up.clear()
+
+
+def processes_of(data: Path) -> list[psutil.Process]:
+    """Every living process that was started with `data` as its `OUTKEEP_DATA`, orphans included."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and _belongs(process, data):
+                found.append(process)
+    return found
+
+
+def kill_all(data: Path) -> None:
+    """`kill -9` what `processes_of` finds until nothing is left."""
+
+    def is_clear() -> bool:
+        found = processes_of(data)
+        for process in found:
+            with suppress(psutil.Error):
+                process.kill()
+        return not found
+
+    until(is_clear, f"no process of {data} is left")
+
+
+def _belongs(process: psutil.Process, data: Path) -> bool:
+    if process.name().startswith("valkey"):  # it writes its title over its environment
+        return Path(process.cwd()) == (data / "valkey").resolve()
+    return process.environ().get("OUTKEEP_DATA") == str(data)
 
 
 def _name(process: psutil.Process) -> str:
