@@ -1,0 +1,128 @@
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.core import names
+from app.core.names import ID, Kind
+
+IDS = st.from_regex(ID, fullmatch=True)
+REPLICATE_IDS = st.from_regex(r"[a-z0-9]{26}", fullmatch=True)
+KINDS = st.sampled_from(Kind)
+
+
+@pytest.mark.parametrize("job", [names.PERSIST_JOB, names.NOTIFY_JOB])
+def test_each_job_name_resolves_to_a_coroutine_function(job: str) -> None:
+    module, _, name = job.rpartition(".")
+    function: object = getattr(importlib.import_module(module), name)
+    assert inspect.iscoroutinefunction(function)
+    assert inspect.getmodule(function) is importlib.import_module(module)
+
+
+def test_no_job_name_is_forgotten_here() -> None:
+    spelled = {value for name, value in vars(names).items() if name.endswith("_JOB")}
+    assert spelled == {"workers.jobs.persist", "workers.jobs.notify"}
+
+
+def test_the_strings_that_outlive_a_process_stay() -> None:
+    kind, prediction = Kind.PREDICTION, "ype2b3w02xrme0cqadzrms82nm"
+    assert [names.PERSIST_QUEUE, names.NOTIFY_QUEUE, names.HANDLE_QUEUE] == ["persist", "notify", "handle"]
+    assert names.persist_job_id(kind, prediction) == f"persist-prediction-{prediction}"
+    assert names.notify_job_id("gallery", kind, prediction) == f"notify-gallery-prediction-{prediction}"
+    assert names.notification_id("gallery", kind, prediction) == "msg_7e7494295338e97f45a4575a4e97d2af"
+    assert names.record_key(kind, prediction) == f"outkeep:record:prediction:{prediction}"
+    assert names.record_member(kind, prediction) == f"prediction:{prediction}"
+    assert names.object_name(kind, prediction, "a.png") == f"predictions/{prediction}/a.png"
+    assert names.manifest_name(kind, prediction) == f"predictions/{prediction}/prediction.json"
+    assert names.manifest_name(Kind.TRAINING, "t") == "trainings/t/prediction.json"
+    assert names.output_name(0, "png") == "output-0.png"
+    assert names.outcome_name("gallery") == "told-gallery.json"
+    assert names.quarantine_name("2025-06-09", "ab12") == "quarantine/2025-06-09/ab12.json"
+
+
+@pytest.mark.parametrize("good", ["a", "A-z_9", "-", "_", "x" * 64, "ype2b3w02xrme0cqadzrms82nm"])
+def test_an_id_has_letters_digits_dashes_and_underscores(good: str) -> None:
+    assert ID.fullmatch(good)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "x" * 65, "a/b", "..", "a.b", "a:b", "a b", "a\n", "\na", "a\0", "é", "\u0661", "\u212a"]
+)
+def test_nothing_else_is_an_id(bad: str) -> None:
+    assert not ID.fullmatch(bad)
+
+
+Maker = Callable[[Kind, str], str]
+
+
+@settings(deadline=None)
+@given(st.tuples(KINDS, IDS), st.tuples(KINDS, IDS))
+def test_two_predictions_share_no_name(one: tuple[Kind, str], other: tuple[Kind, str]) -> None:
+    makers: list[Maker] = [
+        names.persist_job_id,
+        names.record_key,
+        names.record_member,
+        names.manifest_name,
+    ]
+    for maker in makers:
+        assert (maker(*one) == maker(*other)) == (one == other)
+
+
+@settings(deadline=None)
+@given(st.tuples(IDS, KINDS, IDS), st.tuples(IDS, KINDS, IDS))
+def test_two_notifications_share_no_webhook_id(
+    one: tuple[str, Kind, str], other: tuple[str, Kind, str]
+) -> None:
+    assert (names.notification_id(*one) == names.notification_id(*other)) == (one == other)
+    assert re.fullmatch(r"msg_[0-9a-f]{32}", names.notification_id(*one))
+
+
+HANDLERS = IDS | st.lists(st.sampled_from(["a", "prediction", "training", ""]), min_size=1).map("-".join)
+
+
+@settings(deadline=None)
+@given(st.tuples(HANDLERS, KINDS, REPLICATE_IDS), st.tuples(HANDLERS, KINDS, REPLICATE_IDS))
+def test_two_notifications_of_replicates_ids_share_no_job(
+    one: tuple[str, Kind, str], other: tuple[str, Kind, str]
+) -> None:
+    assert (names.notify_job_id(*one) == names.notify_job_id(*other)) == (one == other)
+    handler, kind, prediction = names.notify_job_id(*one).removeprefix("notify-").rsplit("-", 2)
+    assert (handler, Kind(kind), prediction) == one
+
+
+@settings(deadline=None)
+@given(HANDLERS.filter(ID.fullmatch), KINDS, IDS)
+def test_rq_takes_every_job_id_and_no_two_kinds_of_jobs_meet(
+    handler: str, kind: Kind, prediction: str
+) -> None:
+    ids = [names.persist_job_id(kind, prediction), names.notify_job_id(handler, kind, prediction)]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", job_id) for job_id in ids)
+    assert ids[0] != ids[1]
+
+
+@settings(deadline=None)
+@given(KINDS, IDS)
+def test_a_member_of_the_index_leads_back_to_its_prediction(kind: Kind, prediction: str) -> None:
+    assert names.split_member(names.record_member(kind, prediction)) == (kind, prediction)
+
+
+@settings(deadline=None)
+@given(KINDS, IDS, IDS, st.integers(0, 1000))
+def test_objects_of_a_prediction_lie_in_its_folder_under_different_names(
+    kind: Kind, prediction: str, handler: str, index: int
+) -> None:
+    inside = [
+        names.MANIFEST_NAME,
+        names.TEXT_NAME,
+        names.output_name(index, "txt"),
+        names.output_name(index + 1, "txt"),
+        names.outcome_name(handler),
+    ]
+    objects = [names.object_name(kind, prediction, name) for name in inside]
+    assert len(set(objects)) == len(objects)
+    assert all(name.split("/")[:2] == [f"{kind.value}s", prediction] for name in objects)
+    assert all(name.count("/") == 2 for name in objects)
