@@ -3,10 +3,11 @@
 from collections.abc import MutableMapping
 
 from app.core.errors import OutkeepError
-from app.core.policy import fetch_delay
+from app.core.policy import RETRIED_ONCE, fetch_delay
 
 State = MutableMapping[str, list[float]]
-"""File → [failures so far, when it may be asked for again (Unix seconds)]; plain values, kept as JSON."""
+"""File → [failures retried within the hour, failures retried once, when it may be asked for again (Unix
+seconds)]; plain values, kept as JSON."""
 
 
 class Tries:
@@ -17,7 +18,7 @@ class Tries:
 
     def wait(self, file: str, now: float) -> float:
         """Seconds until a file may be asked for; 0 or less: at once."""
-        _, due = self._state.get(file, (0, now))
+        *_, due = self._state.get(file, (0, 0, now))
         return due - now
 
     def failed(
@@ -27,10 +28,12 @@ class Tries:
 
         `remaining` is what is left of the hour in seconds, `jitter` uniform in [0, 1).
         """
-        failures, _ = self._state.get(file, (0, now))
-        delay = fetch_delay(error, attempt=int(failures) + 1, remaining=remaining, jitter=jitter)
+        counts = [int(count) for count in self._state.get(file, (0, 0, 0))[:2]]
+        which = int(error.code in RETRIED_ONCE)
+        counts[which] += 1
+        delay = fetch_delay(error, attempt=counts[which], remaining=remaining, jitter=jitter)
         if delay is None:
             self._state.pop(file, None)
         else:
-            self._state[file] = [failures + 1, now + delay]
+            self._state[file] = [*counts, now + delay]
         return delay
