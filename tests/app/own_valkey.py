@@ -1,0 +1,68 @@
+"""A Valkey that belongs to one test, so that it can be stopped, killed, filled up and started again."""
+
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
+
+from app.embedded_program import program
+from tests.app.web import wait_until
+
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
+
+
+class OwnValkey:
+    """One server on a socket, with its data in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"unix://{folder}/s"
+        self.redis = Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        """Start it, durable unless `options` say otherwise, and wait until it answers."""
+        command = [str(program()), "--port", "0", "--unixsocket", f"{self._folder}/s", "--save", ""]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--dir", str(self._folder), *DURABLE, *options], stdout=log, stderr=log
+            )
+        wait_until(self.answers)
+
+    def answers(self) -> bool:
+        """Whether it speaks, be it to ask for a password."""
+        try:
+            return bool(self.redis.ping())
+        except AuthenticationError:
+            return True
+        except RedisError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """`kill -9`, unless it has ended."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def own_valkey() -> Iterator[OwnValkey]:
+    """A server that is not started yet; it is gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
+        server = OwnValkey(Path(folder))
+        try:
+            yield server
+        finally:
+            server.kill()
+            server.redis.close()

@@ -1,0 +1,251 @@
+"""Deliveries while Redis is well, away, stopped, full, read-only or killed."""
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+from redis import Redis
+
+from app.core.names import Kind, persist_job_id
+from app.records import Records
+from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.web import (
+    BOUND,
+    WEBHOOK,
+    Answer,
+    Web,
+    free_port,
+    in_process,
+    in_thread,
+    prediction,
+    signed,
+    wait_until,
+)
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        yield server
+
+
+def refused(web: Web) -> Answer:
+    """A delivery that must be refused within the bound; the socket's time-out is the judge."""
+    answer = web.deliver(prediction("refused"), timeout=BOUND)
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"] == "redis_unavailable"
+    assert answer.json()["message"]
+    return answer
+
+
+def recovers(web: Web, identity: str = "afterwards") -> None:
+    """Without a restart, deliveries are accepted again."""
+    wait_until(lambda: web.deliver(prediction(identity)).status == 202)
+
+
+def calls(redis: Redis, command: str) -> int:
+    """How often the server has run a command."""
+    statistics = cast(dict[str, dict[str, int]], redis.info("commandstats"))
+    return statistics.get(f"cmdstat_{command}", {"calls": 0})["calls"]
+
+
+def test_deliveries_that_arrive_together_go_to_redis_together(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        # What arrives while the first batch waits for its answer gathers behind it.
+        valkey.redis.client_pause(500, all=False)
+        with ThreadPoolExecutor(40) as pool:
+            outcomes = list(pool.map(lambda n: web.outcome(prediction(f"p{n}")), range(40)))
+
+    assert outcomes == ["accepted"] * 40
+    assert calls(valkey.redis, "evalsha") == 40
+    # The script is loaded once in each batch.
+    assert calls(valkey.redis, "script|load") <= 20
+
+
+def test_a_delivery_alone_takes_one_round_trip(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        for number in range(5):
+            web.outcome(prediction(f"p{number}"))
+
+    assert calls(valkey.redis, "evalsha") == 5
+    assert calls(valkey.redis, "script|exists") == 0
+
+
+def test_without_redis_deliveries_are_refused_and_later_accepted(valkey: OwnValkey, tmp_path: Path) -> None:
+    with in_thread(valkey.url, tmp_path) as web:
+        assert web.ask("GET", "/healthz").status == 200
+        for _ in range(3):
+            refused(web)
+
+        valkey.start()
+        recovers(web)
+
+
+def test_a_refused_tcp_port_is_answered_within_the_bound(tmp_path: Path) -> None:
+    with in_thread(f"redis://127.0.0.1:{free_port()}", tmp_path) as web:
+        refused(web)
+
+
+def test_a_redis_that_never_speaks_is_answered_within_the_bound(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with in_thread(f"redis://127.0.0.1:{port}", tmp_path) as web:
+            refused(web)
+            refused(web)
+
+
+def test_a_stopped_redis_refuses_within_the_bound_and_recovers(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        web.outcome(prediction("before"))
+        valkey.signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(30) as pool:
+            # The first ones hang with their batch; those behind it must not wait a second time-out.
+            list(pool.map(lambda _: refused(web), range(30)))
+        refused(web)
+        valkey.signal(signal.SIGCONT)
+        recovers(web)
+        assert web.outcome(prediction("refused")) in {"accepted", "duplicate"}
+        assert is_whole(valkey.redis, "refused")
+
+
+def parts(redis: Redis, identity: str) -> tuple[bool, bool, int]:
+    """Of one prediction: whether there is a record, whether there is a job, how often it is queued."""
+    record = Records(redis, ttl=60).get(Kind.PREDICTION, identity)
+    job = persist_job_id(Kind.PREDICTION, identity)
+    queued = cast(list[bytes], redis.lrange("rq:queue:persist", 0, -1))
+    return record is not None, bool(redis.exists(f"rq:job:{job}")), queued.count(job.encode())
+
+
+def is_whole(redis: Redis, identity: str) -> bool:
+    return parts(redis, identity) == (True, True, 1)
+
+
+def is_absent(redis: Redis, identity: str) -> bool:
+    return parts(redis, identity) == (False, False, 0)
+
+
+def test_a_full_redis_refuses_and_writes_nothing_by_half(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        web.outcome(prediction("before"))
+        valkey.redis.config_set("maxmemory", "1mb")
+        refused(web)
+        assert is_absent(valkey.redis, "refused")
+
+        valkey.redis.config_set("maxmemory", "0")
+        recovers(web)
+        assert web.outcome(prediction("refused")) == "accepted"
+
+
+def test_a_read_only_replica_refuses_until_it_is_promoted(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        valkey.redis.replicaof("127.0.0.1", "1")
+        refused(web)
+        assert valkey.redis.dbsize() == 0
+
+        valkey.redis.replicaof("NO", "ONE")
+        recovers(web)
+
+
+def test_a_wrong_password_refuses_and_is_told_nowhere(
+    valkey: OwnValkey, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    valkey.start("--requirepass", "right")
+    url = valkey.url.replace("unix://", "unix://:wr0ng@")
+    with in_thread(url, tmp_path) as web:
+        answer = refused(web)
+        ready = web.ask("GET", "/readyz")
+
+    assert ready.status == 503
+    assert b"wr0ng" not in answer.body + ready.body
+    assert "wr0ng" not in caplog.text
+
+
+def test_a_redis_killed_under_traffic_keeps_all_that_was_acknowledged(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        acknowledged = kill_in_the_middle(web, valkey.kill)
+        valkey.start()
+
+        for identity in (f"p{number}" for number in range(400)):
+            whole = is_whole(valkey.redis, identity)
+            assert whole or (identity not in acknowledged and is_absent(valkey.redis, identity))
+        recovers(web)
+
+
+def kill_in_the_middle(web: Web, kill: Callable[[], None], *, count: int = 400) -> set[str]:
+    """Send `count` deliveries from 16 threads, `kill` after 50 acknowledgements; the acknowledged ids."""
+    acknowledged: set[str] = set()
+    enough = threading.Event()
+
+    def send(number: int) -> None:
+        try:
+            status = web.deliver(prediction(f"p{number}")).status
+        except OSError:
+            return  # the receiver is gone: nothing was acknowledged
+        assert status in {202, 503}
+        if status == 202:
+            acknowledged.add(f"p{number}")
+            if len(acknowledged) >= 50:
+                enough.set()
+
+    with ThreadPoolExecutor(16) as pool:
+        sent = [pool.submit(send, number) for number in range(count)]
+        assert enough.wait(30)
+        kill()
+        for one in sent:
+            one.result()
+    return acknowledged
+
+
+def test_a_receiver_stopped_under_traffic_ends_with_0_and_has_lost_nothing(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    with in_process(valkey.url, tmp_path) as (web, process):
+        acknowledged = kill_in_the_middle(web, lambda: process.send_signal(signal.SIGTERM))
+
+        assert process.wait(timeout=30) == 0
+        assert all(is_whole(valkey.redis, identity) for identity in acknowledged)
+        assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
+
+
+def test_deliveries_in_flight_at_sigterm_are_made_durable_and_answered(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    bodies = [prediction(f"p{number}") for number in range(100)]
+    with in_process(valkey.url, tmp_path) as (web, process), ExitStack() as stack:
+        connections = [stack.enter_context(in_flight(web, body)) for body in bodies]
+        process.send_signal(signal.SIGTERM)
+        for connection, body in zip(connections, bodies, strict=True):
+            connection.sendall(body)
+        answers = [connection.recv(4096) for connection in connections]
+
+        assert all(answer.startswith(b"HTTP/1.1 202") for answer in answers)
+        assert process.wait(timeout=30) == 0
+    assert all(is_whole(valkey.redis, f"p{number}") for number in range(100))
+
+
+@contextmanager
+def in_flight(web: Web, body: bytes) -> Iterator[socket.socket]:
+    """A delivery whose body the receiver waits for: it has said so by `100 Continue`."""
+    headers = {**signed(body), "Content-Length": str(len(body)), "Expect": "100-continue"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    with socket.create_connection(("127.0.0.1", web.port), timeout=20) as connection:
+        connection.sendall(f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
+        yield connection
