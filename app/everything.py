@@ -89,11 +89,11 @@ def _free_port(host: str, port: int) -> int:
 def _port_unusable(host: str, port: int, error: OSError) -> Permanent:
     if error.errno == errno.EADDRINUSE:
         reason = "another program listens there; stop it, or set PORT"
-    elif isinstance(error, socket.gaierror):
-        reason = f"HOST is not an address of this machine: {error.strerror}"
+    elif error.errno is None or error.errno < 0:  # not of the system, but of the look-up of names
+        reason = "no address is found for this name; set HOST"
     else:
         # Python adds the address, which stands in the message already.
-        reason = f"{os.strerror(error.errno or 0)}; set HOST or PORT"
+        reason = f"{os.strerror(error.errno)}; set HOST or PORT"
     return Permanent("port_unusable", f"cannot listen on {host}:{port}: {reason}")
 
 

@@ -1,0 +1,220 @@
+"""`outkeep up` as its owner meets it: stopping, refusing, odd folders, a Redis of one's own."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app import queues
+from app.demo.stage import free_port
+from tests.e2e.recorder import recorder
+from tests.e2e.running import Up, processes_of, running_up, until
+from tests.e2e.test_demo import OUTKEEP
+
+pytestmark = pytest.mark.slow
+
+EVERYTHING = {"up", "valkey", "receiver", "persist", "notify"}
+SECRET_KEY = "0123456789abcdef0123456789abcdef"
+
+
+def refusal(up: Up, changes: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
+    """Start `up` once more, with other settings; its exit code and all that it says."""
+    ended = subprocess.run(
+        [OUTKEEP, "up"],
+        cwd=up.folder,
+        env={**up.environment, **(changes or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout == ""
+    return ended.returncode, ended.stderr.splitlines()
+
+
+def send(up: Up) -> None:
+    """Deliver a sample with `outkeep send`."""
+    subprocess.run([OUTKEEP, "send"], cwd=up.folder, env=up.environment, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
+    with running_up(tmp_path) as up:
+        assert up.pids().keys() == EVERYTHING
+        assert up.stop(number) == 0
+        assert up.processes() == []
+        assert "Traceback" not in up.text()
+
+
+def test_ctrl_c_in_the_terminal_stops_everything(tmp_path: Path) -> None:
+    with running_up(tmp_path) as up:
+        assert up.process is not None
+        os.killpg(up.process.pid, signal.SIGINT)
+        assert up.process.wait(60) == 0
+        assert up.processes() == []
+        assert "Traceback" not in up.text()
+
+
+def test_it_can_be_started_again_and_remembers(tmp_path: Path) -> None:
+    with recorder() as downstream, running_up(tmp_path, handlers=downstream.handler()) as up:
+        send(up)
+        downstream.wait_for(lambda them: bool(them.received), "the handler is told")
+        up.stop()
+        up.start()
+        with up.redis() as redis:
+            assert redis.zcard("outkeep:records") == 1
+        send(up)
+        downstream.wait_for(lambda them: len(them.ids()) == 2, "the handler is told again")
+
+
+def test_a_second_one_on_the_same_data_says_so(tmp_path: Path) -> None:
+    with running_up(tmp_path) as up:
+        before = up.pids()
+        code, lines = refusal(up, {"PORT": str(free_port())})
+        assert code == 1
+        (line,) = lines
+        assert line.startswith(f"outkeep: outkeep up already runs on {up.data} (pid {before['up']})")
+        assert up.pids() == before
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with running_up(tmp_path) as up:
+        code, lines = refusal(up, {"OUTKEEP_DATA": str(tmp_path / "other")})
+        assert code == 1
+        port = up.environment["PORT"]
+        assert lines == [
+            f"outkeep: cannot listen on 127.0.0.1:{port}: another program listens there; stop it, or set PORT"
+        ]
+        assert processes_of(tmp_path / "other") == []
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "Cannot assign requested address; set HOST or PORT"),
+        ("nowhere.invalid", "no address is found for this name; set HOST"),
+    ],
+)
+def test_a_host_that_is_not_ours_is_named(tmp_path: Path, host: str, reason: str) -> None:
+    up = Up(tmp_path, settings={"HOST": host})
+    code, (line,) = refusal(up)
+    assert code == 1
+    assert line.startswith(f"outkeep: cannot listen on {host}:{up.environment['PORT']}: {reason}")
+
+
+def test_all_mistakes_are_told_at_once_and_nothing_is_started(tmp_path: Path) -> None:
+    up = Up(
+        tmp_path, handlers='[[handler]]\nname = "a b"\nurl = "http://127.0.0.1:1/"\nsecret = "env:NONE"\n'
+    )
+    (tmp_path / "file").touch()
+    mistakes = {
+        "OUTKEEP_SLOTS": "many",
+        "OUTKEEP_SLOTZ": "1",
+        "OUTKEEP_STORAGE": (tmp_path / "file").as_uri(),
+        "PORT": "70000",
+        "REPLICATE_WEBHOOK_SECRET": "whsec_c2hvcnQ=",
+    }
+    code, lines = refusal(up, mistakes)
+    assert code == 2
+    for name in (*mistakes, "OUTKEEP_HANDLERS"):
+        assert any(line.startswith(f"outkeep: {name}: ") for line in lines), name
+    assert all(line.startswith("outkeep: ") for line in lines)
+    assert not any("c2hvcnQ" in line for line in lines), "the secret itself is not shown"
+    assert not (up.data / "valkey").exists()
+    assert up.processes() == []
+
+
+@pytest.mark.parametrize(
+    "handlers",
+    ["this is [ not TOML", '[[handler]]\nname = "x"\n', '[[handler]]\nurl = "ftp://example.com"\n'],
+)
+def test_a_bad_handlers_file_is_refused_with_its_name(tmp_path: Path, handlers: str) -> None:
+    up = Up(tmp_path, handlers=handlers)
+    code, lines = refusal(up)
+    assert code == 2
+    assert lines
+    assert all(line.startswith("outkeep: OUTKEEP_HANDLERS: outkeep.toml: ") for line in lines)
+
+
+def test_a_handlers_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    code, lines = refusal(Up(tmp_path), {"OUTKEEP_HANDLERS": "missing.toml"})
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith("outkeep: OUTKEEP_HANDLERS: ")
+    assert "missing.toml" in lines[0]
+
+
+def test_a_missing_secret_is_refused(tmp_path: Path) -> None:
+    code, lines = refusal(Up(tmp_path), {"REPLICATE_WEBHOOK_SECRET": ""})
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith("outkeep: REPLICATE_WEBHOOK_SECRET: ")
+
+
+@pytest.mark.parametrize("name", ["a folder, with 'quotes' and ünïcode #1 %20", "long/" + "x" * 120 + "/y"])
+def test_any_data_folder_works(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    with recorder() as downstream, running_up(folder, handlers=downstream.handler()) as up:
+        send(up)
+        downstream.wait_for(lambda them: bool(them.received), "the handler is told")
+        (identity,) = downstream.ids()
+        assert (up.outputs / "predictions" / identity / "output-0.png").is_file()
+        assert up.stop() == 0
+        assert up.processes() == []
+
+
+def test_modules_of_the_working_directory_are_not_mistaken_for_ours(tmp_path: Path) -> None:
+    for name in ("app", "workers", "redis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('the {name} of someone else')")
+    up = Up(tmp_path)
+    log = up.log.open("wb")
+    with closing(log), subprocess.Popen([OUTKEEP, "up"], cwd=tmp_path, env=up.environment, stderr=log) as own:
+        try:
+            until(lambda: own.poll() is not None or up.is_ready(), "up is ready")
+            assert up.is_ready(), up.text()
+        finally:
+            own.terminate()
+        assert own.wait(60) == 0
+
+
+def test_a_redis_of_ones_own_is_used(tmp_path: Path, valkey_url: str, redis: Redis) -> None:
+    settings = {"REDIS_URL": valkey_url, "OUTKEEP_SECRET_KEY": SECRET_KEY}
+    with (
+        recorder() as downstream,
+        running_up(tmp_path, handlers=downstream.handler(), settings=settings) as up,
+    ):
+        assert up.pids().keys() == EVERYTHING - {"valkey"}
+        assert queues.worker_count("persist", redis) == 1
+        send(up)
+        downstream.wait_for(lambda them: bool(them.received), "the handler is told")
+        assert redis.zcard("outkeep:records") == 1
+        assert not (up.data / "valkey").exists()
+
+
+def test_without_its_redis_it_starts_and_says_so(tmp_path: Path) -> None:
+    settings = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}", "OUTKEEP_SECRET_KEY": SECRET_KEY}
+    up = Up(tmp_path, settings=settings)
+    try:
+        up.launch()
+        until(lambda: "receiving on" in up.text(), "the receiver runs")
+        until(lambda: up.text().count("waiting for Redis") == 2, "both workers wait")
+        assert up.stop() == 0
+        assert up.processes() == []
+    finally:
+        up.clear()
+
+
+def test_with_port_0_all_agree_on_a_port(tmp_path: Path) -> None:
+    up = Up(tmp_path, settings={"PORT": "0"})
+    try:
+        up.launch()
+        until(lambda: "receiving on" in up.text(), "the receiver runs")
+        assert "receiving on http://127.0.0.1:0/" not in up.text()
+        assert up.stop() == 0
+    finally:
+        up.clear()
