@@ -22,6 +22,6 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
         start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
         if match[2] and int(match[2]) < start:
             return None
-    if start >= size or start >= end:
+    if start >= end:
         raise Rejected("range_not_satisfiable", f"the file has {size} bytes", status=416)
     return start, end
