@@ -76,7 +76,7 @@ def enqueue_notify(connection: Redis, handler: str, kind: Kind, prediction_id: s
             NOTIFY_JOB,
             args=(handler, str(kind), prediction_id),
             job_id=notify_job_id(handler, kind, prediction_id),
-            timeout=NOTIFY_TIMEOUT,
+            job_timeout=NOTIFY_TIMEOUT,
             retry=_KILLS,
             result_ttl=RESULT_TTL,
             failure_ttl=FAILURE_TTL,

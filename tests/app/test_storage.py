@@ -1,0 +1,388 @@
+"""The object store on a real disk: durable, whole or absent, and clear about what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.manifest import KeptFile, Manifest, Receipt
+from app.core.names import Kind
+from app.core.prediction import parse
+from app.storage import Storage
+from tests.app.web import prediction, wait_until
+
+NOW = datetime(2026, 3, 16, tzinfo=UTC)
+NOBODY = 65534
+NAME = "predictions/abc/output-0.bin"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage((tmp_path / "kept here").as_uri())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(os.urandom(3 << 20) + b"end")
+    return path
+
+
+def test_a_stored_file_is_byte_exact(storage: Storage, source: Path, tmp_path: Path) -> None:
+    storage.put_file(NAME, source)
+
+    assert (tmp_path / "kept here" / NAME).read_bytes() == source.read_bytes()
+    assert storage.get(NAME) == source.read_bytes()
+
+
+def test_a_file_is_overwritten_and_a_created_object_is_not(storage: Storage, source: Path) -> None:
+    storage.put_bytes(NAME, b"before")
+    storage.put_file(NAME, source)
+    assert storage.create(NAME, b"other") is False
+    assert storage.get(NAME) == source.read_bytes()
+
+    assert storage.create("new", b"first") is True
+    assert storage.get("new") == b"first"
+
+
+def test_head_tells_size_and_a_quoted_etag_that_changes(storage: Storage) -> None:
+    storage.put_bytes(NAME, b"12345")
+    first = storage.head(NAME)
+    storage.put_bytes(NAME, b"123456")
+    second = storage.head(NAME)
+
+    assert first is not None
+    assert second is not None
+    assert (first.size, second.size) == (5, 6)
+    assert first.etag != second.etag
+    assert first.etag is not None
+    assert first.etag.startswith('"')
+    assert first.etag.endswith('"')
+
+
+def test_looking_at_a_store_that_is_not_there_finds_nothing_and_creates_nothing(tmp_path: Path) -> None:
+    storage = Storage((tmp_path / "a" / "b").as_uri())
+
+    assert storage.get(NAME) is None
+    assert storage.head(NAME) is None
+    assert list(storage.names("predictions")) == []
+    assert storage.read_manifest(Kind.PREDICTION, "abc") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_object(storage: Storage) -> None:
+    storage.put_bytes(NAME, b"x")
+
+    assert storage.head("predictions/abc") is None
+    assert storage.get("predictions/abc") is None
+
+
+def test_names_lists_what_lies_below_a_folder(storage: Storage) -> None:
+    for name in ("predictions/a/one", "predictions/a/two", "predictions/ab/three"):
+        storage.put_bytes(name, b"")
+
+    assert sorted(storage.names("predictions/a")) == ["predictions/a/one", "predictions/a/two"]
+
+
+def test_a_relative_data_folder_survives_a_change_of_the_working_directory(tmp_path: Path) -> None:
+    code = (
+        "import os; from app.settings import load; from app.storage import Storage\n"
+        "storage = Storage(load({'OUTKEEP_DATA': 'relative'}).storage_url); os.chdir('/')\n"
+        "storage.put_bytes('a/b', b'x')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+    assert (tmp_path / "relative" / "outputs" / "a" / "b").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "a//b", "a\0b", "a\nb", "staging#1", "/"])
+def test_an_odd_name_is_refused_and_nothing_is_written_outside(
+    storage: Storage, tmp_path: Path, name: str
+) -> None:
+    for write in (storage.put_bytes, storage.create):
+        with pytest.raises(OutkeepError):
+            write(name, b"x")
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == []
+
+
+def run_child(
+    code: str, storage: Storage, *arguments: str, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run `code` with `storage` in a process of its own, which prints what it saw."""
+    program = f"{_CHILD}\n{code}"
+    command = [sys.executable, "-c", program, storage.url, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
+
+
+_CHILD = """
+import ctypes, os, resource, signal, struct, sys
+from pathlib import Path
+from app.core.errors import OutkeepError
+from app.storage import Storage
+
+def attempt(name, write, *arguments):
+    try:
+        print(name, write(*arguments))
+    except OutkeepError as error:
+        print(name, type(error).__name__, error.code)
+
+storage = Storage(sys.argv[1])
+"""
+
+# A filter of the kernel (seccomp) that lets every call pass but fsync and fdatasync, which fail with EIO.
+_WITHOUT_FSYNC = """
+def instruction(code, true, false, value):
+    return struct.pack("HBBI", code, true, false, value)
+
+numbers = {"x86_64": (74, 75), "aarch64": (82, 83)}[os.uname().machine]
+program = b"".join([
+    instruction(0x20, 0, 0, 0),
+    instruction(0x15, 1, 0, numbers[0]),
+    instruction(0x15, 0, 1, numbers[1]),
+    instruction(0x06, 0, 0, 0x00050000 | 5),
+    instruction(0x06, 0, 0, 0x7FFF0000),
+])
+buffer = ctypes.create_string_buffer(program)
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+libc = ctypes.CDLL(None, use_errno=True)
+def forbid_fsync():
+    assert libc.prctl(38, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS"
+    pointer = ctypes.byref(Program(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p)))
+    assert libc.prctl(22, 2, pointer, 0, 0) == 0, "PR_SET_SECCOMP"
+"""
+
+_WRITES = """
+attempt("file", storage.put_file, "a/file", Path(sys.argv[2]))
+attempt("bytes", storage.put_bytes, "b/bytes", b"x")
+attempt("create", storage.create, "c/create", b"x")
+"""
+
+
+def test_a_write_succeeds_only_after_its_fsync(storage: Storage, source: Path) -> None:
+    without = run_child(f"{_WITHOUT_FSYNC}\nforbid_fsync()\n{_WRITES}", storage, str(source))
+    assert without.stdout.splitlines() == [
+        "file Transient storage_unavailable",
+        "bytes Transient storage_unavailable",
+        "create Transient storage_unavailable",
+    ], without.stderr
+
+    # What was left behind by then is made durable by whoever finds it there.
+    again = run_child(f"{_WITHOUT_FSYNC}\nforbid_fsync()\n{_WRITES}", storage, str(source))
+    assert again.stdout.splitlines()[2] == "create Transient storage_unavailable"
+
+    with_fsync = run_child(_WRITES, storage, str(source))
+    assert with_fsync.stdout.splitlines() == ["file None", "bytes None", "create False"], with_fsync.stderr
+
+
+def test_the_folders_above_a_file_are_synced_too(storage: Storage, source: Path) -> None:
+    # The interpreter tells of each call; the argument is the one number among the caller's variables.
+    code = """
+def tell(frame, event, called):
+    if event == "c_call" and called is os.fsync:
+        (descriptor,) = [value for value in frame.f_locals.values() if isinstance(value, int)]
+        print(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+sys.setprofile(tell)
+storage.put_file("predictions/abc/output-0.bin", Path(sys.argv[2]))
+"""
+    root = Path(storage.url.removeprefix("file://").replace("%20", " "))
+
+    lines = run_child(code, storage, str(source)).stdout.splitlines()
+
+    wanted = [root.parent, root / NAME, root / "predictions/abc", root / "predictions", root]
+    assert lines == [str(path) for path in wanted]
+
+
+def test_a_killed_write_leaves_nothing_visible(storage: Storage, tmp_path: Path) -> None:
+    storage.put_bytes(NAME, b"the whole file from before")
+    pipe = tmp_path / "slow source"
+    os.mkfifo(pipe)
+    command = [
+        sys.executable,
+        "-c",
+        f'{_CHILD}\nstorage.put_file("{NAME}", Path(sys.argv[2]))',
+        storage.url,
+        str(pipe),
+    ]
+    with subprocess.Popen(command) as process, pipe.open("wb") as feed:
+        feed.write(b"x" * (5 << 20))
+        feed.flush()
+        folder = tmp_path / "kept here" / "predictions" / "abc"
+        wait_until(lambda: any("#" in path.name and path.stat().st_size for path in folder.iterdir()))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    assert storage.get(NAME) == b"the whole file from before"
+    assert list(storage.names("predictions")) == [NAME]
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def may_mount() -> bool:
+    """Whether this process holds CAP_SYS_ADMIN (bit 21)."""
+    status = Path("/proc/self/status").read_text()
+    capabilities = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff"))
+    return bool(int(capabilities, 16) >> 21 & 1)
+
+
+_FULL = """
+attempt("file", storage.put_file, "a/file", Path(sys.argv[2]))
+attempt("bytes", storage.put_bytes, "a/bytes", b"x" * (2 << 20))
+attempt("create", storage.create, "a/create", b"x" * (2 << 20))
+print("visible", list(storage.names("")))
+"""
+
+
+def test_a_full_disk_is_said_to_be_full_and_nothing_half_written_shows(source: Path, tmp_path: Path) -> None:
+    if may_mount():
+        with small_disk(tmp_path / "small") as disk:
+            seen = run_child(_FULL, Storage(disk.as_uri()), str(source)).stdout.splitlines()
+        code = "storage_full"
+    else:
+        # Without the right to mount, the limit for the size of a file stands in: another number, same place.
+        limit = "signal.signal(25, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20,) * 2)"
+        seen = run_child(
+            f"{limit}\n{_FULL}", Storage((tmp_path / "small").as_uri()), str(source)
+        ).stdout.splitlines()
+        code = "storage_unavailable"
+
+    assert seen == [f"{name} Transient {code}" for name in ("file", "bytes", "create")] + ["visible []"]
+
+
+_AS_NOBODY = f"if os.getuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A new folder that other users can reach, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="outkeep-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_folder_that_may_not_be_written_is_told_apart(open_path: Path) -> None:
+    storage = Storage((open_path / "outputs").as_uri())
+    storage.put_bytes("a/old", b"old")
+    for folder in (open_path / "outputs" / "a", open_path / "outputs"):
+        folder.chmod(0o555)
+    source = open_path / "source"
+    source.write_bytes(b"x")
+    source.chmod(0o644)
+
+    code = f"""
+{_AS_NOBODY}
+attempt("old", storage.get, "a/old")
+{_WRITES.replace("b/", "a/").replace("c/", "a/")}
+attempt("check", storage.check_writable)
+"""
+    seen = run_child(code, storage, str(source))
+
+    assert seen.stdout.splitlines() == [
+        "old b'old'",
+        "file Transient storage_denied",
+        "bytes Transient storage_denied",
+        "create Transient storage_denied",
+        "check Permanent storage_unusable",
+    ], seen.stderr
+
+
+def test_a_root_that_cannot_be_made_is_told_at_the_start(open_path: Path) -> None:
+    open_path.chmod(0o555)
+    code = (
+        f'{_AS_NOBODY}\nattempt("check", storage.check_writable)\nattempt("put", storage.put_bytes, "a", b"")'
+    )
+
+    seen = run_child(code, Storage((open_path / "outputs").as_uri()))
+
+    assert seen.stdout.splitlines() == ["check Permanent storage_unusable", "put Transient storage_denied"]
+
+
+def test_a_file_in_the_place_of_the_root_is_told(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file")
+    storage = Storage((tmp_path / "outputs").as_uri())
+
+    with pytest.raises(Permanent, match="cannot write to"):
+        storage.check_writable()
+    with pytest.raises(Transient):
+        storage.put_bytes("a", b"")
+
+
+def manifest(*losses: str, output: str = "") -> Manifest:
+    files = tuple(KeptFile(pointer=f"/output/{code}", source=None, error=code) for code in losses)
+    parsed = parse(prediction("abc"), Kind.PREDICTION)
+    return Manifest(parsed, files, output, Receipt(NOW, "msg_1"), NOW)
+
+
+def test_the_first_manifest_without_losses_is_final(storage: Storage) -> None:
+    first, second = manifest(output="first"), manifest(output="second")
+
+    assert storage.commit(first) is first
+    assert storage.commit(second) == first
+    assert storage.read_manifest(Kind.PREDICTION, "abc") == first
+
+
+def test_fewer_losses_replace_more_and_never_the_reverse(storage: Storage) -> None:
+    two, one, other, none = manifest("a", "b"), manifest("a"), manifest("c"), manifest()
+
+    assert storage.commit(two) is two
+    assert storage.commit(one) is one
+    assert storage.commit(other) == one
+    assert storage.commit(two) == one
+    assert storage.commit(none) is none
+    assert storage.commit(one) == none
+    assert storage.read_manifest(Kind.PREDICTION, "abc") == none
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, 0.99])
+def test_a_torn_manifest_counts_as_none_and_is_replaced(storage: Storage, keep: float) -> None:
+    whole = manifest().to_json()
+    torn = whole[: int(keep) if keep >= 1 else int(len(whole) * keep)]
+    storage.put_bytes("predictions/abc/prediction.json", torn)
+    assert storage.read_manifest(Kind.PREDICTION, "abc") is None
+
+    storage.commit(manifest("a"))
+
+    assert storage.read_manifest(Kind.PREDICTION, "abc") == manifest("a")
+
+
+def test_a_manifest_holds_the_object_as_received(storage: Storage, samples: list[dict[str, Any]]) -> None:
+    for number, sample in enumerate(samples):
+        kind = Kind.TRAINING if sample["kind"] == "training" else Kind.PREDICTION
+        received = {**sample["object"], "id": f"sample-{number}"}
+        parsed = parse(json.dumps(received).encode(), kind)
+        storage.commit(Manifest(parsed, (), parsed.output, Receipt(NOW, None), NOW))
+
+        stored = storage.get(f"{kind.folder}/{parsed.id}/prediction.json")
+        assert stored is not None
+        assert json.loads(stored)["prediction"] == received
+
+
+def test_free_bytes_tells_the_room_on_the_disk(storage: Storage) -> None:
+    storage.check_writable()
+    free = storage.free_bytes()
+    assert free is not None
+    assert free > 0
