@@ -161,6 +161,14 @@ def test_what_the_host_asks_for_is_honoured_within_the_hour(asked: float | None,
     assert delay(busy(asked), remaining=600.0) == wait
 
 
+@pytest.mark.parametrize(("attempt", "base"), [(0, 2), (1, 4), (2, 8), (7, 256), (8, 300), (10**6, 300)])
+def test_waits_for_our_own_storage_double_up_to_five_minutes_and_are_spread(
+    attempt: int, base: float
+) -> None:
+    assert store_delay(attempt=attempt, jitter=0.0) == base / 2
+    assert store_delay(attempt=attempt, jitter=0.5) == base * 0.75
+
+
 @settings(deadline=None)
 @given(ATTEMPT, JITTER)
 def test_our_own_storage_is_tried_without_end_every_five_minutes_at_least(
