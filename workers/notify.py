@@ -63,6 +63,7 @@ class Notify:
     base_url: str
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
+    timeout: float = TIMEOUT
 
     async def run(
         self, handler_name: str, kind: Kind, prediction_id: str, memory: dict[str, Any], *, run: int
@@ -110,17 +111,21 @@ class Notify:
         self, handler_name: str, kind: Kind, prediction_id: str
     ) -> tuple[Attempt, float | None]:
         at, began = self.clock(), time.monotonic()
-        status, failure = None, None
+        status, asked = None, None
+        failure: OutkeepError | None = None
         try:
             handler = self._handler(handler_name)
             body = await asyncio.to_thread(self._body, kind, prediction_id)
-            status = await self._post(handler, notification_id(handler_name, kind, prediction_id), body)
+            status, asked = await self._post(
+                handler, notification_id(handler_name, kind, prediction_id), body
+            )
+            if not 200 <= status < 300:  # noqa: PLR2004
+                failure = Permanent(f"status_{status}", f"the handler answered {status}")
         except OutkeepError as error:
             if error.code.startswith("storage_"):
                 raise
             failure = error
         spent = round((time.monotonic() - began) * 1000)
-        asked = failure.retry_after if isinstance(failure, Transient) else None
         code, detail = (failure.code, failure.message) if failure else (None, "")
         return Attempt(format_time(at), status, code, detail, spent), asked
 
@@ -146,25 +151,25 @@ class Notify:
 
         return link
 
-    async def _post(self, handler: Handler, webhook_id: str, body: bytes) -> int:
-        headers = signed_headers(webhook_id, int(self.clock().timestamp()), body, handler.keys)
+    async def _post(self, handler: Handler, webhook_id: str, body: bytes) -> tuple[int, float | None]:
+        """The status of the answer, and how many seconds it asks us to wait."""
+        now = self.clock().timestamp()
+        headers = signed_headers(webhook_id, int(now), body, handler.keys)
         headers |= {"content-type": "application/json", "user-agent": "Outkeep"}
         try:
-            async with asyncio.timeout(TIMEOUT):
-                status, asked = await self._send(handler, body, headers)
+            async with asyncio.timeout(self.timeout):
+                return await self._send(handler, body, headers, now)
         except TimeoutError:
-            raise Transient("timeout", f"no answer within {TIMEOUT:.0f} s") from None
-        if not 200 <= status < 300:  # noqa: PLR2004
-            raise Transient(f"status_{status}", f"the handler answered {status}", retry_after=asked)
-        return status
+            raise Transient("timeout", f"no answer within {self.timeout:.0f} s") from None
 
-    async def _send(self, handler: Handler, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
+    async def _send(
+        self, handler: Handler, body: bytes, headers: dict[str, str], now: float
+    ) -> tuple[int, float | None]:
         request = self.session.post(handler.url, data=body, headers=headers, allow_redirects=False)
         with network_errors(urlsplit(handler.url).hostname or handler.name):
             async with request as answer:
                 await _finish_reading(answer.content)
-                asked = retry_after(answer.headers.get("retry-after"), now=self.clock().timestamp())
-                return answer.status, asked
+                return answer.status, retry_after(answer.headers.get("retry-after"), now=now)
 
     def _write_outcome(
         self, handler_name: str, kind: Kind, prediction_id: str, outcome: str, attempts: int

@@ -19,7 +19,7 @@ from workers import jobs
 from workers.collect import Collector, Limits
 from workers.fetch import Fetcher
 from workers.keep import Keeper
-from workers.notify import Notify
+from workers.notify import TIMEOUT, Notify
 from workers.persist import Persist
 from workers.scratch import scratch
 
@@ -41,8 +41,10 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
 
 
 @asynccontextmanager
-async def notify_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jobs]:
-    """The jobs of the queue `notify`."""
+async def notify_jobs(
+    deployment: Deployment, redis: Redis, *, patience: float = TIMEOUT
+) -> AsyncIterator[Jobs]:
+    """The jobs of the queue `notify`; handlers have `patience` seconds to answer."""
     del redis  # they read the ledger of outputs only
     settings = deployment.settings
     async with guarded_session(private=settings.notify_private, proxy=_proxy(deployment)) as session:
@@ -54,6 +56,7 @@ async def notify_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Job
             base_url=settings.base_url,
             clock=_now,
             jitter=random.random,
+            timeout=patience,
         )
         yield {NOTIFY_JOB: partial(jobs.notify, service)}
 
