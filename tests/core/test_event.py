@@ -200,6 +200,10 @@ def test_the_most_files_ever_seen_still_come_as_a_list(samples: list[dict[str, A
     assert len(data["files"]) == len(list(find_files(longest["output"])))
 
 
+def test_the_limits_are_those_of_the_contract() -> None:
+    assert (MAX_BYTES, MAX_LOGS) == (262_144, 65_536)
+
+
 @pytest.mark.parametrize("over", [0, 1])
 def test_the_limit_is_exact(over: int) -> None:
     room = MAX_BYTES - len(encode(event_of({"input": ""}))) + over
