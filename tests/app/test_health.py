@@ -1,0 +1,186 @@
+"""What `/healthz` and `/readyz` say of a real Redis in every condition."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq import Worker
+from rq.serializers import JSONSerializer
+
+from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.web import BOUND, SECRET_KEY, Answer, Web, free_port, in_thread
+
+TOKEN = "a-token-of-the-admin"
+OTHER_KEY = "another key of thirty-two bytes!".replace(" ", "-")
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        yield server
+
+
+def ready(web: Web, **headers: str) -> Answer:
+    return web.ask("GET", "/readyz", headers=headers, timeout=2 * BOUND)
+
+
+def lines(answer: Answer) -> list[str]:
+    assert answer.headers["content-type"].startswith("text/plain")
+    return answer.body.decode().splitlines()
+
+
+def line(answer: Answer, check: str) -> str:
+    (found,) = [one for one in lines(answer) if one.partition(" ")[2].startswith(check)]
+    return found
+
+
+def register(redis: Redis, *queues: str) -> None:
+    """What a worker does when it starts."""
+    for name in queues:
+        Worker([name], connection=redis, name=f"worker-of-{name}", serializer=JSONSerializer).register_birth()  # type: ignore[no-untyped-call]
+
+
+def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    register(valkey.redis, PERSIST_QUEUE, NOTIFY_QUEUE)
+    with in_thread(valkey.url, tmp_path) as web:
+        answer = ready(web)
+
+    assert answer.status == 200
+    assert [one.partition(":")[0] for one in lines(answer)] == [
+        "ok secret key",
+        "ok redis",
+        "ok workers of persist",
+        "ok workers of notify",
+        "ok storage",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("appendonly", "no", "warn redis: appendonly is no, not yes: a restart of Redis loses"),
+        ("appendfsync", "everysec", "warn redis: appendfsync is everysec, not always: a crash"),
+        ("maxmemory-policy", "allkeys-lru", "warn redis: maxmemory-policy is allkeys-lru, not noeviction"),
+    ],
+)
+def test_a_redis_that_may_lose_is_warned_of(
+    valkey: OwnValkey, tmp_path: Path, option: str, value: str, said: str
+) -> None:
+    valkey.start(f"--{option}", value)
+    with in_thread(valkey.url, tmp_path) as web:
+        answer = ready(web)
+
+    assert answer.status == 200
+    assert line(answer, "redis").startswith(said)
+
+
+def test_a_redis_that_hides_its_configuration_is_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.acl_setuser("app", enabled=True, passwords=["+secret"], keys=["*"], channels=["*"],
+                             categories=["+@all"], commands=["-config"])  # fmt: skip
+    with in_thread(valkey.url.replace("unix://", "unix://app:secret@"), tmp_path) as web:
+        answer = ready(web)
+
+    assert answer.status == 200
+    assert line(answer, "redis") == "warn redis: CONFIG GET is not allowed, so durability is unknown"
+
+
+def test_missing_workers_are_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    register(valkey.redis, NOTIFY_QUEUE)
+    with in_thread(valkey.url, tmp_path) as web:
+        answer = ready(web)
+
+    assert answer.status == 200
+    assert line(answer, "workers of persist") == (
+        "warn workers of persist: none runs; start `outkeep work persist`"
+    )
+    assert line(answer, "workers of notify") == "ok workers of notify: 1 running"
+
+
+def test_a_key_of_another_deployment_fails(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with (
+        in_thread(valkey.url, tmp_path / "a") as first,
+        in_thread(valkey.url, tmp_path / "b", OUTKEEP_SECRET_KEY=OTHER_KEY) as second,
+    ):
+        assert line(ready(first), "secret key") == "ok secret key"
+        answer = ready(second)
+        assert answer.status == 503
+        assert line(answer, "secret key").startswith("fail secret key: OUTKEEP_SECRET_KEY differs")
+        assert ready(first).status == 200
+    assert SECRET_KEY.encode() not in (valkey.redis.get(KEY_FINGERPRINT) or b"")
+
+
+def test_a_rotated_key_is_the_same_deployment(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    both, new = f"{OTHER_KEY} {SECRET_KEY}", OTHER_KEY
+    for keys, status in ((SECRET_KEY, 200), (both, 200), (new, 200), (both, 200), (SECRET_KEY, 503)):
+        with in_thread(valkey.url, tmp_path, OUTKEEP_SECRET_KEY=keys) as web:
+            assert ready(web).status == status
+
+
+def test_without_redis_we_live_and_are_not_ready(tmp_path: Path) -> None:
+    with in_thread(f"redis://127.0.0.1:{free_port()}", tmp_path) as web:
+        live = web.ask("GET", "/healthz")
+        answer = ready(web)
+
+    assert (live.status, live.body) == (200, b"ok\n")
+    assert answer.status == 503
+    assert line(answer, "redis").startswith("fail redis: no answer (ConnectionError); deliveries are refused")
+    assert line(answer, "storage").startswith("ok storage")
+
+
+def test_a_full_redis_is_not_ready(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        assert ready(web).status == 200
+        valkey.redis.config_set("maxmemory", "1mb")
+        answer = ready(web)
+
+    assert answer.status == 503
+    assert line(answer, "redis").startswith("fail redis: takes no writes (OutOfMemoryError)")
+
+
+def test_a_read_only_replica_is_not_ready(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        valkey.redis.replicaof("127.0.0.1", "1")
+        answer = ready(web)
+
+    assert answer.status == 503
+    assert line(answer, "redis").startswith("fail redis: takes no writes (ReadOnlyError)")
+
+
+def test_storage_that_cannot_be_written_is_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        (tmp_path / "outputs").rmdir()
+        (tmp_path / "outputs").write_text("a file in its place")
+        answer = ready(web)
+
+    assert answer.status == 200
+    assert line(answer, "storage").startswith("warn storage: cannot write to")
+
+
+def test_details_are_for_loopback_and_the_admin_alone(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    outside = {"x-forwarded-for": "203.0.113.7"}
+    with in_thread(valkey.url, tmp_path, OUTKEEP_ADMIN_TOKEN=TOKEN) as web:
+        assert line(ready(web), "storage").startswith("ok storage: file://")
+        for token in ("", TOKEN[:-1], f"{TOKEN}x"):
+            answer = ready(web, **outside, authorization=f"Bearer {token}")
+            assert answer.status == 200
+            assert all(":" not in one for one in lines(answer))
+        assert line(ready(web, **outside, authorization=f"Bearer {TOKEN}"), "storage").startswith(
+            "ok storage: file:"
+        )
+
+
+def test_a_forwarded_address_counts_only_from_a_proxy_we_trust(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path, FORWARDED_ALLOW_IPS="192.0.2.1") as web:
+        assert ":" in line(ready(web, **{"x-forwarded-for": "203.0.113.7"}), "storage")
