@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""What `outkeep up` costs while idle: the proportional set size (PSS) of each of its processes. Linux only.
+
+Shared pages are divided among those that share them, so the sum is what the machine would get back.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.e2e.recorder import recorder
+from tests.e2e.running import Up, running_up
+
+MIB = 1 << 20
+TARGET = 350
+STEADY = 5
+"""Readings in a row, a second apart, that must agree within 1 %: the processes have come to rest."""
+
+
+def pss(up: Up) -> dict[str, float]:
+    """MiB by name of process."""
+    return {name: psutil.Process(pid).memory_full_info().pss / MIB for name, pid in up.pids().items()}
+
+
+def at_rest(up: Up) -> dict[str, float]:
+    """The reading once it has come to rest."""
+    last: list[float] = []
+    while True:
+        reading = pss(up)
+        last = [*last[1 - STEADY :], sum(reading.values())]
+        if len(last) == STEADY and max(last) - min(last) < 0.01 * max(last):
+            return reading
+        time.sleep(1)
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        recorder() as downstream,
+        running_up(Path(folder), handlers=downstream.handler()) as up,
+    ):
+        reading = at_rest(up)
+        assert len(reading) == len(up.processes()), "every process is counted"
+        for name, size in sorted(reading.items(), key=lambda item: -item[1]):
+            print(f"{name:10} {size:6.1f} MiB")
+        print(f"{'total':10} {sum(reading.values()):6.1f} MiB (target: at most {TARGET})")
+
+
+if __name__ == "__main__":
+    main()
