@@ -139,6 +139,8 @@ def test_every_acknowledged_write_survives_a_kill_and_the_url_stays(tmp_path: Pa
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
         writer.join()
+        # Its connections are cut a moment before the process counts as ended.
+        assert wait_until(lambda: server.poll() is not None, timeout=20)
         server.start()
         assert server.url == url
         with client(server) as redis:
