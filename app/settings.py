@@ -189,7 +189,7 @@ def _is_unknown(name: str) -> bool:
 
 
 def _unknown(name: str) -> str:
-    similar = get_close_matches(name, VARIABLES, n=1, cutoff=0.8)
+    similar = get_close_matches(name.removesuffix("_FILE"), VARIABLES, n=1, cutoff=0.8)
     return f"{name}: no such setting" + (f"; is {similar[0]} meant?" if similar else "")
 
 

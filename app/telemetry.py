@@ -39,7 +39,7 @@ def configure(level: str, log_format: str | None) -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
     for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
 
 
 def _plain(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

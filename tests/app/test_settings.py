@@ -1,0 +1,228 @@
+"""The configuration: every variable, every mistake, and no secret in any message."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.errors import ConfigurationError
+from app.settings import VARIABLES, examine, load
+from tests.app.web import SECRET, SECRET_KEY
+
+GOOD: dict[str, tuple[str, str, Any]] = {
+    "REPLICATE_WEBHOOK_SECRET": ("webhook_secret", SECRET, SECRET),
+    "REPLICATE_API_TOKEN": ("api_token", "r8_abc", "r8_abc"),
+    "REPLICATE_BASE_URL": ("api_url", "http://localhost:8100/", "http://localhost:8100"),
+    "REDIS_URL": ("redis_url", "rediss://u:p%40@host:1/2", "rediss://u:p%40@host:1/2"),
+    "OUTKEEP_DATA": ("data", "/srv/data", Path("/srv/data")),
+    "OUTKEEP_STORAGE": ("storage", "s3://bucket/prefix/", "s3://bucket/prefix"),
+    "OUTKEEP_PUBLIC_URL": ("public_url", "https://example.com/keep/", "https://example.com/keep"),
+    "OUTKEEP_ADMIN_TOKEN": ("admin_token", "token", "token"),
+    "OUTKEEP_SECRET_KEY": ("secret_keys", SECRET_KEY, (SECRET_KEY.encode(),)),
+    "OUTKEEP_HANDLERS": ("handlers", "my.toml", Path("my.toml")),
+    "OUTKEEP_OUTPUT_HOSTS": ("output_hosts", "example.com", None),
+    "OUTKEEP_NOTIFY_PRIVATE": ("notify_private", "true", True),
+    "OUTKEEP_KEEP_INPUTS": ("keep_inputs", "yes", True),
+    "OUTKEEP_RETENTION": ("retention", "30d", 30 * 86400),
+    "OUTKEEP_MAX_BODY": ("max_body", "8MiB", 8 << 20),
+    "OUTKEEP_MAX_FILE": ("max_file", "1GiB", 1 << 30),
+    "OUTKEEP_RECONCILE": ("reconcile", "known", "known"),
+    "OUTKEEP_RECONCILE_NOTIFY": ("reconcile_notify", "false", False),
+    "OUTKEEP_SLOTS": ("slots", "8", 8),
+    "OUTKEEP_MAX_FILES": ("max_files", "10", 10),
+    "OUTKEEP_DISK_FLOOR": ("disk_floor", "0", 0),
+    "OUTKEEP_RECORD_TTL": ("record_ttl", "3 h", 3 * 3600),
+    "OUTKEEP_SPOOL": ("spool", "off", "off"),
+    "OUTKEEP_ALLOWED_HOSTS": ("allowed_hosts", "example.com", "example.com"),
+    "OUTKEEP_STORAGE_PUBLIC_URL": (
+        "storage_public_url",
+        "https://cdn.example.com",
+        "https://cdn.example.com",
+    ),
+    "OUTKEEP_PROXY": ("proxy", "http://u:p@proxy:3128", "http://u:p@proxy:3128"),
+    "OUTKEEP_COG_TOKEN": ("cog_token", "token", "token"),
+    "HOST": ("host", "0.0.0.0", "0.0.0.0"),
+    "PORT": ("port", "80", 80),
+    "LOG_LEVEL": ("log_level", "WARNING", "warning"),
+    "LOG_FORMAT": ("log_format", "text", "text"),
+    "FORWARDED_ALLOW_IPS": ("forwarded_allow_ips", "*", "*"),
+}
+SECRETS = ("REPLICATE_WEBHOOK_SECRET", "REPLICATE_API_TOKEN", "REDIS_URL", "OUTKEEP_ADMIN_TOKEN",
+           "OUTKEEP_SECRET_KEY", "OUTKEEP_PROXY", "OUTKEEP_COG_TOKEN")  # fmt: skip
+SPARE = ("REPLICATE_BASE_URL", "OUTKEEP_STORAGE")
+
+
+def value_of(environment: dict[str, str], name: str) -> Any:
+    value = getattr(load(environment), GOOD[name][0])
+    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+
+
+def problems(environment: dict[str, str]) -> list[str]:
+    return examine(environment)[1]
+
+
+def test_this_table_knows_every_variable() -> None:
+    assert {name: attribute for name, (attribute, _, _) in GOOD.items()} == VARIABLES
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_variable_is_read(name: str) -> None:
+    _, text, expected = GOOD[name]
+    value = value_of({name: text}, name)
+    assert value == expected if expected is not None else value.text == text
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_variable_is_read_from_a_file(name: str, tmp_path: Path) -> None:
+    _, text, expected = GOOD[name]
+    file = tmp_path / "value"
+    file.write_text(f"{text}\n")
+    value = value_of({f"{name}_FILE": str(file)}, name)
+    assert value == expected if expected is not None else value.text == text
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_variable_from_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for path, reason in (
+        (tmp_path / "none", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "empty", "is empty"),
+        (tmp_path / "binary", "is not UTF-8 text"),
+    ):
+        (problem,) = problems({f"{name}_FILE": str(path)})
+        assert problem.startswith(f"{name}_FILE: ")
+        assert problem.endswith(reason)
+        assert str(path) in problem
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_variable_set_twice_is_a_mistake(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "value"
+    file.write_text(GOOD[name][1])
+    assert problems({name: GOOD[name][1], f"{name}_FILE": str(file)}) == [
+        f"{name}: set both directly and by {name}_FILE; keep one of them"
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "REPLICATE_WEBHOOK_SECRET"])
+def test_an_empty_variable_is_not_set(name: str) -> None:
+    settings = load({name: "", f"{name}_FILE": ""})
+    assert settings == load({})
+
+
+def test_an_empty_secret_is_a_mistake() -> None:
+    assert problems({"REPLICATE_WEBHOOK_SECRET": ""}) == [
+        "REPLICATE_WEBHOOK_SECRET: no secret given; expected whsec_… or whpk_…"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("REPLICATE_WEBHOOK_SECRET", "whsec_", "nothing follows"),
+        ("REPLICATE_WEBHOOK_SECRET", "whsec_c2hvcnQ=", "24 to 64 bytes"),
+        ("REPLICATE_WEBHOOK_SECRET", "hunter2", "does not start with"),
+        ("REPLICATE_WEBHOOK_SECRET", f"{SECRET} whsec_!", "secret 2 of 2"),
+        ("REPLICATE_BASE_URL", "ftp://x", "must start with https://, http://"),
+        ("REPLICATE_BASE_URL", "https://", "names no host"),
+        ("REDIS_URL", "http://localhost", "must start with redis://, rediss://, unix://"),
+        ("REDIS_URL", "localhost:6379", "must start with"),
+        ("REDIS_URL", "redis://:hunter/2@host", "host or port cannot be read"),
+        ("REDIS_URL", "redis://:hunter2@host:99999", "host or port cannot be read"),
+        ("REDIS_URL", "redis://:hunter2@[::1", "host or port cannot be read"),
+        ("REDIS_URL", "redis://:hunter2@host?db=x", "client cannot read it"),
+        ("REDIS_URL", "redis://:hunter2@host?sokket_timeout=1", "client cannot read it"),
+        ("REDIS_URL", "unix://", "names no socket"),
+        ("OUTKEEP_STORAGE", "outputs", "must start with file://, s3://, gs://, az://"),
+        ("OUTKEEP_STORAGE", "file://outputs/here", "three slashes"),
+        ("OUTKEEP_STORAGE", "file://./outputs", "three slashes"),
+        ("OUTKEEP_STORAGE", "file:///", "three slashes"),
+        ("OUTKEEP_STORAGE", "s3://", "names no bucket"),
+        ("OUTKEEP_SECRET_KEY", "hunter2", "32 or more"),
+        ("OUTKEEP_SECRET_KEY", " ", "it is empty"),
+        ("OUTKEEP_NOTIFY_PRIVATE", "maybe", "valid boolean"),
+        ("OUTKEEP_RETENTION", "0", "greater than 0"),
+        ("OUTKEEP_RETENTION", "soon", "whole number of s, m, h, d or w"),
+        ("OUTKEEP_RETENTION", "9" * 5000, "whole number"),
+        ("OUTKEEP_RETENTION", "99999999w", "a hundred years"),
+        ("OUTKEEP_MAX_BODY", "0", "greater than 0"),
+        ("OUTKEEP_MAX_BODY", "lots", "could not parse"),
+        ("OUTKEEP_RECONCILE", "some", "'all', 'known' or 'off'"),
+        ("OUTKEEP_SLOTS", "0", "greater than or equal to 1"),
+        ("OUTKEEP_RECORD_TTL", "1h", "greater than or equal to 7200"),
+        ("OUTKEEP_SPOOL", "maybe", "'on' or 'off'"),
+        ("PORT", "65536", "65535"),
+        ("PORT", "http", "valid integer"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("LOG_FORMAT", "xml", "'json' or 'text'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_reason_and_without_the_value(
+    name: str, value: str, reason: str
+) -> None:
+    (problem,) = problems({name: value})
+
+    assert problem.startswith(f"{name}: ")
+    assert reason in problem
+    assert "hunter" not in problem
+    assert "\n" not in problem
+
+
+def test_an_unknown_name_is_a_mistake_and_the_right_one_is_proposed() -> None:
+    assert problems({"OUTKEEP_RETENTOIN": "1d", "OUTKEEP_FRESH_BREAD": "1", "OUTKEEP_DATAS_FILE": "/x"}) == [
+        "OUTKEEP_DATAS_FILE: no such setting; is OUTKEEP_DATA meant?",
+        "OUTKEEP_FRESH_BREAD: no such setting",
+        "OUTKEEP_RETENTOIN: no such setting; is OUTKEEP_RETENTION meant?",
+    ]
+
+
+def test_names_of_others_are_left_alone() -> None:
+    assert problems({"REPLICATE_SOMETHING": "1", "PATH": "/bin", "outkeep_data": "x"}) == []
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    wrong = {
+        "OUTKEEP_NONE": "1",
+        "PORT": "x",
+        "OUTKEEP_SLOTS": "0",
+        "REDIS_URL": "x",
+        "OUTKEEP_DATA_FILE": "/none",
+    }
+
+    with pytest.raises(ConfigurationError) as error:
+        load(wrong)
+
+    assert sorted(problem.partition(":")[0] for problem in error.value.problems) == sorted(wrong)
+
+
+def test_no_secret_shows_in_the_settings_or_in_a_message(tmp_path: Path) -> None:
+    canary = "canary-0123456789-0123456789-0123456789"
+    good = {name: GOOD[name][1] for name in GOOD if name not in (*SECRETS, *SPARE)}
+    for name in SECRETS:
+        good[name] = f"redis://:{canary}@host" if name == "REDIS_URL" else canary
+    settings, told = examine(good)
+    assert [problem.partition(":")[0] for problem in told] == ["REPLICATE_WEBHOOK_SECRET"]
+    assert canary not in f"{settings!r} {settings} {told}"
+    assert SECRET not in repr(load({"REPLICATE_WEBHOOK_SECRET": SECRET}))
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load({}).port = 1  # type: ignore[misc]
+
+
+def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
+    settings = load({"OUTKEEP_DATA": str(tmp_path)})
+
+    assert settings.storage_url == (tmp_path / "outputs").as_uri()
+    assert settings.base_url == "http://127.0.0.1:8000"
+    assert settings.api_url == "https://api.replicate.com"
+    assert (settings.max_body, settings.max_file) == (32 << 20, 10 << 30)
+    assert (settings.slots, settings.max_files, settings.record_ttl) == (64, 1000, 7 * 86400)
+    assert settings.output_hosts.text == "replicate.delivery *.replicate.delivery storage.googleapis.com"
+    assert settings.reconciles == "off"
+    assert load({"REPLICATE_API_TOKEN": "r8_x"}).reconciles == "all"
+    assert load({"HOST": "::1", "PORT": "80"}).base_url == "http://[::1]:80"
+    assert load({"OUTKEEP_PUBLIC_URL": "https://x.example/"}).base_url == "https://x.example"
