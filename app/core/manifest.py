@@ -74,7 +74,7 @@ class Manifest:
         return other is None or len(self.lost) < len(other.lost)
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON with the keys of format 1."""
+        """UTF-8 JSON with the keys of format 1, each on a line of its own."""
         receipt = self.receipt
         document = {
             "outkeep": FORMAT,
@@ -91,7 +91,9 @@ class Manifest:
             "query": dict(receipt.query),
             "context": receipt.context,
         }
-        return json.dumps(document, ensure_ascii=False, indent=1).encode()
+        # With `indent` Python encodes in Python, and gives each number of an embedding a line of its own.
+        members = (f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in document.items())
+        return ("{\n" + ",\n".join(members) + "\n}").encode()
 
 
 def build(

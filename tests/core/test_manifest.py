@@ -108,6 +108,14 @@ def test_it_has_the_keys_of_the_contract_in_plain_words() -> None:
     assert "ü 1".encode() in manifest.to_json()
 
 
+def test_each_key_stands_on_a_line_of_its_own_for_people() -> None:
+    lines = manifest_of(with_output([URL, "two\nlines"])).to_json().decode().split("\n")
+    assert lines[0] == "{"
+    assert [line.partition(":")[0] for line in lines[1:3]] == ['"outkeep"', '"kind"']
+    assert len(lines) == len(KEYS) + 3
+    assert lines[-1] == "}"
+
+
 def test_what_was_lost_keeps_its_source_in_the_output_and_its_reason_in_the_list() -> None:
     manifest = manifest_of(with_output([URL, URL + "2"]), losses=[0])
     assert manifest.output == [URL, "output-1.png"]

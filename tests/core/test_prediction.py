@@ -162,7 +162,13 @@ def test_odd_values_are_kept_and_never_crash_a_property(value: dict[str, Any]) -
 
 
 def test_the_deepest_body_that_is_read_has_a_hundred_levels() -> None:
-    assert parse(nested(MAX_DEPTH), Kind.PREDICTION).output is not None
+    assert MAX_DEPTH == 100
+    assert parse(nested(100), Kind.PREDICTION).output is not None
+
+
+@pytest.mark.parametrize("status", ["x", "a" * 64, "almost done", "succès"])
+def test_a_status_that_we_do_not_know_is_kept(status: str) -> None:
+    assert parse(body(status=status), Kind.PREDICTION).status == status
 
 
 def test_numbers_and_letters_of_every_size_come_through() -> None:
