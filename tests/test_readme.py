@@ -1,24 +1,12 @@
-"""The README: every command and program in it is run as it stands, its tables are held against the source.
-
-A fence tells by its first line what it is: `sh` runs to its end, `sh serves=PORT` keeps running, a file name
-makes a file, `console` needs what a test has not (an account, an engine, the package index). The README's
-ports are replaced, since others may use them here, and its example id by the one of the prediction created.
-"""
+"""The README: every command and program in it is run as it stands, its tables are held against the source."""
 
 import ast
 import configparser
 import json
-import os
 import re
 import shlex
-import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +16,11 @@ from app.cli.root import cli
 from app.core import event as events
 from app.core import handlers
 from app.core.names import Kind
-from app.demo.stage import free_port
 from app.lifeline import GRACE
-from app.processes import members
 from app.settings import VARIABLES
 from app.storage import Storage
 from tests.container import compose
-
-PROJECT = Path(__file__).parent.parent
-README = (PROJECT / "README.md").read_text()
-EXAMPLE_ID = "ype2b3w02xrme0cqadzrms82nm"
-PORTS = ("8000", "8100", "9000")
-
-
-@dataclass(frozen=True)
-class Fence:
-    """One block of code; `note` is what stands behind its language."""
-
-    language: str
-    note: str
-    text: str
-
-
-def fences(text: str) -> list[Fence]:
-    found = re.findall(r"^```(\w+) ?([^\n]*)\n(.*?)^```$", text, re.M | re.S)
-    return [Fence(*parts) for parts in found]
+from tests.reader import COMMANDS, PROJECT, README, Fence, Reader, command_with, fences
 
 
 def table_names(table: str) -> list[str]:
@@ -61,89 +29,12 @@ def table_names(table: str) -> list[str]:
     return [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
 
 
-class Reader:
-    """A new user with the README, who types what it says in a folder with the project's environment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ports = {port: str(free_port()) for port in PORTS}
-        self.id = EXAMPLE_ID
-        self.said: list[str] = []
-        self.running: list[subprocess.Popen[bytes]] = []
-        (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
-        for fence in fences(README):
-            if "." in fence.note:
-                (folder / fence.note).write_text(self.adapted(fence.text))
-
-    def adapted(self, text: str) -> str:
-        for port, other in self.ports.items():
-            text = text.replace(f":{port}", f":{other}").replace(f"--port {port}", f"--port {other}")
-            text = text.replace(f'"127.0.0.1", {port}', f'"127.0.0.1", {other}')
-        return text.replace(EXAMPLE_ID, self.id)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        ours = ("OUTKEEP_", "REPLICATE_", "REDIS_URL")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        return inherited | {"PORT": self.ports["8000"], "OUTKEEP_DISK_FLOOR": "0", "PYTHONUNBUFFERED": "1"}
-
-    def serve(self, fence: Fence) -> None:
-        number = len(self.running)
-        with (self.folder / f"terminal-{number}.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["bash", "-c", self.adapted(fence.text)],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.running.append(process)
-        port = int(self.ports[fence.note.removeprefix("serves=")])
-        self.wait(lambda: _listens(port), f"nothing listens on {port}")
-
-    def type(self, fence: Fence) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self.adapted(fence.text)],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, f"{fence.text}\n{done.stdout}\n{done.stderr}"
-        self.said.append(done.stdout)
-        return done.stdout
-
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
-        until = time.monotonic() + 60
-        while not condition():
-            logs = "".join(f"\n{path.name}: {path.read_text()[-3000:]}" for path in self.folder.glob("*.log"))
-            assert time.monotonic() < until, what + logs
-            time.sleep(0.1)
-
-    def leave(self) -> None:
-        for process in reversed(self.running):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
-            self.wait(lambda session=process.pid: not members(session), "a program does not end")  # type: ignore[misc]
-
-
-def _listens(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """A reader who has done everything that the README says, in its order."""
     reader = Reader(tmp_path_factory.mktemp("reader"))
     try:
-        for fence in fences(README):
-            if fence.language != "sh" or "." in fence.note:
-                continue
+        for fence in COMMANDS:
             if fence.note.startswith("serves="):
                 reader.serve(fence)
             else:
@@ -175,6 +66,35 @@ def test_the_commands_to_operate_answer_as_they_should(reader: Reader) -> None:
     assert re.search(r"^persist +\| .* [1-9]\d* finished, 0 failed$", said, re.M)
     assert re.search(r"^REPLICATE_WEBHOOK_SECRET +\(set, not shown\)", said, re.M)
     assert "whsec_" not in said
+
+
+@pytest.mark.slow
+def test_a_dead_letter_is_told_after_the_command_that_tries_it_once_more(tmp_path: Path) -> None:
+    """The handler is down first, then gone from the handlers file; at last both are back."""
+    reader = Reader(tmp_path)
+    handlers_file = tmp_path / "outkeep.toml"
+    wanted = handlers_file.read_text()
+
+    def outcomes() -> list[str]:
+        return [json.loads(path.read_bytes())["outcome"] for path in tmp_path.glob("data/outputs/*/*/told-*")]
+
+    try:
+        reader.serve(command_with("outkeep up"))
+        reader.type(Fence("sh", "", ". ./local.env\noutkeep send"))
+        log = tmp_path / "terminal-0.log"
+        reader.wait(lambda: "not told, again in" in log.read_text(), "the handler's absence is not noticed")
+        reader.stop()
+        handlers_file.write_text("")
+        reader.serve(command_with("outkeep up"))
+        reader.wait(lambda: outcomes() == ["dead"], "the delivery does not become a dead letter")
+        reader.stop()
+        handlers_file.write_text(wanted)
+        reader.serve(command_with("python downstream.py"))
+        reader.serve(command_with("outkeep up"))
+        assert "Requeueing 1 jobs" in reader.type(command_with("rq requeue"))
+        reader.wait(lambda: outcomes() == ["delivered"], "the dead letter is not told")
+    finally:
+        reader.leave()
 
 
 def test_the_example_of_an_event_has_exactly_the_keys_of_a_real_one(reader: Reader) -> None:
