@@ -1,0 +1,187 @@
+"""What a process starts with, proven at once."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.core.errors import ConfigurationError
+from app.deployment import connect, find_redis, own_keys, prepare
+from app.settings import load
+from tests.app.web import SECRET, SECRET_KEY
+
+HANDLER = '[[handler]]\nname = "gallery"\nurl = "https://example.com/x"\nsecret = "{secret}"\n'
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    return {"OUTKEEP_DATA": str(folder), "REPLICATE_WEBHOOK_SECRET": SECRET, **more}
+
+
+def problems(settings: dict[str, str], *, receives: bool = True) -> list[str]:
+    with pytest.raises(ConfigurationError) as error:
+        prepare(settings, receives=receives)
+    return list(error.value.problems)
+
+
+def test_a_right_configuration_gives_settings_and_handlers(tmp_path: Path) -> None:
+    file = tmp_path / "handlers.toml"
+    file.write_text(HANDLER.format(secret=SECRET))
+
+    settings, handlers = prepare(environment(tmp_path, OUTKEEP_HANDLERS=str(file)), receives=True)
+
+    assert settings.handlers == file
+    assert [handler.name for handler in handlers] == ["gallery"]
+    assert (tmp_path / "outputs").is_dir()
+
+
+def test_a_receiver_needs_a_secret_and_a_worker_does_not(tmp_path: Path) -> None:
+    without = {"OUTKEEP_DATA": str(tmp_path)}
+
+    (problem,) = problems(without)
+    assert problem.startswith("REPLICATE_WEBHOOK_SECRET: not set")
+    prepare(without)
+
+
+def test_a_redis_of_ones_own_needs_a_key(tmp_path: Path) -> None:
+    (problem,) = problems(environment(tmp_path, REDIS_URL="redis://localhost"))
+    assert problem.startswith("OUTKEEP_SECRET_KEY: needed together with REDIS_URL")
+
+
+def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "handlers.toml"
+    file.write_text('[[handler]]\nname = "a b"\nurl = "x"\nsecret = "env:NOT_THERE"\n')
+    (tmp_path / "file").write_text("")
+    wrong = {
+        "OUTKEEP_DATA": str(tmp_path),
+        "OUTKEEP_NONE": "1",
+        "REPLICATE_WEBHOOK_SECRET": "whsec_!",
+        "REDIS_URL": "redis://localhost",
+        "OUTKEEP_HANDLERS": str(file),
+        "OUTKEEP_STORAGE": (tmp_path / "file").as_uri(),
+    }
+
+    told = problems(wrong)
+
+    assert sorted({problem.partition(":")[0] for problem in told}) == [
+        "OUTKEEP_HANDLERS",
+        "OUTKEEP_NONE",
+        "OUTKEEP_SECRET_KEY",
+        "OUTKEEP_STORAGE",
+        "REPLICATE_WEBHOOK_SECRET",
+    ]
+    assert sum(problem.startswith("OUTKEEP_HANDLERS") for problem in told) == 3
+
+
+def test_a_mistaken_storage_does_not_leave_a_default_one_behind(tmp_path: Path) -> None:
+    (problem,) = problems(environment(tmp_path, OUTKEEP_STORAGE="outputs"))
+
+    assert problem.startswith("OUTKEEP_STORAGE: it must start with")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"\xff", "is not UTF-8 text"),
+        (b"[[handler", "not TOML"),
+        (HANDLER.format(secret="hunter2").encode(), "does not start with"),
+        (HANDLER.format(secret="env:NOT_THERE").encode(), "the environment variable NOT_THERE is not set"),
+        (HANDLER.format(secret="file:/none").encode(), "cannot read /none"),
+    ],
+)
+def test_a_handlers_file_with_a_mistake_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    file = tmp_path / "handlers.toml"
+    if content is not None:
+        file.write_bytes(content)
+
+    (problem,) = problems(environment(tmp_path, OUTKEEP_HANDLERS=str(file)))
+
+    assert problem.startswith("OUTKEEP_HANDLERS: ")
+    assert str(file) in problem
+    assert reason in problem
+    assert "hunter2" not in problem
+
+
+def test_the_secret_of_a_handler_is_read_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    for reference in (SECRET, "env:GALLERY", f"file:{tmp_path}/secret"):
+        file = tmp_path / "handlers.toml"
+        file.write_text(HANDLER.format(secret=reference))
+        settings = environment(tmp_path, OUTKEEP_HANDLERS=str(file), GALLERY=SECRET)
+        (handler,) = prepare(settings)[1]
+        assert len(handler.keys) == 1
+
+
+def test_without_any_redis_the_way_out_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="REDIS_URL: not set, and no embedded server runs on"):
+        find_redis(load({"OUTKEEP_DATA": str(tmp_path)}))
+
+
+def test_no_secret_shows_in_a_deployment(tmp_path: Path) -> None:
+    url = "redis://:hunter2@localhost"
+    settings = environment(tmp_path, REDIS_URL=url, OUTKEEP_SECRET_KEY=SECRET_KEY)
+
+    shown = repr(connect(*prepare(settings, receives=True)))
+
+    assert "hunter2" not in shown
+    assert SECRET_KEY not in shown
+    assert SECRET not in shown
+
+
+def test_a_key_is_made_once_for_us_alone(tmp_path: Path) -> None:
+    data = tmp_path / "new" / "data"
+
+    first, second = own_keys(data), own_keys(data)
+
+    assert first == second
+    assert len(first[0]) == 64
+    assert stat.S_IMODE((data / "secret.key").stat().st_mode) == 0o600
+    assert [path.name for path in data.iterdir()] == ["secret.key"]
+
+
+def test_processes_that_start_together_agree_on_one_key(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    code = (
+        "import sys; from pathlib import Path; from app.deployment import own_keys\n"
+        "print('ready', flush=True)\n"
+        "while not Path(sys.argv[1]).exists(): pass\n"
+        "print(own_keys(Path(sys.argv[2]))[0].decode())"
+    )
+    command = [sys.executable, "-c", code, str(gate), str(tmp_path / "data")]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    gate.touch()
+
+    keys = {child.communicate(timeout=60)[0] for child in children}
+
+    assert len(keys) == 1
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["secret.key"]
+
+
+def test_what_a_killed_start_left_behind_does_not_matter(tmp_path: Path) -> None:
+    """A killed start leaves a draft of the key; in a container its number comes again."""
+    (tmp_path / f"secret.key.{os.getpid()}").write_text("half a k")
+
+    assert own_keys(tmp_path) == own_keys(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "short", "\x80" * 40])
+def test_a_broken_key_is_not_replaced_in_silence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "secret.key").write_text(content, encoding="latin-1")
+
+    with pytest.raises(ConfigurationError, match="cannot be read as a key; restore it from a backup"):
+        own_keys(tmp_path)
+    assert (tmp_path / "secret.key").read_text(encoding="latin-1") == content
+
+
+def test_a_data_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigurationError, match="OUTKEEP_DATA: cannot read or make"):
+        own_keys(tmp_path / "file" / "data")

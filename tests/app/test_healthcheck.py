@@ -1,0 +1,76 @@
+"""`outkeep healthcheck`, as a container runs it."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rq import Worker
+from rq.serializers import JSONSerializer
+
+from app.core.errors import Permanent
+from app.healthcheck import check
+from app.settings import Settings, load
+from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.web import environment, free_port, in_thread
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        server.start()
+        yield server
+
+
+def settings(valkey: OwnValkey, folder: Path, **more: str) -> Settings:
+    return load(environment(valkey.url, folder, **more))
+
+
+def test_a_receiver_that_answers_lives(valkey: OwnValkey, tmp_path: Path) -> None:
+    with in_thread(valkey.url, tmp_path) as web:
+        check("receiver", settings(valkey, tmp_path, PORT=str(web.port)))
+        check("receiver", settings(valkey, tmp_path, PORT=str(web.port), HOST="0.0.0.0"))
+
+
+def test_a_port_without_a_receiver_is_dead(valkey: OwnValkey, tmp_path: Path) -> None:
+    port = free_port()
+    with pytest.raises(Permanent, match=f"no receiver answers on 127.0.0.1:{port}"):
+        check("receiver", settings(valkey, tmp_path, PORT=str(port)))
+
+
+def test_a_receiver_that_hangs_is_dead(valkey: OwnValkey, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(Permanent, match="no receiver answers"):
+            check("receiver", settings(valkey, tmp_path, PORT=str(port)))
+
+
+def worker(valkey: OwnValkey, queue: str) -> Worker:
+    """What a worker does when it starts."""
+    born = Worker([queue], connection=valkey.redis, name=f"of-{queue}", serializer=JSONSerializer)
+    born.register_birth()  # type: ignore[no-untyped-call]
+    return born
+
+
+def test_a_worker_of_this_host_and_queue_lives(valkey: OwnValkey, tmp_path: Path) -> None:
+    worker(valkey, "persist")
+
+    check("persist", settings(valkey, tmp_path))
+    with pytest.raises(Permanent, match="no worker of the queue notify lives on this host"):
+        check("notify", settings(valkey, tmp_path))
+
+
+def test_a_worker_of_another_host_does_not_count(valkey: OwnValkey, tmp_path: Path) -> None:
+    born = worker(valkey, "persist")
+    valkey.redis.hset(born.key, "hostname", "another")
+
+    with pytest.raises(Permanent, match="no worker"):
+        check("persist", settings(valkey, tmp_path))
+
+
+def test_a_worker_that_fell_silent_is_dead(valkey: OwnValkey, tmp_path: Path) -> None:
+    born = worker(valkey, "persist")
+    valkey.redis.hset(born.key, "last_heartbeat", "2026-01-01T00:00:00.000000Z")
+
+    with pytest.raises(Permanent, match="no worker"):
+        check("persist", settings(valkey, tmp_path))
