@@ -19,6 +19,7 @@ from pathlib import Path
 
 from app.demo.stage import free_port
 from app.processes import members
+from app.settings import VARIABLES
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -70,9 +71,11 @@ class Reader:
 
     @property
     def environment(self) -> dict[str, str]:
-        ours = ("OUTKEEP_", "REPLICATE_", "REDIS_URL")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        return inherited | {"PORT": self.ports["8000"], "OUTKEEP_DISK_FLOOR": "0", "PYTHONUNBUFFERED": "1"}
+        inherited = {
+            name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in VARIABLES
+        }
+        ours = {"PORT": self.ports["8000"], "OUTKEEP_DISK_FLOOR": "0"}
+        return inherited | ours | {"NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
 
     def serve(self, fence: Fence) -> None:
         number = len(self.running)
