@@ -175,7 +175,7 @@ async def _connect(port: int) -> None:
 
 
 def whole_line() -> tuple[float, dict[str, float]]:
-    """Predictions with one file that go the whole way in a second, and the CPU time of each process for it."""
+    """Predictions that go the whole way in a second, and the CPU time of each process for one."""
     settings = {"REPLICATE_WEBHOOK_SECRET": SECRET, "LOG_LEVEL": "warning"}
     with (
         tempfile.TemporaryDirectory() as folder,
