@@ -68,7 +68,7 @@ def config(*, as_json: bool) -> None:
         table = {name: {"value": value, "from": origin} for name, value, origin in rows}
         click.echo(json.dumps({"settings": table, "problems": problems}, indent=1))
     else:
-        _table(["SETTING", "VALUE", "FROM"], [list(row) for row in rows])
+        _table(["SETTING", "VALUE", "FROM"], [[name, value or "-", origin] for name, value, origin in rows])
         for problem in problems:
             click.echo(f"outkeep: {problem}", err=True)
     if problems:
@@ -115,10 +115,10 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _shown(settings: Settings, name: str) -> str:
+def _shown(settings: Settings, name: str) -> str | None:
     value = getattr(settings, VARIABLES[name])
     if value is None:
-        return _effective(settings).get(name, "-")
+        return _effective(settings).get(name)
     if isinstance(value, SecretStr) or name in {"OUTKEEP_SECRET_KEY", "REDIS_URL"}:
         return "(set, not shown)"
     if isinstance(value, ByteSize):

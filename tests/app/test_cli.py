@@ -1,0 +1,424 @@
+"""The command, as people type it: processes, exit codes, and one clear line for each mistake."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from app.cli.root import cli
+from app.core.manifest import KeptFile, Manifest, Receipt
+from app.core.names import Kind
+from app.core.prediction import parse
+from app.records import Records
+from app.storage import Storage
+from tests.app.own_valkey import own_valkey
+from tests.app.web import (
+    SECRET,
+    SECRET_KEY,
+    Web,
+    clean_environment,
+    environment,
+    free_port,
+    in_thread,
+    prediction,
+)
+
+NOW = datetime(2026, 3, 16, tzinfo=UTC)
+COMMANDS = sorted(cli.commands)
+OTHER_SECRET = "whsec_b3RoZXIgc2VjcmV0IG9mIDI0IGJ5dGVz"
+
+
+def outkeep(
+    *arguments: str, settings: Mapping[str, str] | None = None, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run one command to its end, in an environment that holds `settings` and nothing else of ours."""
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    variables = clean_environment(settings or {})
+    return subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+def complaints(done: "subprocess.CompletedProcess[str]", code: int) -> list[str]:
+    """The lines of a command that failed in a civil way."""
+    lines = done.stderr.splitlines()
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert all(line.startswith("outkeep: ") for line in lines)
+    return [line.removeprefix("outkeep: ") for line in lines]
+
+
+@pytest.fixture(scope="module")
+def web(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with in_thread(valkey_url, tmp_path_factory.mktemp("cli")) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(web: Web, redis: Redis, valkey_url: str) -> dict[str, str]:
+    """The environment of the running receiver, on an empty database."""
+    redis.flushall()
+    return environment(valkey_url, web.folder, PORT=str(web.port))
+
+
+def test_every_command_shows_an_example() -> None:
+    for name in COMMANDS:
+        done = outkeep(name, "--help")
+        assert done.returncode == 0
+        assert "Example" in done.stdout
+        assert f"outkeep {name}" in done.stdout, name
+    assert "outkeep up" in outkeep("--help").stdout
+    assert outkeep("--version").stdout.startswith("outkeep")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("serve", "--nonsense"),
+        ("work",),
+        ("work", "nonsense"),
+        ("show",),
+        ("ls", "--limit", "0"),
+    ],
+)
+def test_misuse_ends_with_2(arguments: tuple[str, ...]) -> None:
+    done = outkeep(*arguments)
+    assert done.returncode == 2
+    assert "Usage: outkeep" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"REPLICATE_WEBHOOK_SECRET": "whsec_!"},
+            "REPLICATE_WEBHOOK_SECRET: secret 1 of 1: what follows whsec_",
+        ),
+        ({"REPLICATE_WEBHOOK_SECRET": ""}, "REPLICATE_WEBHOOK_SECRET: no secret given"),
+        ({"OUTKEEP_DATTA": "x"}, "OUTKEEP_DATTA: no such setting; is OUTKEEP_DATA meant?"),
+        ({"OUTKEEP_HANDLERS": "/none.toml"}, "OUTKEEP_HANDLERS: cannot read /none.toml: No such file"),
+        (
+            {"OUTKEEP_STORAGE": "file:///proc/none"},
+            "OUTKEEP_STORAGE: cannot write to /proc/none: No such file",
+        ),
+        ({"REDIS_URL": "http://u:hunter2@h"}, "REDIS_URL: it must start with redis://"),
+    ],
+)
+def test_a_mistaken_setting_stops_the_start(tmp_path: Path, changes: dict[str, str], line: str) -> None:
+    done = outkeep("serve", settings=environment("redis://localhost", tmp_path, **changes))
+
+    (complaint,) = complaints(done, 2)
+    assert complaint.startswith(line)
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_all_mistakes_are_told_in_one_start(tmp_path: Path, command: str) -> None:
+    handlers = tmp_path / "outkeep.toml"
+    handlers.write_text('[[handler]]\nname = "x"\n')
+    wrong = {
+        "REPLICATE_WEBHOOK_SECRET": "x",
+        "OUTKEEP_NONE": "1",
+        "OUTKEEP_STORAGE": "file:///proc/none",
+        "OUTKEEP_HANDLERS": str(handlers),
+        "PORT": "-1",
+    }
+
+    told = complaints(outkeep(command, settings=environment("redis://localhost", tmp_path, **wrong)), 2)
+
+    assert {line.partition(":")[0] for line in told} == wrong.keys()
+
+
+@pytest.mark.parametrize("command", [("serve",), ("work", "persist"), ("work", "notify"), ("ls",)])
+def test_without_a_redis_the_start_ends_with_2(tmp_path: Path, command: tuple[str, ...]) -> None:
+    settings = {"OUTKEEP_DATA": str(tmp_path), "REPLICATE_WEBHOOK_SECRET": SECRET}
+
+    (complaint,) = complaints(outkeep(*command, settings=settings), 2)
+
+    assert complaint.startswith(f"REDIS_URL: not set, and no embedded server runs on {tmp_path}")
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = outkeep("serve", settings=environment("redis://localhost", tmp_path, PORT=str(port)))
+
+    (complaint,) = complaints(done, 1)
+    assert complaint.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use")
+
+
+def test_a_host_that_is_not_ours_is_named(tmp_path: Path) -> None:
+    done = outkeep("serve", settings=environment("redis://localhost", tmp_path, HOST="203.0.113.1"))
+
+    (complaint,) = complaints(done, 1)
+    assert complaint.startswith("cannot listen on 203.0.113.1:8000: Cannot assign requested address")
+
+
+def test_a_redis_that_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+    url = f"redis://:hunter2@127.0.0.1:{free_port()}"
+
+    for command in (("ls",), ("healthcheck", "persist")):
+        done = outkeep(*command, settings=environment(url, tmp_path))
+        (complaint,) = complaints(done, 1)
+        assert complaint == "Redis does not answer (ConnectionError); is REDIS_URL right?"
+        assert "hunter2" not in done.stderr
+
+
+def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
+    with own_valkey() as valkey:
+        valkey.start("--requirepass", "right")
+        url = valkey.url.replace("unix://", "unix://:hunter2@")
+        done = outkeep("ls", settings=environment(url, tmp_path))
+
+    assert complaints(done, 1) == ["Redis refuses the user or password of REDIS_URL"]
+    assert "hunter2" not in done.stderr
+
+
+def test_send_shows_the_answer_for_people_and_programs(settings: dict[str, str], web: Web) -> None:
+    done = outkeep("send", settings=settings)
+    assert (done.returncode, done.stdout) == (0, '202 {"outcome":"accepted"}\n')
+
+    answer = json.loads(outkeep("send", "--training", "--json", settings=settings).stdout)
+    assert answer == {
+        "url": f"http://127.0.0.1:{web.port}/webhooks/replicate/trainings",
+        "status": 202,
+        "answer": '{"outcome":"accepted"}',
+    }
+
+
+def test_send_takes_a_file_or_standard_input(settings: dict[str, str], tmp_path: Path, redis: Redis) -> None:
+    file = tmp_path / "prediction.json"
+    file.write_bytes(prediction("from-a-file"))
+    assert outkeep("send", str(file), settings=settings).returncode == 0
+    assert outkeep("send", "-", settings=settings, input=prediction("from-a-pipe").decode()).returncode == 0
+
+    ids = {record.id for record in Records(redis, ttl=60).newest()}
+    assert ids == {"from-a-file", "from-a-pipe"}
+
+
+def test_send_that_is_refused_ends_with_1(settings: dict[str, str]) -> None:
+    done = outkeep("send", "--secret", OTHER_SECRET, settings=settings)
+
+    assert done.returncode == 1
+    assert done.stdout.startswith('401 {"error":"signature_mismatch"')
+    assert done.stderr.endswith("did not accept it\n")
+
+
+def test_send_to_nobody_ends_with_1(settings: dict[str, str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}/x"
+
+    (complaint,) = complaints(outkeep("send", "--to", url, settings=settings), 1)
+
+    assert complaint == f"{url} does not answer: [Errno 111] Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--to", "ftp://x"), "must start with"),
+        (("--to", "http://[::1"), "cannot be read"),
+        (("--to", "http://"), "names no host"),
+        (("--secret", "hunter2"), "does not start with"),
+        (("/none.json",), "cannot read /none.json"),
+    ],
+)
+def test_send_misused_ends_with_2(settings: dict[str, str], arguments: tuple[str, ...], reason: str) -> None:
+    done = outkeep("send", *arguments, settings=settings)
+
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_send_without_a_secret_says_what_is_missing() -> None:
+    done = outkeep("send")
+    assert done.returncode == 2
+    assert "give --secret, or set REPLICATE_WEBHOOK_SECRET" in done.stderr
+
+
+def test_ls_lists_the_latest_change_first(settings: dict[str, str], web: Web) -> None:
+    assert outkeep("ls", settings=settings).stderr == "nothing yet\n"
+    web.outcome(prediction("first", model="owner/name"))
+    web.outcome(prediction("second"), "/webhooks/replicate/trainings")
+
+    lines = outkeep("ls", settings=settings).stdout.splitlines()
+
+    assert lines[0].split() == ["ID", "KIND", "STATUS", "STATE", "FILES", "LOST", "AGE", "MODEL"]
+    assert [line.split()[:4] for line in lines[1:]] == [
+        ["second", "training", "succeeded", "received"],
+        ["first", "prediction", "succeeded", "received"],
+    ]
+    assert lines[2].endswith("owner/name")
+
+
+def test_ls_speaks_json(settings: dict[str, str], web: Web) -> None:
+    web.outcome(prediction("first", model="owner/name"))
+
+    (line,) = outkeep("ls", "--json", settings=settings).stdout.splitlines()
+
+    found = json.loads(line)
+    assert found.pop("received_at").endswith("Z")
+    assert found.pop("updated_at").endswith("Z")
+    assert found == {
+        "id": "first",
+        "kind": "prediction",
+        "status": "succeeded",
+        "state": "received",
+        "model": "owner/name",
+        "files": 0,
+        "lost": 0,
+        "source": "webhook",
+        "error": None,
+    }
+
+
+def test_ls_finds_losses_beyond_its_limit(settings: dict[str, str], web: Web, redis: Redis) -> None:
+    web.outcome(prediction("unlucky"))
+    redis.hset("outkeep:record:prediction:unlucky", "lost", 1)
+    for number in range(3):
+        web.outcome(prediction(f"later{number}"))
+
+    done = outkeep("ls", "--lost", "--limit", "2", "--json", settings=settings)
+
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["unlucky"]
+
+
+def test_ls_lists_what_is_in_quarantine(settings: dict[str, str], web: Web) -> None:
+    assert web.outcome(b"[]") == "quarantined"
+
+    (name,) = outkeep("ls", "--quarantine", settings=settings).stdout.splitlines()
+    (line,) = outkeep("ls", "--quarantine", "--json", settings=settings).stdout.splitlines()
+
+    assert json.loads(line) == {"object": name}
+    assert (web.folder / "outputs" / name).is_file()
+
+
+@pytest.fixture
+def kept(web: Web) -> Manifest:
+    """A stored prediction with a file, a loss, and a handler that was told."""
+    storage = Storage((web.folder / "outputs").as_uri())
+    files = (
+        KeptFile("/output/0", "https://x/a.png", "output-0.png", "image/png", 3, "0" * 64),
+        KeptFile("/output/1", "https://x/b.png", error="not_found"),
+    )
+    parsed = parse(prediction("kept", model="owner/name"), Kind.PREDICTION)
+    manifest = Manifest(parsed, files, None, Receipt(NOW, "msg_1"), NOW)
+    storage.commit(manifest)
+    told = {"webhook_id": "msg_2", "outcome": "delivered", "attempts": 2}
+    storage.put_bytes("predictions/kept/told-gallery.json", json.dumps(told).encode())
+    return manifest
+
+
+def test_show_tells_all_that_is_known(settings: dict[str, str], web: Web, kept: Manifest) -> None:
+    web.outcome(prediction("kept"))
+
+    done = outkeep("show", "kept", settings=settings)
+
+    assert done.returncode == 0
+    for part in (
+        "prediction kept",
+        "status  succeeded",
+        "state   received",
+        "model   owner/name",
+        "output-0.png  3 bytes  image/png",
+        "LOST /output/1: not_found",
+        "told gallery: delivered, attempts: 2",
+    ):
+        assert part in done.stdout
+
+
+def test_show_speaks_json(settings: dict[str, str], web: Web, kept: Manifest) -> None:
+    web.outcome(prediction("kept"))
+
+    shown = json.loads(outkeep("show", "kept", "--json", settings=settings).stdout)
+
+    assert shown["manifest"] == json.loads(kept.to_json())
+    assert shown["record"]["state"] == "received"
+    assert shown["told"]["gallery"]["outcome"] == "delivered"
+
+
+def test_show_needs_no_redis(settings: dict[str, str], kept: Manifest) -> None:
+    away = {**settings, "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+
+    done = outkeep("show", "kept", settings=away)
+
+    assert done.returncode == 0
+    assert "output-0.png" in done.stdout
+    assert done.stderr == "Redis does not answer (ConnectionError): shown from storage alone\n"
+
+
+def test_show_of_an_unknown_id_ends_with_1(settings: dict[str, str]) -> None:
+    assert complaints(outkeep("show", "nobody", settings=settings), 1) == ["nothing is known of nobody"]
+
+
+def test_show_of_an_odd_id_is_misuse(settings: dict[str, str]) -> None:
+    assert outkeep("show", "../x", settings=settings).returncode == 2
+
+
+def test_looking_creates_nothing(settings: dict[str, str], tmp_path: Path) -> None:
+    elsewhere = {**settings, "OUTKEEP_DATA": str(tmp_path / "none")}
+    for command in (("ls",), ("ls", "--quarantine"), ("show", "x"), ("config",), ("healthcheck",), ("send",)):
+        outkeep(*command, settings=elsewhere, cwd=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_shows_what_holds_and_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "outkeep.toml").write_text("")
+    (tmp_path / "token").write_text("r8_canary\n")
+    settings = {
+        "OUTKEEP_SLOTS": "7",
+        "REPLICATE_API_TOKEN_FILE": str(tmp_path / "token"),
+        "REPLICATE_WEBHOOK_SECRET": SECRET,
+        "OUTKEEP_SECRET_KEY": SECRET_KEY,
+        "REDIS_URL": "redis://:hunter2@localhost",
+        "OUTKEEP_PROXY": "http://u:hunter2@proxy",
+    }
+
+    done = outkeep("config", settings=settings, cwd=tmp_path)
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()}
+
+    assert done.returncode == 0
+    assert rows["OUTKEEP_SLOTS"] == "7 environment"
+    assert rows["OUTKEEP_STORAGE"] == f"{(tmp_path / 'data/outputs').as_uri()} default"
+    assert rows["OUTKEEP_HANDLERS"] == "outkeep.toml default"
+    assert rows["OUTKEEP_RECONCILE"] == "all default"
+    assert rows["OUTKEEP_MAX_BODY"] == "32.0MiB default"
+    assert rows["REPLICATE_API_TOKEN"] == f"(set, not shown) file {tmp_path / 'token'}"
+    for secret in ("canary", "hunter2", SECRET, SECRET_KEY):
+        assert secret not in done.stdout + done.stderr
+
+
+def test_config_speaks_json_and_ends_with_2_when_something_is_wrong(tmp_path: Path) -> None:
+    right = outkeep("config", "--json", cwd=tmp_path)
+    assert right.returncode == 0
+    document = json.loads(right.stdout)
+    assert document["settings"]["OUTKEEP_RECONCILE"] == {"value": "off", "from": "default"}
+    assert document["settings"]["REPLICATE_API_TOKEN"] == {"value": None, "from": "default"}
+    assert document["problems"] == []
+
+    wrong = outkeep("config", "--json", settings={"PORT": "x", "OUTKEEP_X": ""}, cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert len(json.loads(wrong.stdout)["problems"]) == 2
+
+
+def test_healthcheck_tells_life_from_death(settings: dict[str, str]) -> None:
+    alive = outkeep("healthcheck", settings=settings)
+    assert (alive.returncode, alive.stdout) == (0, "receiver is alive\n")
+
+    (complaint,) = complaints(outkeep("healthcheck", settings={**settings, "PORT": str(free_port())}), 1)
+    assert complaint.startswith("no receiver answers on 127.0.0.1:")
+    assert complaints(outkeep("healthcheck", "persist", settings=settings), 1) == [
+        "no worker of the queue persist lives on this host"
+    ]
