@@ -12,9 +12,10 @@ from app.core import handlers as handlers_file
 from app.core.errors import ConfigurationError, Permanent
 from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
+from app.disk import fsync, make_folder
 from app.embedded import running_url
 from app.settings import Settings, examine
-from app.storage import Storage, fsync
+from app.storage import Storage
 
 DEFAULT_HANDLERS = Path("outkeep.toml")
 KEY_FILE = "secret.key"
@@ -92,7 +93,7 @@ def own_keys(data: Path) -> tuple[bytes, ...]:
 
 
 def _make_key(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # A name of chance: a draft that a killed process left behind must not stand in the way.
     descriptor, draft = tempfile.mkstemp(prefix=f"{KEY_FILE}.", dir=path.parent)
     try:

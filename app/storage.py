@@ -1,7 +1,6 @@
 """The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
 
 import errno
-import os
 import re
 import shutil
 import tempfile
@@ -29,6 +28,7 @@ from app.core import manifest as manifests
 from app.core.errors import Permanent, Transient
 from app.core.manifest import Manifest
 from app.core.names import Kind, manifest_name
+from app.disk import fsync, make_folder
 
 CHUNK = 1 << 20
 """Bytes held at a time while a file passes through."""
@@ -81,7 +81,7 @@ class Storage:
         if self._root is None:
             return
         try:
-            _make_folder(self._root)
+            make_folder(self._root)
             with tempfile.TemporaryFile(dir=self._root):
                 pass
         except OSError as error:
@@ -96,7 +96,7 @@ class Storage:
 
     def _prepare(self) -> Any:
         if self._root is not None:
-            _make_folder(self._root)
+            make_folder(self._root)
         return self._store
 
     def _is_absent(self) -> bool:
@@ -197,24 +197,6 @@ class Storage:
             fsync(folder)
             if folder == self._root:
                 break
-
-
-def fsync(path: Path) -> None:
-    """Make the bytes of a file, or the entries of a folder, survive a power cut; raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_folder(root: Path) -> None:
-    if root.is_dir():
-        return
-    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        fsync(folder.parent)
 
 
 @contextmanager

@@ -1,19 +1,25 @@
 """Deliveries while Redis is well, away, stopped, full, read-only or killed."""
 
+import asyncio
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
 from redis import Redis
 
+from app.core.errors import Transient
+from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
-from app.records import Records
+from app.core.prediction import parse
+from app.inbox import MAX_BATCH, Inbox
+from app.records import Arrival, Records
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import (
     BOUND,
@@ -249,3 +255,26 @@ def in_flight(web: Web, body: bytes) -> Iterator[socket.socket]:
         connection.sendall(f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
         yield connection
+
+
+def test_a_fault_of_our_own_lets_nobody_wait_for_ever(redis: Redis) -> None:
+    def broken_clock() -> datetime:
+        raise ArithmeticError("no time")
+
+    async def accept_many() -> list[object]:
+        inbox = Inbox(redis, Records(redis, ttl=60), broken_clock)
+        parsed = parse(prediction(), Kind.PREDICTION)
+        arrival = Arrival(parsed, prediction(), Receipt(datetime.now(UTC), "msg_1"), None)
+        waiting = [inbox.accept(arrival) for _ in range(MAX_BATCH + 1)]
+        outcomes: list[object] = list(
+            await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+        )
+        # The next one is tried again: nothing says that Redis is away.
+        outcomes += await asyncio.gather(inbox.accept(arrival), return_exceptions=True)
+        await inbox.close()
+        return outcomes
+
+    outcomes = asyncio.run(accept_many())
+
+    assert len(outcomes) == MAX_BATCH + 2
+    assert all(isinstance(outcome, Transient) for outcome in outcomes)

@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from app.core.errors import Unusable
 from app.core.names import Kind, persist_job_id, record_key
 from app.core.prediction import parse
+from app.deployment import connect, prepare
+from app.main import create_app
 from app.records import Records
-from tests.app.web import SECRET_KEY, WEBHOOK, Web, in_thread, prediction, signed
+from tests.app.web import SECRET_KEY, WEBHOOK, Web, environment, in_thread, prediction, signed
 
 LIMIT = 64 << 10
 
@@ -312,6 +318,21 @@ def test_a_quarantine_that_cannot_be_written_is_answered_with_503(valkey_url: st
     assert answer.status == 503
     assert int(answer.headers["retry-after"]) > 0
     assert answer.json()["error"].startswith("storage_")
+
+
+def test_a_fault_of_our_own_is_answered_with_503_and_asked_for_again(valkey_url: str, tmp_path: Path) -> None:
+    async def broken(_: Request) -> Response:
+        raise ArithmeticError("a detail that nobody outside needs")
+
+    app = create_app(connect(*prepare(environment(valkey_url, tmp_path), receives=True)))
+    app.router.routes.append(Route("/broken", broken))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/broken")
+
+    assert answer.status_code == 503
+    assert answer.json()["error"] == "internal"
+    assert "detail" not in answer.text
+    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_no_answer_names_a_secret(web: Web) -> None:

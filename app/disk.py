@@ -1,0 +1,23 @@
+"""Writes of ours on a local disk that survive a power cut."""
+
+import os
+from pathlib import Path
+
+
+def fsync(path: Path) -> None:
+    """Make the bytes of a file, or the entries of a folder, survive a power cut; raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(root: Path) -> None:
+    """Make a folder and those above it, all of them surviving a power cut; raises `OSError`."""
+    if root.is_dir():
+        return
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
