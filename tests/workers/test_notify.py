@@ -29,23 +29,13 @@ from app.settings import load
 from app.storage import Storage
 from tests.e2e.recorder import DEFAULT_SECRET, recorder
 from tests.raw_host import RawHost, Script, ok, raw_host, then_for_ever, then_reset, then_silence
+from tests.workers.desk import Quick
 from tests.workers.worker_process import failure, wait_until
-from workers.async_worker import AsyncWorker
 from workers.services import Jobs, notify_jobs
 
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
 HANDLER = "gallery"
 KEYS = (b"k" * 32,)
-
-
-class Quick(AsyncWorker):
-    """Does not listen for commands of `rq`, which takes a second to end."""
-
-    def subscribe(self) -> None:
-        pass
-
-    def unsubscribe(self) -> None:
-        pass
 
 
 class Office:
