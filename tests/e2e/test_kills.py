@@ -1,5 +1,6 @@
 """`kill -9` during traffic: of every process below `outkeep up`, and of `up` itself."""
 
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.e2e.traffic import RETRY_DELAYS, Traffic, require_nothing_lost
 pytestmark = pytest.mark.slow
 
 COUNT = 200
+SEED = int(os.environ.get("SEED", "1"))
 BELOW = ("receiver", "persist", "notify", "valkey")
 
 
@@ -77,8 +79,8 @@ def test_kills_of_every_process_below_up_lose_nothing(
 ) -> None:
     """Each kind is killed twice, in an order drawn from the seed, while work is in flight."""
     victims = [*BELOW, *BELOW]
-    random.Random(1).shuffle(victims)
-    traffic = Traffic(COUNT, seed=1, host=host, simulator=simulator, up=up)
+    random.Random(SEED).shuffle(victims)
+    traffic = Traffic(COUNT, seed=SEED, host=host, simulator=simulator, up=up)
     with traffic.flowing():
         for number, victim in enumerate(victims, start=1):
             traffic.wait_until_acknowledged(20 * number)
@@ -93,7 +95,7 @@ def test_kills_of_every_process_below_up_lose_nothing(
 def test_a_kill_of_up_loses_nothing_once_it_is_started_again(
     up: Up, host: FileHost, simulator: Simulator, downstream: Recorder
 ) -> None:
-    traffic = Traffic(COUNT, seed=2, host=host, simulator=simulator, up=up)
+    traffic = Traffic(COUNT, seed=SEED, host=host, simulator=simulator, up=up)
     with traffic.flowing():
         traffic.wait_until_acknowledged(COUNT // 3)
         until(lambda: host.open, "downloads are on their way")
