@@ -2,8 +2,8 @@
 
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
 `received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `body` (as received, until
-stored), `error` (a code), `files` and `lost` (counts), and `kept:<number>` for each file that has already been
-kept or lost while others are still tried.
+stored), `error` (a code), `files` and `lost` (counts), and `kept:<number>` for each file that has ended
+while others are still tried.
 """
 
 import hashlib
@@ -26,71 +26,10 @@ from app.core.lifecycle import Move, State, origins, target
 from app.core.manifest import Receipt, format_time
 from app.core.names import EVENTS, RECORDS, Kind, record_key, record_member, split_member
 from app.core.prediction import Prediction
+from app.record_scripts import ACCEPT, KEEP, MOVE
 
 PAGE = 200
 _Hash = Mapping[bytes, bytes]
-
-_ACCEPT = """
--- KEYS: 1 record, 2 index of records, 3 job, 4 queue of the job, 5 RQ's set of queues
--- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
---       8 state 'running', 9 state 'received', 10 how many arguments are fields of the record, then those,
---       then the fields of the job
-local state = redis.call('HGET', KEYS[1], 'state')
-local over = state and state ~= ARGV[8]
-local outcome = 'accepted'
-if over then
-  outcome = ARGV[1] == 'finish' and 'duplicate' or 'stale'
-elseif ARGV[1] == 'progress' then
-  local rank = redis.call('HGET', KEYS[1], 'rank')
-  outcome = 'progress'
-  if rank and rank == ARGV[2] then outcome = 'duplicate' end
-  if rank and rank > ARGV[2] then outcome = 'stale' end
-end
-local last = 10 + tonumber(ARGV[10])
-if outcome == 'accepted' or outcome == 'progress' then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 11, last))
-  redis.call('EXPIRE', KEYS[1], ARGV[4])
-  redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5] - ARGV[4])
-  redis.call('PUBLISH', ARGV[7], ARGV[3])
-end
--- A repeat of an event whose job is gone while its record waits for one mends it.
-local waits = outcome == 'accepted' or (ARGV[1] == 'finish' and state == ARGV[9])
-if waits and redis.call('EXISTS', KEYS[3]) == 0 then
-  redis.call('HSET', KEYS[3], unpack(ARGV, last + 1))
-  redis.call('SADD', KEYS[5], KEYS[4])
-  redis.call('RPUSH', KEYS[4], ARGV[6])
-end
-return outcome
-"""
-
-_MOVE = """
--- KEYS: 1 record, 2 index of records
--- ARGV: 1 new state, 2 ttl (s), 3 now (s), 4 member of the index, 5 channel, 6 number of legal states, those,
---       then fields to set
-local state = redis.call('HGET', KEYS[1], 'state')
-local first = 7 + tonumber(ARGV[6])
-for i = 7, first - 1 do
-  if state == ARGV[i] then
-    redis.call('HSET', KEYS[1], 'state', ARGV[1], unpack(ARGV, first))
-    if ARGV[1] == 'stored' then redis.call('HDEL', KEYS[1], 'body') end
-    redis.call('EXPIRE', KEYS[1], ARGV[2])
-    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
-    redis.call('PUBLISH', ARGV[5], ARGV[4])
-    return 1
-  end
-end
-return 0
-"""
-
-_KEEP = """
--- KEYS: 1 record
--- ARGV: 1 ttl (s), then fields to set
--- A record that is gone stays gone: these fields alone would be none.
-if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 1 and #ARGV > 1 then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-end
-"""
 
 
 class Accepted(StrEnum):
@@ -140,9 +79,9 @@ class Records:
         """Keep records for `ttl` seconds after their latest change."""
         self._redis = connection
         self._ttl = ttl
-        self._accept = hashlib.sha1(_ACCEPT.encode(), usedforsecurity=False).hexdigest()
-        self._move = connection.register_script(_MOVE)
-        self._keep = connection.register_script(_KEEP)
+        self._accept = hashlib.sha1(ACCEPT.encode(), usedforsecurity=False).hexdigest()
+        self._move = connection.register_script(MOVE)
+        self._keep = connection.register_script(KEEP)
 
     def accept(self, arrivals: Sequence[Arrival], now: datetime) -> list[Accepted]:
         """Record many deliveries and enqueue their jobs, in one round trip.
@@ -154,7 +93,7 @@ class Records:
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 # Loaded every time: asking whether Redis still has it would be a second round trip.
-                pipeline.script_load(_ACCEPT)
+                pipeline.script_load(ACCEPT)
                 for arrival in arrivals:
                     self._add(pipeline, arrival, now)
                 return [Accepted(outcome.decode()) for outcome in pipeline.execute()[1:]]
@@ -170,7 +109,7 @@ class Records:
         job_fields: Sequence[str | bytes] = []
         if job is not None:
             queue = queues.queue(job.origin, self._redis)
-            keys += [job.key, queue.key, queue.redis_queues_keys]
+            keys += [job.key, queue.key, queue.redis_queues_keys, queue.failed_job_registry.key]
             job_fields = queues.fields(job)
         arguments = [
             move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
@@ -197,7 +136,7 @@ class Records:
         return bool(moved)
 
     def keep(self, kind: Kind, prediction_id: str, kept: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember by number how files ended, so that a later attempt skips them, and live for another `ttl`."""
+        """Remember by number how files ended, so that later attempts skip them; it lives another `ttl`."""
         pairs = [item for number, file in kept.items() for item in (f"kept:{number}", json.dumps(dict(file)))]
         self._keep(keys=[record_key(kind, prediction_id)], args=[self._ttl, *pairs])
 

@@ -188,6 +188,20 @@ def test_a_repeat_mends_a_vanished_job_as_new(redis: Redis, records: Records) ->
     assert everything(redis) == whole
 
 
+def test_a_job_that_failed_does_not_keep_an_event_from_getting_one(redis: Redis, records: Records) -> None:
+    """Failed jobs are listed for a year, records live for a week."""
+    first = arrival(redis, prediction("abc"))
+    records.accept([first], NOW)
+    whole = everything(redis)
+    redis.delete(record_key(Kind.PREDICTION, "abc"), "rq:queue:persist")
+    redis.hset("rq:job:persist-prediction-abc", "status", "failed")
+    redis.zadd("rq:failed:persist", {"persist-prediction-abc": 4e9})
+
+    assert records.accept([arrival(redis, prediction("abc"))], NOW) == [Accepted.ACCEPTED]
+
+    assert everything(redis) == whole
+
+
 def test_an_illegal_move_changes_nothing(redis: Redis, records: Records) -> None:
     records.accept([arrival(redis, prediction("abc"))], NOW)
     before = redis.hgetall(record_key(Kind.PREDICTION, "abc"))

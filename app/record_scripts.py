@@ -1,0 +1,66 @@
+"""What Redis does in one step with records and their jobs: the Lua scripts of `app.records`."""
+
+ACCEPT = """
+-- KEYS: 1 record, 2 index of records, 3 job, 4 queue of the job, 5 RQ's set of queues, 6 its failed jobs
+-- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
+--       8 state 'running', 9 state 'received', 10 how many arguments are fields of the record, then those,
+--       then the fields of the job
+local state = redis.call('HGET', KEYS[1], 'state')
+local over = state and state ~= ARGV[8]
+local outcome = 'accepted'
+if over then
+  outcome = ARGV[1] == 'finish' and 'duplicate' or 'stale'
+elseif ARGV[1] == 'progress' then
+  local rank = redis.call('HGET', KEYS[1], 'rank')
+  outcome = 'progress'
+  if rank and rank == ARGV[2] then outcome = 'duplicate' end
+  if rank and rank > ARGV[2] then outcome = 'stale' end
+end
+local last = 10 + tonumber(ARGV[10])
+if outcome == 'accepted' or outcome == 'progress' then
+  redis.call('HSET', KEYS[1], unpack(ARGV, 11, last))
+  redis.call('EXPIRE', KEYS[1], ARGV[4])
+  redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5] - ARGV[4])
+  redis.call('PUBLISH', ARGV[7], ARGV[3])
+end
+-- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
+local waits = outcome == 'accepted' or (ARGV[1] == 'finish' and state == ARGV[9])
+local live = {queued = true, started = true, scheduled = true, deferred = true}
+if waits and not live[redis.call('HGET', KEYS[3], 'status')] then
+  redis.call('DEL', KEYS[3])
+  redis.call('ZREM', KEYS[6], ARGV[6])
+  redis.call('HSET', KEYS[3], unpack(ARGV, last + 1))
+  redis.call('SADD', KEYS[5], KEYS[4])
+  redis.call('RPUSH', KEYS[4], ARGV[6])
+end
+return outcome
+"""
+
+MOVE = """
+-- KEYS: 1 record, 2 index of records
+-- ARGV: 1 new state, 2 ttl (s), 3 now (s), 4 member of the index, 5 channel, 6 number of legal states, those,
+--       then fields to set
+local state = redis.call('HGET', KEYS[1], 'state')
+local first = 7 + tonumber(ARGV[6])
+for i = 7, first - 1 do
+  if state == ARGV[i] then
+    redis.call('HSET', KEYS[1], 'state', ARGV[1], unpack(ARGV, first))
+    if ARGV[1] == 'stored' then redis.call('HDEL', KEYS[1], 'body') end
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
+    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
+    redis.call('PUBLISH', ARGV[5], ARGV[4])
+    return 1
+  end
+end
+return 0
+"""
+
+KEEP = """
+-- KEYS: 1 record
+-- ARGV: 1 ttl (s), then fields to set
+-- A record that is gone stays gone: these fields alone would be none.
+if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 1 and #ARGV > 1 then
+  redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+end
+"""
