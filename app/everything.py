@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from functools import partial
 
 from app import telemetry
 from app.claim import claim
@@ -24,10 +23,6 @@ from app.supervisor import Change, Supervisor
 ORPHANS_LEAVE = 5.0
 """Seconds that the receiver of a killed `up` may still hold the port."""
 
-PROBE_TIMEOUT = 0.2
-RECEIVER = "receiver"
-
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _LOUD = frozenset({Change.EXITED, Change.REFUSED, Change.KILLED})
 
 log = logging.getLogger("outkeep.up")
@@ -45,29 +40,21 @@ def run(environment: Mapping[str, str]) -> int:
         port = _free_port(settings.host, settings.port)
         log.info("starting", extra=_facts(settings, handlers))
         foundation = [] if settings.redis_url else [Embedded(settings.data)]
-        children = _children(dict(environment), settings, port)
-        where = f"{settings.public_url or _url(settings.host, port)}/webhooks/replicate"
-        return Supervisor(children, foundation=foundation, on_change=partial(_report, where)).run()
+        if settings.port == 0:
+            # All of them must mean the same port, also in the links that handlers get.
+            environment = {**environment, "PORT": str(port), "PORT_FILE": ""}
+        return Supervisor(_children(environment), foundation=foundation, on_change=_report).run()
 
 
-def _children(environment: dict[str, str], settings: Settings, port: int) -> list[Child]:
-    if settings.port == 0:
-        # All of them must mean the same port, also in the links that handlers get.
-        environment = environment | {"PORT": str(port), "PORT_FILE": ""}
+def _children(environment: Mapping[str, str]) -> list[Child]:
     commands = {
-        RECEIVER: ("app.cli", "serve"),
+        "receiver": ("app.cli", "serve"),
         PERSIST_QUEUE: ("workers", PERSIST_QUEUE),
         NOTIFY_QUEUE: ("workers", NOTIFY_QUEUE),
     }
-    probes = {RECEIVER: partial(_listens, settings.host, port)}
     # -P: the folder we are started in may hold an `app` or a `redis.py` of its own.
     return [
-        Child(
-            name,
-            (sys.executable, "-P", "-m", *command, "--lifeline"),
-            environment,
-            ready=probes.get(name),
-        )
+        Child(name, (sys.executable, "-P", "-m", *command, "--lifeline"), dict(environment))
         for name, command in commands.items()
     ]
 
@@ -97,30 +84,15 @@ def _port_unusable(host: str, port: int, error: OSError) -> Permanent:
     return Permanent("port_unusable", f"cannot listen on {host}:{port}: {reason}")
 
 
-def _listens(host: str, port: int) -> bool:
-    try:
-        address = (_EVERYWHERE.get(host, host), port)
-        with closing(socket.create_connection(address, timeout=PROBE_TIMEOUT)):
-            return True
-    except OSError:
-        return False
-
-
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _report(where: str, name: str, change: Change, detail: str) -> None:
-    if (name, change) == (RECEIVER, Change.READY):
-        log.info("receiving on %s", where)
-        return
-    # Nothing was asked of a worker: it speaks for itself once it works.
-    quiet = change is Change.READY and name in {PERSIST_QUEUE, NOTIFY_QUEUE}
-    level = logging.DEBUG if quiet else logging.WARNING if change in _LOUD else logging.INFO
+def _report(name: str, change: Change, detail: str) -> None:
+    level = logging.WARNING if change in _LOUD else logging.INFO
+    if change is Change.READY:
+        # Nothing was asked of the children: each says itself what it does once it works.
+        level = logging.DEBUG
     log.log(level, "%s %s%s", name, change, f": {detail}" if detail else "")
 
 

@@ -1,6 +1,7 @@
 """Composition root of the web process."""
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -29,6 +30,8 @@ GRACE = 20
 
 BACKLOG = 2048
 """Connections that the system holds for us until we take them."""
+
+log = logging.getLogger("outkeep.receiver")
 
 
 def create_app(deployment: Deployment) -> Starlette:
@@ -79,6 +82,9 @@ def serve(deployment: Deployment) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with listen(deployment.settings) as listener:
+        host, port = listener.getsockname()[:2]
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}/webhooks/replicate"
+        log.info("receiving on %s", where, extra={"public_url": deployment.settings.public_url})
         server(deployment).run(sockets=[listener])
 
 
@@ -99,6 +105,8 @@ def server(deployment: Deployment) -> uvicorn.Server:
         uvicorn.Config(
             create_app(deployment),
             log_config=None,
+            # What it says of its own start and stop, we say in a line.
+            log_level="error" if deployment.settings.log_level == "error" else "warning",
             access_log=False,
             server_header=False,
             ws="none",

@@ -67,7 +67,7 @@ class Recorder:
         with self._changed:
             return {one.event["data"]["id"] for one in self.received}
 
-    def wait_for(self, holds: Callable[["Recorder"], bool], what: str, *, seconds: float = 60) -> None:
+    def wait_for(self, holds: Callable[["Recorder"], bool], what: str, *, seconds: float = 120) -> None:
         """Wait until `holds(self)` is true; fail with `what` after `seconds`. It is asked at each request."""
         with self._changed:
             assert self._changed.wait_for(lambda: holds(self), seconds), f"not within {seconds:g} s: {what}"

@@ -17,7 +17,7 @@ from app.core.keys import generate_secret
 from app.demo.stage import free_port
 from app.embedded import running_url
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 PARTS = {
     "app.cli up": "up",
     "app.cli serve": "receiver",
