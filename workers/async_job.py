@@ -1,8 +1,7 @@
 """The job as the asynchronous worker sees it: inert in itself, since Redis is not trusted to name code.
 
-RQ's own `Job` imports whatever function, instance method or callback its hash names and fetches the URLs
-of its webhooks. This class imports and fetches nothing: the worker looks the name up in its closed list
-and hands over the coroutine function.
+RQ's own `Job` imports whatever function or instance method its hash names. This class imports nothing: the
+worker looks the name up in its closed list and hands over the coroutine function.
 """
 
 import asyncio
@@ -10,29 +9,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from redis import Redis
-from redis.client import Pipeline
 from rq.exceptions import DeserializationError
-from rq.job import Job, JobStatus
 from rq.queue import Queue
-from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty, JobTimeoutException
 
 from app.core.errors import Permanent
+from workers.guarded_job import GuardedJob
 
 JobFunction = Callable[..., Awaitable[Any]]
 """Called as `await function(job, *args, **kwargs)`; returns something JSON can hold, or an `rq.Retry`."""
 
-NAMES_CODE = (
-    b"success_callback_name",
-    b"failure_callback_name",
-    b"stopped_callback_name",
-    b"webhooks",
-)
-"""Fields of a job hash that make RQ import a function or open a URL."""
 
-
-class AsyncJob(Job):
+class AsyncJob(GuardedJob):
     """One run of a job: admitted or refused, then a task on the loop, then an outcome for RQ.
 
     `begun` tells that RQ's bookkeeping of the start was written; `task` is set once the job runs.
@@ -43,20 +31,6 @@ class AsyncJob(Job):
     refusal = "the worker never admitted it"
     task: asyncio.Task[Any] | None = None
     task_started_at: datetime | None = None
-
-    def __init__(
-        self,
-        id: str | None = None,  # noqa: A002  # RQ's name
-        connection: Redis | None = None,
-        serializer: object = None,  # noqa: ARG002  # always JSON, also where RQ's default is pickle
-    ) -> None:
-        super().__init__(id, connection, JSONSerializer)
-        self.forbidden: tuple[str, ...] = ()
-
-    def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
-        """Take over the hash without what names code, so that no later step of RQ can run it."""
-        self.forbidden = tuple(field.decode() for field in NAMES_CODE if raw_data.get(field))
-        super().restore({field: value for field, value in raw_data.items() if field not in NAMES_CODE})
 
     def admit(self, functions: Mapping[str, JobFunction]) -> bool:
         """Look the job up in the closed list; False leaves the reason in `refusal`."""
@@ -107,25 +81,6 @@ class AsyncJob(Job):
             raise Permanent("job_refused", f"job {self.id} was not run: {self.refusal}")
         self.started_at = self.task_started_at  # RQ has just set it to the end of the run
         return self.task.result()
-
-    def prepare_for_execution(self, worker_name: str, pipeline: Pipeline) -> None:
-        """Also forget, in the same transaction, that the job was seen on the intermediate list.
-
-        RQ keeps that mark for a day, and would take the job's next run for stuck at first sight.
-        """
-        super().prepare_for_execution(worker_name, pipeline)
-        waiting = Queue(self.origin, connection=self.connection, serializer=JSONSerializer).intermediate_queue
-        pipeline.delete(waiting.get_first_seen_key(self.id))
-
-    def set_status(self, status: JobStatus, pipeline: Pipeline | None = None) -> None:
-        """Never write `scheduled` ahead of the transaction that schedules.
-
-        RQ does, and a worker killed between the two leaves a job that no registry and no queue holds.
-        The transaction writes the status itself.
-        """
-        if pipeline is None and status == JobStatus.SCHEDULED:
-            pipeline = self.connection.pipeline()  # never executed: only the object remembers
-        super().set_status(status, pipeline)
 
 
 class NoDeathPenalty(BaseDeathPenalty):

@@ -1,0 +1,45 @@
+"""A worker of the queue `handle` for tests: `python -m tests.workers.handle_process URL [pace as JSON]`."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from redis import Redis
+
+from workers import handle
+from workers.steady_worker import Pace
+
+
+def hold(folder: str, *, child: bool = False) -> None:
+    """Tell that it runs, by a file with its pid as name, and wait until there is a file `go`.
+
+    With `child`, a program that it started runs on as well; its pid stands in the file.
+    """
+    program = subprocess.Popen(["sleep", "600"]) if child else None
+    draft = Path(folder) / f".{os.getpid()}"
+    draft.write_text(str(program.pid) if program else "")
+    draft.rename(draft.with_name(f"run-{os.getpid()}"))
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.02)
+
+
+def leave(folder: str) -> None:
+    """What a crash in C looks like."""
+    (Path(folder) / f"run-{os.getpid()}").touch()
+    os._exit(7)
+
+
+NAMES = frozenset(f"tests.workers.handle_process.{function.__name__}" for function in (hold, leave))
+
+
+def main(url: str, pace: str = "{}") -> None:
+    logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
+    handle.worker(Redis.from_url(url), NAMES, pace=Pace(**json.loads(pace))).work(logging_level="WARNING")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,172 @@
+"""Kills of the worker that runs users' code: of its work-horse, of both, of the parent alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+from rq import Retry
+from rq.job import Job, JobStatus
+
+from app import queues
+from app.core.names import HANDLE_QUEUE
+from tests.workers.worker_process import FAST, ROOT, failure, has, status, wait_until
+
+
+@contextmanager
+def worker(url: str, folder: Path, **pace: float) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker process; killed at the end, with its work-horse, if it still lives."""
+    command = [sys.executable, "-m", "tests.workers.handle_process", url, json.dumps(pace)]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        yield process
+    except BaseException:
+        print((folder / "log").read_text())
+        raise
+    finally:
+        process.kill()
+        process.wait()
+
+
+def enqueue(redis: Redis, name: str, *args: Any, **kwargs: Any) -> Job:
+    """A job that is tried again at once: no scheduler runs here."""
+    return queues.queue(HANDLE_QUEUE, redis).enqueue(
+        f"tests.workers.handle_process.{name}", args=args, kwargs=kwargs, job_timeout=60, retry=Retry(max=3)
+    )
+
+
+def horses(folder: Path) -> list[int]:
+    """The work-horses that ran, living or dead."""
+    return [int(path.name[4:]) for path in folder.glob("run-*")]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def finish(folder: Path, job: Job) -> None:
+    (folder / "go").touch()
+    wait_until(has(job, JobStatus.FINISHED))
+
+
+def assert_clean(redis: Redis) -> None:
+    queue = queues.queue(HANDLE_QUEUE, redis)
+    assert (queue.count, redis.llen(queue.intermediate_queue_key)) == (0, 0)
+    assert redis.zcard(queue.started_job_registry.key) == 0
+
+
+def test_a_killed_work_horse_is_replaced_by_its_parent(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
+    job = enqueue(redis, "hold", str(tmp_path))
+    with worker(valkey_url, tmp_path, **FAST) as process:
+        wait_until(lambda: len(horses(tmp_path)) == 1)
+        os.kill(horses(tmp_path)[0], signal.SIGKILL)
+        wait_until(lambda: len(horses(tmp_path)) == 2)
+        assert process.poll() is None
+        finish(tmp_path, job)
+    assert_clean(redis)
+
+
+def test_a_work_horse_and_what_it_started_end_with_a_killed_parent(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    enqueue(redis, "hold", str(tmp_path), child=True)
+    with worker(valkey_url, tmp_path) as process:
+        wait_until(lambda: horses(tmp_path))
+        [horse] = horses(tmp_path)
+        program = int((tmp_path / f"run-{horse}").read_text())
+        assert lives(horse)
+        assert lives(program)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not lives(horse) and not lives(program))
+
+
+@pytest.mark.parametrize("with_its_horse", [True, False])
+def test_the_job_of_a_killed_parent_runs_again_elsewhere(
+    redis: Redis, valkey_url: str, tmp_path: Path, *, with_its_horse: bool
+) -> None:
+    job = enqueue(redis, "hold", str(tmp_path))
+    with worker(valkey_url, tmp_path, **FAST) as doomed, worker(valkey_url, tmp_path, **FAST) as other:
+        wait_until(lambda: horses(tmp_path))
+        [first] = horses(tmp_path)
+        owner = psutil.Process(first).ppid()
+        victim, heir = (doomed, other) if owner == doomed.pid else (other, doomed)
+        if with_its_horse:
+            os.kill(victim.pid, signal.SIGSTOP)  # else it would see the death of the other and report it
+            os.kill(first, signal.SIGKILL)
+        victim.kill()
+        wait_until(lambda: len(horses(tmp_path)) == 2, seconds=40)
+        [second] = set(horses(tmp_path)) - {first}
+        assert not lives(first), "two runs would overlap"
+        assert psutil.Process(second).ppid() == heir.pid
+        finish(tmp_path, job)
+        wait_until(lambda: redis.scard("rq:workers") == 1)
+    assert_clean(redis)
+
+
+@pytest.mark.slow
+def test_a_killed_parent_is_made_good_within_90_seconds(
+    redis: Redis, valkey_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the pace of production."""
+    job = enqueue(redis, "hold", str(tmp_path))
+    with worker(valkey_url, tmp_path) as doomed:
+        wait_until(lambda: horses(tmp_path))
+        with worker(valkey_url, tmp_path):
+            doomed.kill()
+            took = wait_until(lambda: len(horses(tmp_path)) == 2, seconds=90)
+            with capsys.disabled():
+                print(f"\nafter a kill of the parent: its job is back in {took:.1f} s")
+            finish(tmp_path, job)
+
+
+def test_a_job_that_crashes_every_time_is_a_dead_letter_and_others_go_on(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    bad, good = enqueue(redis, "leave", str(tmp_path)), enqueue(redis, "hold", str(tmp_path))
+    (tmp_path / "go").touch()
+    with worker(valkey_url, tmp_path, **FAST):
+        wait_until(lambda: status(bad) == JobStatus.FAILED and status(good) == JobStatus.FINISHED)
+    assert "Work-horse terminated unexpectedly" in failure(bad)
+    assert len(horses(tmp_path)) == 4 + 1
+    assert queues.queue(HANDLE_QUEUE, redis).failed_job_registry.get_job_ids() == [bad.id]
+
+
+def test_sigterm_lets_the_job_finish(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
+    job = enqueue(redis, "hold", str(tmp_path))
+    with worker(valkey_url, tmp_path) as process:
+        wait_until(lambda: horses(tmp_path))
+        process.send_signal(signal.SIGTERM)
+        finish(tmp_path, job)
+        assert process.wait(20) == 0
+    assert redis.scard("rq:workers") == 0
+
+
+def test_a_second_sigterm_leaves_the_job_to_another(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
+    job = enqueue(redis, "hold", str(tmp_path))
+    with worker(valkey_url, tmp_path, **FAST) as process:
+        wait_until(lambda: horses(tmp_path))
+
+        def ends() -> bool:
+            process.send_signal(signal.SIGTERM)  # within the first second taken for an echo
+            return process.poll() is not None
+
+        wait_until(ends)
+    [first] = horses(tmp_path)
+    wait_until(lambda: not lives(first))
+    with worker(valkey_url, tmp_path, **FAST):
+        wait_until(lambda: len(horses(tmp_path)) == 2, seconds=40)
+        finish(tmp_path, job)
+    assert_clean(redis)
