@@ -16,6 +16,7 @@ from app.core.handlers import Handler
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import prepare
 from app.embedded import Embedded
+from app.redaction import secrets_of
 from app.service import Child
 from app.settings import Settings
 from app.supervisor import Change, Supervisor
@@ -35,7 +36,7 @@ def run(environment: Mapping[str, str]) -> int:
     runs on the data or the port. Nothing was started then.
     """
     settings, handlers = prepare(environment, receives=True)
-    telemetry.configure(settings.log_level, settings.log_format)
+    telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
     with claim(settings.data):
         port = _free_port(settings.host, settings.port)
         log.info("starting", extra=_facts(settings, handlers))

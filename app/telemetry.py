@@ -1,48 +1,101 @@
-"""Logs: JSON lines, or readable ones on a terminal, on standard error."""
+"""Logs: JSON lines, or readable ones on a terminal, on standard error.
+
+A JSON line holds `event` (a stable name from `app.core.vocabulary`), `message` (the sentence), `level`,
+`logger` and `timestamp`, and facts: `kind` and `id` of a prediction, `delivery`, `job`, `handler`, `code`.
+"""
 
 import logging
 import sys
+import threading
+from collections.abc import Iterable
+from types import TracebackType
 from typing import Any
 
 import structlog
 
-_SHARED: list[structlog.typing.Processor] = [
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.add_logger_name,
-    structlog.stdlib.ExtraAdder(),
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
-]
+from app.core.vocabulary import EVENTS, LIBRARY, UNLISTED
+from app.redaction import Redactor
+
+OURS = "outkeep"
+"""The root of the names of our loggers."""
+
+log = logging.getLogger("outkeep.process")
+
 _QUIET = ("aiohttp.access", "asyncio", "rq.worker", "rq.job", "rq.queue", "rq.scheduler", "uvicorn.access")
 """Libraries that would log every job or request; their warnings still come through."""
 
+_NO_FACTS = frozenset({"_record", "_from_structlog", "color_message"})
+"""What structlog adds for itself, and what uvicorn says a second time, with colours."""
 
-def configure(level: str, log_format: str | None) -> None:
-    """Send all logging of this process to standard error, once.
+
+def configure(level: str, log_format: str | None, *, secrets: Iterable[str] = ()) -> None:
+    """Send all logging of this process to standard error, once; also what ends it unexpectedly.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
         log_format: `json`, `text`, or None: text on a terminal, JSON otherwise.
+        secrets: what must not be in any line; see `app.redaction.secrets_of`.
     """
     as_text = log_format == "text" or (log_format is None and sys.stderr.isatty())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer(ensure_ascii=False)
-    )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _plain, renderer],
-        )
-    )
+    handler.setFormatter(_formatter(Redactor(secrets), as_text=as_text))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+    sys.excepthook = _log_crash
+    threading.excepthook = _log_thread_crash
+
+
+def _formatter(redactor: Redactor, *, as_text: bool) -> logging.Formatter:
+    def redact(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        clean: dict[str, Any] = redactor.value(event)
+        return clean
+
+    end: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if as_text
+        else [structlog.processors.JSONRenderer(ensure_ascii=False)]
+    )
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+        ],
+        processors=[_plain if as_text else _named, redact, *end],
+    )
 
 
 def _plain(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    # uvicorn says everything a second time, with colours.
-    event.pop("color_message", None)
-    return event
+    """Drop what is no fact."""
+    return {name: value for name, value in event.items() if name not in _NO_FACTS}
+
+
+def _named(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The name of the event where collectors look for it, the sentence beside it."""
+    name = event_name(event["_record"])
+    return {**_plain(_, __, event), "event": name, "message": event["event"]}
+
+
+def event_name(record: logging.LogRecord) -> str:
+    """The stable name of what a line tells."""
+    if record.name.partition(".")[0] != OURS:
+        return LIBRARY
+    return EVENTS.get(str(record.msg), UNLISTED)
+
+
+def _log_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    log.critical("the process crashed", exc_info=(kind, error, trace))
+
+
+def _log_thread_crash(crash: threading.ExceptHookArgs) -> None:
+    if crash.exc_value is not None:
+        _log_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)

@@ -15,6 +15,7 @@ from app import lifeline, telemetry
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, prepare
+from app.redaction import secrets_of
 from workers import handle
 from workers.async_worker import AsyncWorker
 from workers.services import ASYNCHRONOUS
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
         signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
     try:
         settings, handlers = prepare(environment)
-        telemetry.configure(settings.log_level, settings.log_format)
+        telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
         deployment = connect(settings, handlers)
         redis = _client(deployment.redis_url)
     except ConfigurationError as error:

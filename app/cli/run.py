@@ -8,6 +8,7 @@ import click
 
 from app import deployment, lifeline, telemetry
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.redaction import secrets_of
 
 _QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 
@@ -45,7 +46,7 @@ def serve(*, on_lifeline: bool) -> None:
     if on_lifeline:
         lifeline.watch()
     settings, handlers = deployment.prepare(os.environ, receives=True)
-    telemetry.configure(settings.log_level, settings.log_format)
+    telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
     main.serve(deployment.connect(settings, handlers))
 
 

@@ -13,6 +13,7 @@ telemetry.configure(sys.argv[1], sys.argv[2] or None)
 log = logging.getLogger("outkeep.test")
 log.debug("quiet")
 log.info("received %s", "abc", extra={"id": "abc", "count": 3, "odd": object, "color_message": "COLOUR"})
+log.info("handler told", extra={"handler": "gallery"})
 log.warning("ünïcode \\ud800 and\\na new line")
 try:
     1 / 0
@@ -34,12 +35,13 @@ def logged(level: str, log_format: str) -> list[str]:
 def test_each_line_is_one_json_object_with_the_facts() -> None:
     lines = [json.loads(line) for line in logged("info", "json")]
 
-    assert [line["event"] for line in lines] == [
-        "received abc",
-        "ünïcode \ud800 and\na new line",
-        "it failed",
-        "started",
-        "of interest",
+    assert [(line["event"], line["message"]) for line in lines] == [
+        ("unlisted", "received abc"),
+        ("handler_told", "handler told"),
+        ("unlisted", "ünïcode \ud800 and\na new line"),
+        ("unlisted", "it failed"),
+        ("library", "started"),
+        ("library", "of interest"),
     ]
     first = lines[0]
     assert (first["id"], first["count"], first["level"]) == ("abc", 3, "info")
@@ -76,3 +78,58 @@ def test_on_a_terminal_lines_are_for_people() -> None:
 
 def test_text_can_be_asked_for() -> None:
     assert any("received abc" in line and not line.startswith("{") for line in logged("info", "text"))
+
+
+_HOSTILE = """
+import logging, sys, threading
+import structlog
+from app import telemetry
+telemetry.configure("info", "json", secrets=["correct horse battery", "short"])
+log = logging.getLogger("outkeep.test")
+class Odd:
+    def __repr__(self):
+        raise ValueError("no")
+class Telling:
+    def __repr__(self):
+        return "correct horse battery"
+deep = [1]
+deep.append(deep)
+log.warning("%s", '"}\\n{"', extra={"odd": Odd(), "telling": Telling(), "bytes": b"\\xff", "deep": deep,
+    "nan": float("nan"), "infinite": float("-inf"), "half": 0.5, "huge": 10 ** 400, "none": None,
+    "keys": {1: "a", ("b",): "correct horse battery", None: "c"}, "set": {1}, "\\udfff": "\\ud800"})
+structlog.contextvars.bind_contextvars(job="persist-prediction-abc")
+log.warning("a short word", extra={"url": "redis://:pa%20ss@host:1/0", "link": "/a?x=1&signature=abc-_"})
+log.warning("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw and r8_abcdefgh, Authorization: Bearer abc.def")
+try:
+    raise ValueError("correct horse battery")
+except ValueError:
+    log.exception("it failed")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise RuntimeError("correct horse battery")
+"""
+
+
+def test_any_content_is_valid_json_without_secrets_and_so_is_a_crash() -> None:
+    child = subprocess.run([sys.executable, "-c", _HOSTILE], capture_output=True, check=False)
+    lines = [json.loads(line, parse_constant=refuse_constant) for line in child.stderr.splitlines()]
+
+    assert child.returncode == 1
+    assert b"correct horse" not in child.stderr
+    assert [line["level"] for line in lines] == ["warning"] * 3 + ["error"] + ["critical"] * 2
+    first, second, third, fourth, in_thread, last = lines
+    assert first["message"] == '"}\n{"'
+    assert (first["telling"], first["half"], first["nan"]) == ("[hidden]", 0.5, "nan")
+    assert first["keys"] == {"1": "a", "('b',)": "[hidden]", "None": "c"}
+    assert second["message"] == "a short word"
+    assert (second["job"], second["url"]) == ("persist-prediction-abc", "redis://:[hidden]@host:1/0")
+    assert second["link"] == "/a?x=1&signature=[hidden]"
+    assert third["message"] == "whsec_[hidden] and r8_[hidden], Authorization: Bearer [hidden]"
+    assert "ValueError: [hidden]" in fourth["exception"]
+    assert "ZeroDivisionError" in in_thread["exception"]
+    assert (last["event"], "RuntimeError" in last["exception"]) == ("process_crashed", True)
+
+
+def refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")

@@ -1,0 +1,132 @@
+"""The one manifest of what Outkeep says to machines: events of logs, and metrics.
+
+A name here is stable, whatever becomes of the words. Tests prove that no module logs a sentence that is not
+listed, that none is listed in vain, and that no metric is counted under another name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+EVENTS: Final[Mapping[str, str]] = {
+    # outkeep up
+    "starting": "up_starting",
+    "%s %s%s": "part_changed",
+    # receiver
+    "receiving on %s": "receiver_started",
+    "delivery %s": "delivery_received",
+    "delivery refused": "delivery_refused",
+    "delivery not acknowledged; it must be sent again": "delivery_not_acknowledged",
+    "a signed delivery cannot be used; it is kept aside": "delivery_quarantined",
+    "deliveries are refused until Redis answers": "redis_lost",
+    "Redis answers again": "redis_found",
+    # worker processes
+    "worker started": "worker_started",
+    "the worker cannot go on: %s": "worker_failed",
+    "waiting for Redis: %s": "redis_awaited",
+    "Redis answers": "redis_found",
+    "Redis does not serve, no jobs are taken until it does: %s": "redis_lost",
+    "Redis is back after %.0f s": "redis_found",
+    "no heartbeats, running jobs may be started again elsewhere: %s": "heartbeats_missing",
+    "maintenance waits for Redis: %s": "maintenance_delayed",
+    "maintenance failed: jobs of dead workers wait until the cause is gone": "maintenance_failed",
+    "this worker could not sign off, its registration expires by itself: %s": "worker_not_signed_off",
+    "a thread of a job that was cut off does not end: leaving it behind": "thread_left_behind",
+    "%d running jobs are cut off; another worker starts them again": "jobs_cut_off",
+    "a job blocks the loop, so that all other jobs wait; it is here:\n%s": "loop_blocked",
+    "the loop was blocked for %.1f s": "loop_freed",
+    "scheduled jobs wait, tried again: %s": "scheduler_delayed",
+    "the scheduler's locks were not released and stand for a minute: %s": "scheduler_locks_left",
+    # jobs as RQ keeps them
+    "job %s is refused and stands with the failed jobs: %s": "job_refused",
+    "job %s was not begun, maintenance brings it back: %s": "job_not_begun",
+    "job %s was given up while it ran; its outcome does not count": "job_given_up",
+    "the end of job %s was not saved, it runs again: %s": "job_end_not_saved",
+    "job %s was taken by a worker that died before it began: it goes back": "job_returned",
+    "job %.100r cannot be read and was not run: %s": "job_unreadable",
+    "an entry of %s is no job id and was dropped": "job_id_unreadable",
+    "queue %s held no job id: %s": "job_id_unreadable",
+    # keeping outputs
+    "stored": "prediction_stored",
+    "not kept: %s": "prediction_not_kept",
+    "given up until it is replayed: %s": "prediction_given_up",
+    "trying again in %.0f s: %s": "job_put_off",
+    "an output is lost: %s": "output_lost",
+    "an output is not fetched, again in %.0f s: %s": "output_refused",
+    "an output is tried again in %.0f s: %s": "output_put_off",
+    # telling handlers
+    "handler told": "handler_told",
+    "handler not told, again in %.0f s: %s": "handler_put_off",
+    "handler not told; the delivery is a dead letter: %s": "handler_dead_letter",
+    # any process
+    "the process crashed": "process_crashed",
+}
+"""What a module gives to the logger, before anything is filled in → the name of the event."""
+
+UNLISTED: Final = "unlisted"
+"""The event of a line of ours that is missing above; a test keeps it from happening."""
+
+LIBRARY: Final = "library"
+"""The event of what a library says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A number that only grows. `name` ends in `_total`; `labels` are in the order of its values."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often a value fell into which range; `buckets` are upper bounds, without the infinite one."""
+
+    name: str
+    help: str
+    buckets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """What is measured when it is asked for."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+RECEIVED: Final = Counter("outkeep_deliveries_total", "Deliveries acknowledged, by outcome.", ("outcome",))
+REFUSED: Final = Counter("outkeep_refusals_total", "Deliveries not acknowledged, by reason.", ("reason",))
+STORED: Final = Counter(
+    "outkeep_predictions_stored_total", "Predictions and trainings whose manifest was written.", ("kind",)
+)
+FILES: Final = Counter("outkeep_files_stored_total", "Output files stored.")
+BYTES: Final = Counter("outkeep_bytes_stored_total", "Bytes of output files stored.")
+LOST: Final = Counter("outkeep_files_lost_total", "Output files that could not be kept, by code.", ("code",))
+RETRIES: Final = Counter(
+    "outkeep_retries_total", "Attempts put off, by what was to be done and code.", ("work", "code")
+)
+NOTIFIED: Final = Counter(
+    "outkeep_notifications_total", "Attempts to tell a handler, by how they ended.", ("handler", "outcome")
+)
+HOUR_LEFT: Final = Histogram(
+    "outkeep_hour_left_seconds",
+    "Seconds that were left until Replicate deletes the files when a prediction was stored; 0: too late.",
+    (0, 60, 300, 600, 1200, 1800, 2400, 3000, 3300, 3480, 3540, 3570, 3590),
+)
+
+REDIS_UP: Final = Gauge("outkeep_redis_up", "Whether Redis answered; 0: counts may be behind.")
+QUEUED: Final = Gauge("outkeep_queue_jobs", "Jobs of a queue, by where they stand.", ("queue", "state"))
+OLDEST: Final = Gauge(
+    "outkeep_queue_oldest_seconds", "Age of the oldest job that waits in a queue; 0: none waits.", ("queue",)
+)
+WORKERS: Final = Gauge("outkeep_workers", "Workers registered for a queue.", ("queue",))
+RECORDS: Final = Gauge("outkeep_records", "Predictions and trainings in the live view.")
+SPOOLED: Final = Gauge("outkeep_spool_deliveries", "Deliveries that wait on the disk of this receiver.")
+SPOOL_OLDEST: Final = Gauge("outkeep_spool_oldest_seconds", "Age of the oldest delivery in the spool.")
+
+COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED)
+HISTOGRAMS: Final = (HOUR_LEFT,)
+GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, SPOOLED, SPOOL_OLDEST)

@@ -1,0 +1,90 @@
+"""Secrets out of text: the second line behind never putting them in."""
+
+import base64
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import SecretStr
+
+from app.core.handlers import Handler
+from app.core.keys import SharedKey
+from app.settings import Settings
+
+HIDDEN = "[hidden]"
+SHORTEST = 8
+"""Characters that a secret must have to be looked for: hiding each `local` would spoil more than it saves."""
+
+_DEEPEST = 8
+_FORMS: Sequence[tuple[re.Pattern[str], str]] = (
+    (re.compile(r"\b(whsec_|whsk_|r8_)[A-Za-z0-9+/=_-]{4,}"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)\b((?:x-amz-|x-goog-)?signature=|sig=)[^&\s\"'<>]+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+@"), rf"\1{HIDDEN}@"),
+)
+"""What looks like a secret, whoever made it: signing secrets, tokens, signed links, passwords in URLs."""
+
+
+class Redactor:
+    """Hides the secrets it was told of, and what looks like one."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # The longest first: a piece of it may be a secret, too.
+        known = sorted({secret for secret in secrets if len(secret) >= SHORTEST}, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def text(self, text: str) -> str:
+        """`text` with every secret replaced."""
+        if self._known is not None:
+            text = self._known.sub(HIDDEN, text)
+        for form, replacement in _FORMS:
+            text = form.sub(replacement, text)
+        return text
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """Any value as JSON can hold it, without secrets; what JSON does not know becomes its `repr`."""
+        match value:
+            case None | bool() | int():
+                return value
+            case str():
+                return self.text(str(value))
+            case Mapping() if depth < _DEEPEST:
+                return {self.text(str(key)): self.value(item, depth + 1) for key, item in value.items()}
+            case list() | tuple() | set() | frozenset() if depth < _DEEPEST:
+                return [self.value(item, depth + 1) for item in value]
+            case float() if value - value == 0:  # neither infinite nor NaN, which JSON does not know
+                return value
+            case _:
+                return self.text(_repr(value))
+
+
+def secrets_of(settings: Settings, handlers: Iterable[Handler] = ()) -> set[str]:
+    """Every secret of a process in every spelling in which it could slip into a text."""
+    found: set[str] = set()
+    held = (settings.api_token, settings.admin_token, settings.cog_token)
+    found |= {secret.get_secret_value() for secret in held if secret is not None}
+    found |= {key.decode("utf-8", "replace") for key in settings.secret_keys or ()}
+    found |= _signing(settings.webhook_secret)
+    for handler in handlers:
+        found |= {base64.b64encode(key.secret).decode() for key in handler.keys if isinstance(key, SharedKey)}
+    for url in (settings.redis_url, settings.proxy.get_secret_value() if settings.proxy else None):
+        found |= _password(url)
+    return found
+
+
+def _signing(secret: SecretStr | None) -> set[str]:
+    words = secret.get_secret_value().split() if secret is not None else []
+    return {*words, *(word.partition("_")[2] for word in words)}
+
+
+def _password(url: str | None) -> set[str]:
+    password = urlsplit(url).password if url else None
+    return {password, unquote(password), quote(unquote(password), safe="")} if password else set()
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001  # a log line must not end what it tells of
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
