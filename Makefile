@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check format bench lock clean
+.PHONY: setup demo test loss soak check format bench lock clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,14 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Kills processes at random times and looks for what is lost: `make loss SEED=7 KILLS=50`.
+loss: setup
+	SEED=$(or $(SEED),1) KILLS=$(or $(KILLS),20) $(BIN)/python -m pytest -s tests/e2e/loss
+
+# What takes many minutes. The loss test goes on where it was interrupted.
+soak: setup
+	$(BIN)/python -m pytest -s -m soak
 
 check: setup
 	$(BIN)/ruff check .

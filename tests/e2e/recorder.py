@@ -35,6 +35,23 @@ class Received:
         return event
 
 
+class Slow:
+    """An answer that takes a while; `open` counts those on their way."""
+
+    def __init__(self, seconds: float = 0.1) -> None:
+        self.open = 0
+        self._seconds = seconds
+        self._lock = threading.Lock()
+
+    def __call__(self, request: Received) -> int:
+        with self._lock:
+            self.open += 1
+        threading.Event().wait(self._seconds)
+        with self._lock:
+            self.open -= 1
+        return 204
+
+
 @dataclass
 class Recorder:
     """What has arrived; `answer(request)` gives the status to answer with."""

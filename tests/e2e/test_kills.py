@@ -2,7 +2,6 @@
 
 import os
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import psutil
 import pytest
 
 from app.simulator import Simulator
+from tests.e2e.balance import require_nothing_lost
 from tests.e2e.file_host import FileHost, file_host
-from tests.e2e.recorder import Received, Recorder, recorder
+from tests.e2e.recorder import Recorder, Slow, recorder
 from tests.e2e.running import Up, running_up, until
-from tests.e2e.traffic import RETRY_DELAYS, Traffic, require_nothing_lost
+from tests.e2e.traffic import RETRY_DELAYS, Traffic
 
 pytestmark = pytest.mark.slow
 
@@ -32,22 +32,6 @@ def host() -> Iterator[FileHost]:
 def simulator() -> Iterator[Simulator]:
     with Simulator(retry_delays=RETRY_DELAYS) as running:
         yield running
-
-
-class Slow:
-    """An answer that takes a while; `open` counts those on their way."""
-
-    def __init__(self) -> None:
-        self.open = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, request: Received) -> int:
-        with self._lock:
-            self.open += 1
-        threading.Event().wait(0.1)
-        with self._lock:
-            self.open -= 1
-        return 204
 
 
 @pytest.fixture

@@ -1,0 +1,49 @@
+"""Which faults strike when, drawn from a seed; pure, so that a seed tells the whole story again."""
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two faults, at most."""
+
+
+class Kind(StrEnum):
+    """What can be struck."""
+
+    RECEIVER = "receiver killed"
+    WORKER = "worker killed"
+    HORSE = "work-horse killed"
+    VALKEY = "Valkey killed"
+    FROZEN = "Valkey stopped for 3 s"
+    UP = "up killed"
+
+
+VICTIMS = {
+    Kind.RECEIVER: ("receiver",),
+    Kind.WORKER: ("persist", "notify"),
+    Kind.VALKEY: ("valkey",),
+    Kind.FROZEN: ("valkey",),
+    Kind.UP: ("up",),
+}
+"""The processes of each kind. A work-horse is only forked for the queue `handle`, which gets no jobs here."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One strike: `pause` seconds after the one before, the `kind` and the process it hits."""
+
+    pause: float
+    kind: Kind
+    victim: str
+
+
+def draw(seed: int, count: int) -> list[Fault]:
+    """`count` faults: the kind is drawn first, then the process, so that no kind drowns among the others."""
+    drawing = random.Random(seed)
+    faults = []
+    for _ in range(count):
+        kind = drawing.choice(list(VICTIMS))
+        victim = drawing.choice(VICTIMS[kind])
+        faults.append(Fault(drawing.uniform(0, LONGEST_PAUSE), kind, victim))
+    return faults

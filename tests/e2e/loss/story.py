@@ -1,0 +1,133 @@
+"""The loss test: traffic, faults until all have struck, recovery, and the balance of it."""
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.simulator import Simulator
+from tests.e2e.balance import FAULTS, Balance, balance
+from tests.e2e.file_host import FileHost, file_host
+from tests.e2e.loss.faults import Fault, Kind, draw
+from tests.e2e.recorder import Slow, recorder
+from tests.e2e.running import Up, running_up, until
+from tests.e2e.traffic import AGAIN, NEW, RETRY_DELAYS, TWICE, Traffic
+
+RATE = 10.0
+"""Deliveries a second: so many that work is always in flight, so few that two cores keep up."""
+
+FROZEN = 3.0
+
+
+@dataclass(frozen=True)
+class Struck:
+    """One fault as it happened: how many downloads and notifications were on their way."""
+
+    fault: Fault
+    downloads: int
+    notifications: int
+
+
+@dataclass
+class Strikes:
+    """Strikes one fault after the other, and starts `up` again wherever it has ended."""
+
+    up: Up
+    host: FileHost
+    slow: Slow
+    struck: list[Struck] = field(default_factory=list)
+
+    def run(self, faults: Sequence[Fault]) -> None:
+        """Carry out all of them at their times."""
+        for fault in faults:
+            threading.Event().wait(fault.pause)
+            until(lambda: self._lives(fault.victim), f"{fault.victim} runs")  # noqa: B023 - asked at once
+            self._strike(fault)
+
+    def recover(self) -> None:
+        """Wait until `up` and all below it serve again."""
+        until(lambda: self._lives("up") and self.up.is_ready(), "all serve again")
+
+    def _lives(self, name: str) -> bool:
+        """Whether a process lives; `up` is started again if need be, as whoever runs it would."""
+        if self.up.process is None or self.up.process.poll() is not None:
+            self.up.launch()
+        return name in self.up.pids()
+
+    def _strike(self, fault: Fault) -> None:
+        struck = Struck(fault, self.host.open, self.slow.open)
+        with suppress(KeyError, ProcessLookupError):  # it ended by itself just now: another try
+            if fault.kind is Kind.FROZEN:
+                self._freeze(self.up.pids()[fault.victim])
+            else:
+                self.up.kill(fault.victim)
+            self.struck.append(struck)
+            return
+        until(lambda: self._lives(fault.victim), f"{fault.victim} runs")
+        self._strike(fault)
+
+    def _freeze(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        threading.Event().wait(FROZEN)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened and what came of it."""
+
+    seed: int
+    deliveries: dict[str, int]
+    struck: Sequence[Struck]
+    balance: Balance
+
+    def figures(self) -> dict[str, int]:
+        """All counts by name: what was done, what came of it, and what should not be."""
+        kinds = Counter(str(one.fault.kind) for one in self.struck)
+        found = self.balance
+        return {
+            "faults": len(self.struck),
+            **{str(kind): kinds[kind] for kind in Kind},
+            "faults that met work in flight": sum(
+                one.downloads + one.notifications > 0 for one in self.struck
+            ),
+            **{f"deliveries {way}": self.deliveries.get(way, 0) for way in (NEW, AGAIN, TWICE)},
+            "predictions sent": found.sent,
+            "acknowledged": found.acknowledged,
+            "stored": found.stored,
+            "files": found.files,
+            "notifications": found.notifications,
+            **{fault: len(found.wrong.get(fault, [])) for fault in FAULTS},
+        }
+
+
+def report(title: str, figures: Mapping[str, int]) -> str:
+    """The figures for people, and which kinds of fault were not exercised."""
+    missing = ", ".join(kind for kind in Kind if not figures[kind]) or "none"
+    counts = ", ".join(f"{name} {count}" for name, count in figures.items())
+    return f"\n{title}: {counts}\nnot exercised: {missing}"
+
+
+def run(folder: Path, *, seed: int, kills: int) -> Outcome:
+    """Play the story on an empty folder; nothing of it runs any more at the end."""
+    slow = Slow()
+    with ExitStack() as stack:
+        host = stack.enter_context(file_host())
+        simulator = stack.enter_context(Simulator(retry_delays=RETRY_DELAYS))
+        downstream = stack.enter_context(recorder(answer=slow))
+        settings = {"REPLICATE_WEBHOOK_SECRET": simulator.secret, "OUTKEEP_OUTPUT_HOSTS": host.url}
+        up = stack.enter_context(running_up(folder, handlers=downstream.handler(), settings=settings))
+        traffic = Traffic(None, seed=seed, host=host, simulator=simulator, up=up, repeats=True, rate=RATE)
+        strikes = Strikes(up, host, slow)
+        with traffic.flowing():
+            strikes.run(draw(seed, kills))
+        strikes.recover()
+        found = balance(traffic, up, host, downstream)
+        assert up.stop() == 0
+        assert up.processes() == []
+    return Outcome(seed, dict(traffic.deliveries), strikes.struck, found)

@@ -1,0 +1,27 @@
+"""Nothing acknowledged is lost, whatever dies on the way: `make loss SEED=… KILLS=…`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.loss import story
+from tests.e2e.loss.faults import VICTIMS, draw
+
+pytestmark = pytest.mark.slow
+
+SEED = int(os.environ.get("SEED", "1"))
+KILLS = int(os.environ.get("KILLS", "20"))
+
+
+def test_faults_are_drawn_from_the_seed_alone() -> None:
+    assert draw(7, 40) == draw(7, 40) != draw(8, 40)
+    assert {fault.kind for fault in draw(7, 40)} == set(VICTIMS)
+
+
+def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    outcome = story.run(tmp_path, seed=SEED, kills=KILLS)
+    print(story.report(f"seed {SEED}", outcome.figures()))
+    assert not outcome.balance.wrong
+    assert len(outcome.struck) == KILLS
+    assert outcome.balance.acknowledged
