@@ -18,8 +18,16 @@ EVENTS: Final[Mapping[str, str]] = {
     "delivery refused": "delivery_refused",
     "delivery not acknowledged; it must be sent again": "delivery_not_acknowledged",
     "a signed delivery cannot be used; it is kept aside": "delivery_quarantined",
-    "deliveries are refused until Redis answers": "redis_lost",
+    "deliveries are not sent to Redis until it answers": "redis_lost",
     "Redis answers again": "redis_found",
+    "progress is dropped while Redis is away": "progress_dropped",
+    # spool
+    "deliveries from the spool are accepted": "spool_drained",
+    "the spool waits for Redis": "spool_waiting",
+    "the spool cannot be read; it waits on": "spool_unreadable",
+    "a delivery in the spool cannot be read; it waits on": "spool_unreadable",
+    "a delivery in the spool is damaged and cannot be used; it is set aside": "spool_damaged",
+    "a delivery in the spool cannot be used; it is set aside": "spool_damaged",
     # worker processes
     "worker started": "worker_started",
     "the worker cannot go on: %s": "worker_failed",
@@ -58,7 +66,10 @@ EVENTS: Final[Mapping[str, str]] = {
     "handler told": "handler_told",
     "handler not told, again in %.0f s: %s": "handler_put_off",
     "handler not told; the delivery is a dead letter: %s": "handler_dead_letter",
+    "handler told meanwhile": "handler_told_meanwhile",
+    "the handler answered 410 and is switched off until `outkeep handlers enable %s`": "handler_off",
     # any process
+    "counts wait for Redis: %s": "counts_delayed",
     "the process crashed": "process_crashed",
 }
 """What a module gives to the logger, before anything is filled in → the name of the event."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.vocabulary import COUNTERS, EVENTS, GAUGES, HISTOGRAMS
+from app.core.vocabulary import COUNTERS, EVENTS, GAUGES, HISTOGRAMS, Counter, Gauge, Histogram
 
 ROOT = Path(__file__).parents[2]
 METHODS = {"debug": 0, "info": 0, "warning": 0, "error": 0, "critical": 0, "exception": 0, "log": 1}
@@ -74,7 +74,7 @@ def test_names_are_plain_words() -> None:
 
 
 def test_names_of_metrics_follow_the_rules_of_prometheus() -> None:
-    metrics = [*COUNTERS, *HISTOGRAMS, *GAUGES]
+    metrics: list[Counter | Histogram | Gauge] = [*COUNTERS, *HISTOGRAMS, *GAUGES]
     assert len({metric.name for metric in metrics}) == len(metrics)
     assert all(re.fullmatch(r"outkeep_[a-z_]+", metric.name) for metric in metrics)
     assert all(metric.help.endswith(".") for metric in metrics)

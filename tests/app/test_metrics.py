@@ -1,0 +1,135 @@
+"""`/metrics`: what a collector reads of it."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app import queues
+from app.core import vocabulary as words
+from app.core.names import COUNTERS, RECORDS, Kind
+from app.metrics import Metrics
+from app.tally import Tally
+from tests.app.web import free_port
+
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
+
+
+def read(metrics: Metrics) -> dict[str, float]:
+    """Every sample by its name with labels, as Prometheus' own parser understands the text."""
+    return {
+        sample.name
+        + "".join(f" {name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def metrics_of(redis: Redis, tally: Tally | None = None) -> Metrics:
+    return Metrics(redis, tally or Tally(), lambda: datetime.now(UTC))
+
+
+def away() -> Redis:
+    return Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+
+
+def test_every_process_tells_the_sum_of_all(redis: Redis) -> None:
+    one, other = Tally(), Tally()
+    one.add(words.RECEIVED, "accepted")
+    one.flush(redis)
+    other.add(words.RECEIVED, "accepted")
+    told = read(metrics_of(redis, other))
+    assert told["outkeep_deliveries_total outcome=accepted"] == 2
+    assert told == read(metrics_of(redis))
+    assert told["outkeep_redis_up"] == 1
+
+
+def test_the_seconds_left_of_the_hour_are_a_histogram(redis: Redis) -> None:
+    tally = Tally()
+    for left in (0, 59, 3595, 3595):
+        tally.observe(words.HOUR_LEFT, left)
+    told = read(metrics_of(redis, tally))
+    assert told["outkeep_hour_left_seconds_bucket le=0"] == 1
+    assert told["outkeep_hour_left_seconds_bucket le=60"] == 2
+    assert told["outkeep_hour_left_seconds_bucket le=3590"] == 2
+    assert told["outkeep_hour_left_seconds_bucket le=+Inf"] == 4
+    assert told["outkeep_hour_left_seconds_count"] == 4
+    assert told["outkeep_hour_left_seconds_sum"] == 59 + 2 * 3595
+
+
+def test_depth_and_age_of_the_oldest_are_told_for_each_queue(redis: Redis) -> None:
+    queues.enqueue_notify(redis, "gallery", Kind.PREDICTION, "abc")
+    first = queues.queue("notify", redis).fetch_job("notify-gallery-prediction-abc")
+    assert first is not None
+    assert first.enqueued_at is not None
+    queues.enqueue_notify(redis, "gallery", Kind.PREDICTION, "def")
+    redis.zadd("rq:failed:notify", {"x": 1})
+    redis.sadd("rq:workers:persist", "rq:worker:a", "rq:worker:b")
+    redis.zadd(RECORDS, {"prediction:abc": 1})
+    asked = first.enqueued_at + timedelta(seconds=90)
+    told = read(Metrics(redis, Tally(), lambda: asked))
+    assert told["outkeep_queue_jobs queue=notify state=waiting"] == 2
+    assert told["outkeep_queue_jobs queue=notify state=failed"] == 1
+    assert told["outkeep_queue_jobs queue=persist state=waiting"] == 0
+    assert told["outkeep_queue_oldest_seconds queue=notify"] == 90
+    assert told["outkeep_queue_oldest_seconds queue=persist"] == 0
+    assert told["outkeep_workers queue=persist"] == 2
+    assert told["outkeep_records"] == 1
+
+
+def test_without_redis_the_process_tells_what_it_knows_and_no_count_goes_back(redis: Redis) -> None:
+    tally = Tally()
+    tally.add(words.RECEIVED, "accepted")
+    metrics = metrics_of(redis, tally)
+    assert read(metrics)["outkeep_deliveries_total outcome=accepted"] == 1
+    metrics.redis = away()
+    tally.add(words.RECEIVED, "accepted")
+    tally.add(words.REFUSED, "bad_signature")
+    for _ in range(2):
+        told = read(metrics)
+        assert told["outkeep_redis_up"] == 0
+        assert told["outkeep_deliveries_total outcome=accepted"] == 2
+        assert told["outkeep_refusals_total reason=bad_signature"] == 1
+    metrics.redis = redis
+    assert read(metrics)["outkeep_deliveries_total outcome=accepted"] == 2
+
+
+def test_the_spool_is_told_while_redis_is_away(tmp_path: Path) -> None:
+    told = read(Metrics(away(), Tally(), lambda: LATER, spool=lambda: (3, 61.5)))
+    assert (told["outkeep_spool_deliveries"], told["outkeep_spool_oldest_seconds"]) == (3, 61.5)
+
+
+def test_a_redis_that_others_wrote_to_does_not_break_the_text(redis: Redis) -> None:
+    junk = {
+        "": 1,
+        "outkeep_deliveries_total": 1,
+        'outkeep_deliveries_total{outcome="a"': 1,
+        'outkeep_deliveries_total{outcome="a\nb 1"}': 5,
+        'outkeep_deliveries_total{other="a"}': 1,
+        "unheard_of_total": 1,
+        b"\xff": 1,
+        'outkeep_refusals_total{reason="x"}': "many",
+    }
+    redis.hset(COUNTERS, mapping=junk)  # type: ignore[arg-type]
+    redis.rpush("rq:queue:persist", "no-such-job", b"\xff")
+    redis.rpush("rq:queue:notify", "odd")
+    redis.hset("rq:job:odd", "enqueued_at", "yesterday")
+    told = read(metrics_of(redis))
+    assert told["outkeep_refusals_total reason=x"] == 0
+    assert told["outkeep_queue_oldest_seconds queue=persist"] == 0
+    assert told["outkeep_queue_oldest_seconds queue=notify"] == 0
+    assert not any("unheard" in name for name in told)
+
+
+@pytest.mark.parametrize("kind", ["string", "list"])
+def test_counts_of_the_wrong_type_are_no_crash(redis: Redis, kind: str) -> None:
+    redis.set(COUNTERS, 1) if kind == "string" else redis.rpush(COUNTERS, 1)
+    tally = Tally()
+    tally.add(words.RECEIVED, "accepted")
+    told = read(metrics_of(redis, tally))
+    assert told["outkeep_redis_up"] == 0
+    assert told["outkeep_deliveries_total outcome=accepted"] == 1
