@@ -1,4 +1,4 @@
-"""Tell one handler about one prediction: one signed POST, and what to do when it fails."""
+"""Tell one handler about one prediction: when an attempt is made, and what follows from how it ended."""
 
 import asyncio
 import json
@@ -9,202 +9,177 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
+from redis.exceptions import RedisError
 
-from app.core import event as events
-from app.core.errors import OutkeepError, Permanent, Transient
-from app.core.handlers import Handler
-from app.core.links import LinkKeys, file_path, sign_path
-from app.core.manifest import Manifest, format_time
+from app.core.downstream import Downstream
+from app.core.errors import Permanent, Transient
+from app.core.manifest import format_time
 from app.core.names import Kind, notification_id, object_name, outcome_name
 from app.core.policy import notify_delay, store_delay
-from app.core.retry_after import retry_after
-from app.core.signature import signed_headers
-from app.guard import network_errors
+from app.handler_states import HandlerStates
 from app.storage import Storage
-
-TIMEOUT = 30.0
-"""Seconds that a handler has to answer."""
-
-MAX_ANSWER = 20_000
-READING = 2.0
-"""Bytes and seconds that the body of an answer gets; its status alone decides."""
-
-LINK_LIFE = 8 * 86400
-"""Seconds for which a link in an event is good: seven days are promised."""
+from workers.attempt import Attempt, Sender
 
 _FINAL = frozenset({"handler_unknown", "manifest_missing"})
 """What no later attempt could change."""
+
+_GONE = 410
+_TIMED_OUT = frozenset({"timeout", "stalled"})
 
 log = logging.getLogger("outkeep.notify")
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """How one POST ended; kept in the job's `meta`. `error` is a code, None for success."""
+class Delivery:
+    """What the handler named `handler` is told about."""
 
-    at: str
-    status: int | None
-    error: str | None
-    detail: str
-    milliseconds: int
+    handler: str
+    kind: Kind
+    id: str
+
+    @property
+    def outcome(self) -> str:
+        """The object that says how it ended."""
+        return object_name(self.kind, self.id, outcome_name(self.handler))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How log lines name it."""
+        return {"handler": self.handler, "kind": str(self.kind), "id": self.id}
 
 
 @dataclass(frozen=True)
 class Notify:
-    """What the job works with."""
+    """What the job works with. `downstreams` has one entry for each handler of the file."""
 
-    session: aiohttp.ClientSession
+    sender: Sender
     storage: Storage
-    handlers: Mapping[str, Handler]
-    links: LinkKeys
-    base_url: str
+    states: HandlerStates
+    downstreams: Mapping[str, Downstream]
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
-    timeout: float = TIMEOUT
 
-    async def run(
-        self, handler_name: str, kind: Kind, prediction_id: str, memory: dict[str, Any], *, run: int
-    ) -> float | None:
+    async def run(self, handler: str, kind: Kind, prediction_id: str, memory: dict[str, Any]) -> float | None:
         """Make one attempt; seconds to wait before the next run, or None when the handler was told.
 
         `memory` is kept between runs and changed in place: `attempts` lists all of them, `owed` is an outcome
-        that storage did not take yet. `run` counts the runs from 1. Raises `Permanent` (`dead_letter`).
+        that storage did not take yet, `faults` counts the runs that our own storage or Redis ended. Raises
+        `Permanent` when the delivery is a dead letter: `dead_letter` after its last attempt, `handler_off`.
         """
+        delivery = Delivery(handler, kind, prediction_id)
         attempts: list[dict[str, Any]] = memory.setdefault("attempts", [])
-        place = (handler_name, kind, prediction_id)
         try:
             if "owed" not in memory:
-                wait = await self._try(*place, attempts)
-                if wait is not None:
+                wait, outcome = await self._try(delivery, attempts)
+                if outcome is None:
                     return wait
-                memory["owed"] = "dead" if attempts[-1]["error"] else "delivered"
-            await asyncio.to_thread(self._write_outcome, *place, memory["owed"], len(attempts))
-        except Transient as error:
-            delay = store_delay(attempt=run, jitter=self.jitter())
-            facts = _facts(*place) | {"code": error.code}
-            log.warning("trying again in %.0f s: %s", delay, error.message, extra=facts)
-            return delay
-        if memory.pop("owed") == "dead":
-            raise Permanent("dead_letter", attempts[-1]["detail"])
+                memory["owed"] = outcome
+            await asyncio.to_thread(self._settle, delivery, memory["owed"], attempts)
+        except (Transient, RedisError) as error:
+            return self._put_off(delivery, error, memory)
+        _require_told(memory.pop("owed"), handler, attempts)
         return None
 
     async def _try(
-        self, handler_name: str, kind: Kind, prediction_id: str, attempts: list[dict[str, Any]]
-    ) -> float | None:
-        """Add an attempt to `attempts`; seconds until the next one, None when there is none.
+        self, delivery: Delivery, attempts: list[dict[str, Any]]
+    ) -> tuple[float | None, str | None]:
+        """Make an attempt if one may be made now: seconds until the next run, or the outcome.
 
-        Raises `Transient` when our own storage fails; then nothing was sent.
+        Both are None when somebody else has told the handler since our last attempt. Raises `Transient` and
+        redis-py's errors when storage or Redis fails; then nothing was sent.
         """
-        attempt, asked = await self._attempt(handler_name, kind, prediction_id)
+        if await asyncio.to_thread(self._told_since, delivery, attempts):
+            log.info("handler told meanwhile", extra=delivery.facts)
+            return None, None
+        if await asyncio.to_thread(self.states.is_off, delivery.handler):
+            return None, "off"
+        downstream = self.downstreams.get(delivery.handler) or Downstream(1)
+        began = time.monotonic()
+        wait = downstream.ask(began)
+        if wait is not None:
+            return wait, None
+        attempt, asked = await self._attempt(delivery, downstream, began)
         attempts.append(asdict(attempt))
-        wait = None
-        if attempt.error is not None and attempt.error not in _FINAL:
-            wait = notify_delay(attempt=len(attempts), retry_after=asked, jitter=self.jitter())
-        facts = _facts(handler_name, kind, prediction_id) | {"attempt": len(attempts)}
-        _report(attempt, wait, facts)
-        return wait
+        await asyncio.to_thread(self._report, delivery, attempt, downstream)
+        return self._decide(delivery, attempt, asked, number=len(attempts))
 
     async def _attempt(
-        self, handler_name: str, kind: Kind, prediction_id: str
+        self, delivery: Delivery, downstream: Downstream, began: float
     ) -> tuple[Attempt, float | None]:
-        at, began = self.clock(), time.monotonic()
-        status, asked = None, None
-        failure: OutkeepError | None = None
+        answered = timed_out = False
         try:
-            handler = self._handler(handler_name)
-            body = await asyncio.to_thread(self._body, kind, prediction_id)
-            status, asked = await self._post(
-                handler, notification_id(handler_name, kind, prediction_id), body
+            attempt, asked = await self.sender.attempt(delivery.handler, delivery.kind, delivery.id)
+            answered, timed_out = attempt.status is not None, attempt.error in _TIMED_OUT
+        finally:
+            downstream.ended(began, time.monotonic(), answered=answered, timed_out=timed_out)
+        return attempt, asked
+
+    def _decide(
+        self, delivery: Delivery, attempt: Attempt, asked: float | None, *, number: int
+    ) -> tuple[float | None, str | None]:
+        """Seconds until the attempt after attempt `number`, or the outcome."""
+        facts = delivery.facts | {"attempt": number}
+        facts |= {"status": attempt.status, "milliseconds": attempt.milliseconds}
+        if attempt.error is None:
+            log.info("handler told", extra=facts)
+            return None, "delivered"
+        facts |= {"code": attempt.error}
+        if attempt.status == _GONE:
+            return None, "off"
+        wait = None
+        if attempt.error not in _FINAL:
+            wait = notify_delay(attempt=number, retry_after=asked, jitter=self.jitter())
+        if wait is None:
+            log.error("handler not told; the delivery is a dead letter: %s", attempt.detail, extra=facts)
+            return None, "dead"
+        log.warning("handler not told, again in %.0f s: %s", wait, attempt.detail, extra=facts)
+        return wait, None
+
+    def _told_since(self, delivery: Delivery, attempts: list[dict[str, Any]]) -> bool:
+        """Whether the handler was told after our last attempt: by a replay, or by a run that overlapped."""
+        data = self.storage.get(delivery.outcome) if attempts else None
+        told = json.loads(data) if data else {}
+        return bool(told.get("outcome") == "delivered" and told["at"] > attempts[-1]["at"])
+
+    def _report(self, delivery: Delivery, attempt: Attempt, downstream: Downstream) -> None:
+        """Show how the handler fares; that alone must not fail a delivery."""
+        if delivery.handler in self.downstreams:
+            with suppress(RedisError):
+                self.states.report(delivery.handler, asdict(attempt), downstream.timeouts)
+
+    def _settle(self, delivery: Delivery, outcome: str, attempts: list[dict[str, Any]]) -> None:
+        answered_gone = outcome == "off" and attempts and attempts[-1]["status"] == _GONE
+        if answered_gone and self.states.switch_off(delivery.handler, self.clock()):
+            log.error(
+                "the handler answered 410 and is switched off until `outkeep handlers enable %s`",
+                delivery.handler,
+                extra=delivery.facts,
             )
-            if not 200 <= status < 300:  # noqa: PLR2004
-                failure = Permanent(f"status_{status}", f"the handler answered {status}")
-        except OutkeepError as error:
-            if error.code.startswith("storage_"):
-                raise
-            failure = error
-        spent = round((time.monotonic() - began) * 1000)
-        code, detail = (failure.code, failure.message) if failure else (None, "")
-        return Attempt(format_time(at), status, code, detail, spent), asked
-
-    def _handler(self, name: str) -> Handler:
-        if name not in self.handlers:
-            raise Permanent("handler_unknown", f"the handlers file has no handler {name!r} any more")
-        return self.handlers[name]
-
-    def _body(self, kind: Kind, prediction_id: str) -> bytes:
-        manifest = self.storage.read_manifest(kind, prediction_id)
-        if manifest is None:
-            raise Permanent("manifest_missing", f"nothing is stored of {kind} {prediction_id}")
-        return events.encode(events.build(manifest, self._link(manifest)))
-
-    def _link(self, manifest: Manifest) -> events.Link:
-        expires = int(self.clock().timestamp()) + LINK_LIFE
-        prediction = manifest.prediction
-
-        def link(name: str) -> str:
-            return self.base_url + sign_path(
-                file_path(prediction.kind, prediction.id, name), expires, self.links
-            )
-
-        return link
-
-    async def _post(self, handler: Handler, webhook_id: str, body: bytes) -> tuple[int, float | None]:
-        """The status of the answer, and how many seconds it asks us to wait."""
-        now = self.clock().timestamp()
-        headers = signed_headers(webhook_id, int(now), body, handler.keys)
-        headers |= {"content-type": "application/json", "user-agent": "Outkeep"}
-        try:
-            async with asyncio.timeout(self.timeout):
-                return await self._send(handler, body, headers, now)
-        except TimeoutError:
-            raise Transient("timeout", f"no answer within {self.timeout:.0f} s") from None
-
-    async def _send(
-        self, handler: Handler, body: bytes, headers: dict[str, str], now: float
-    ) -> tuple[int, float | None]:
-        request = self.session.post(handler.url, data=body, headers=headers, allow_redirects=False)
-        with network_errors(urlsplit(handler.url).hostname or handler.name):
-            async with request as answer:
-                await _finish_reading(answer.content)
-                return answer.status, retry_after(answer.headers.get("retry-after"), now=now)
-
-    def _write_outcome(
-        self, handler_name: str, kind: Kind, prediction_id: str, outcome: str, attempts: int
-    ) -> None:
         document = {
-            "webhook_id": notification_id(handler_name, kind, prediction_id),
+            "webhook_id": notification_id(delivery.handler, delivery.kind, delivery.id),
             "outcome": outcome,
-            "attempts": attempts,
+            "attempts": len(attempts),
             "at": format_time(self.clock()),
             "child": None,
         }
-        name = object_name(kind, prediction_id, outcome_name(handler_name))
-        self.storage.put_bytes(name, json.dumps(document).encode())
+        self.storage.put_bytes(delivery.outcome, json.dumps(document).encode())
+
+    def _put_off(self, delivery: Delivery, error: Transient | RedisError, memory: dict[str, Any]) -> float:
+        """Seconds to wait for our own storage or Redis."""
+        memory["faults"] = memory.get("faults", 0) + 1
+        delay = store_delay(attempt=memory["faults"], jitter=self.jitter())
+        if isinstance(error, Transient):
+            code, message = error.code, error.message
+        else:
+            code, message = "redis_unavailable", f"Redis failed: {type(error).__name__}"
+        log.warning("trying again in %.0f s: %s", delay, message, extra=delivery.facts | {"code": code})
+        return delay
 
 
-async def _finish_reading(content: aiohttp.StreamReader) -> None:
-    """Read a short answer to its end, so that its connection serves again. What it says does not count."""
-    room = MAX_ANSWER
-    with suppress(TimeoutError, aiohttp.ClientError):
-        async with asyncio.timeout(READING):
-            while room > 0 and (block := await content.read(room)):
-                room -= len(block)
-
-
-def _report(attempt: Attempt, wait: float | None, facts: dict[str, Any]) -> None:
-    facts |= {"status": attempt.status, "milliseconds": attempt.milliseconds}
-    if attempt.error is None:
-        log.info("handler told", extra=facts)
-        return
-    facts |= {"code": attempt.error}
-    if wait is None:
-        log.error("handler not told; the delivery is a dead letter: %s", attempt.detail, extra=facts)
-    else:
-        log.warning("handler not told, again in %.0f s: %s", wait, attempt.detail, extra=facts)
-
-
-def _facts(handler: str, kind: Kind, prediction_id: str) -> dict[str, Any]:
-    return {"handler": handler, "kind": str(kind), "id": prediction_id}
+def _require_told(outcome: str, handler: str, attempts: list[dict[str, Any]]) -> None:
+    """Raise `Permanent` unless the handler was told."""
+    if outcome == "off":
+        raise Permanent("handler_off", f"{handler} is switched off; `outkeep handlers enable {handler}`")
+    if outcome == "dead":
+        raise Permanent("dead_letter", attempts[-1]["detail"])

@@ -9,17 +9,20 @@ from typing import Any
 
 from redis import Redis
 
+from app.core.downstream import Downstream, share_of
 from app.core.links import link_keys
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
 from app.deployment import Deployment
 from app.guard import guarded_session
+from app.handler_states import HandlerStates
 from app.records import Records
 from app.storage import Storage
 from workers import jobs
+from workers.attempt import TIMEOUT, Sender
 from workers.collect import Collector, Limits
 from workers.fetch import Fetcher
 from workers.keep import Keeper
-from workers.notify import TIMEOUT, Notify
+from workers.notify import Notify
 from workers.persist import Persist
 from workers.scratch import scratch
 
@@ -45,18 +48,19 @@ async def notify_jobs(
     deployment: Deployment, redis: Redis, *, patience: float = TIMEOUT
 ) -> AsyncIterator[Jobs]:
     """The jobs of the queue `notify`; handlers have `patience` seconds to answer."""
-    del redis  # they read the ledger of outputs only
     settings = deployment.settings
+    storage = Storage(settings.storage_url)
+    handlers = {handler.name: handler for handler in deployment.handlers}
+    share = share_of(settings.slots)
     async with guarded_session(private=settings.notify_private, proxy=_proxy(deployment)) as session:
+        links = link_keys(deployment.secret_keys)
         service = Notify(
-            session=session,
-            storage=Storage(settings.storage_url),
-            handlers={handler.name: handler for handler in deployment.handlers},
-            links=link_keys(deployment.secret_keys),
-            base_url=settings.base_url,
+            sender=Sender(session, storage, handlers, links, settings.base_url, _now, patience),
+            storage=storage,
+            states=HandlerStates(redis),
+            downstreams={name: Downstream(share) for name in handlers},
             clock=_now,
             jitter=random.random,
-            timeout=patience,
         )
         yield {NOTIFY_JOB: partial(jobs.notify, service)}
 

@@ -35,6 +35,11 @@ PERSIST_JOB = "workers.jobs.persist"
 NOTIFY_JOB = "workers.jobs.notify"
 
 
+_PLACE = rf"(?P<kind>{'|'.join(Kind)})-(?P<id>[A-Za-z0-9_-]{{1,64}}?)"
+_PERSIST_ID = re.compile(rf"persist-{_PLACE}", re.ASCII)
+_NOTIFY_ID = re.compile(rf"notify-(?P<handler>[A-Za-z0-9_-]{{1,64}})-{_PLACE}(-r[1-9][0-9]*)?", re.ASCII)
+
+
 def persist_job_id(kind: Kind, prediction_id: str) -> str:
     """The one persist job of a prediction."""
     return f"persist-{kind}-{prediction_id}"
@@ -43,6 +48,23 @@ def persist_job_id(kind: Kind, prediction_id: str) -> str:
 def notify_job_id(handler: str, kind: Kind, prediction_id: str) -> str:
     """The one first notification of a handler about a prediction."""
     return f"notify-{handler}-{kind}-{prediction_id}"
+
+
+def replay_job_id(handler: str, kind: Kind, prediction_id: str, number: int) -> str:
+    """A job that tells a handler again because somebody asked for it; `number` counts from 1."""
+    return f"{notify_job_id(handler, kind, prediction_id)}-r{number}"
+
+
+def split_persist_job_id(job_id: str) -> tuple[Kind, str] | None:
+    """The reverse of `persist_job_id`; None for anything else."""
+    found = _PERSIST_ID.fullmatch(job_id)
+    return (Kind(found["kind"]), found["id"]) if found else None
+
+
+def split_notify_job_id(job_id: str) -> tuple[str, Kind, str] | None:
+    """Handler, kind and id out of `notify_job_id` or `replay_job_id`; None for anything else."""
+    found = _NOTIFY_ID.fullmatch(job_id)
+    return (found["handler"], Kind(found["kind"]), found["id"]) if found else None
 
 
 def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:
@@ -61,18 +83,45 @@ COUNTERS = "outkeep:counters"
 EVENTS = "outkeep:events"
 """Pub/sub channel: `<kind>:<id>` whenever a record changes."""
 
+SWEEP = "outkeep:sweep"
+"""Hash of the sweep: `at`, when the last one ended (Unix seconds), and how often each repair was made."""
+
+SWEEP_TURN = "outkeep:sweep-turn"
+"""Set by the process that sweeps now; expires before the next sweep is due."""
+
+_RECORD_PREFIX = "outkeep:record:"
+
 KEY_FINGERPRINT = "outkeep:key-fingerprint"
 """Fingerprint of the first `OUTKEEP_SECRET_KEY` that used this Redis."""
 
 
+def handler_key(handler: str) -> str:
+    """Hash: how a handler fares (fields: see `app.handler_states`)."""
+    return f"outkeep:handler:{handler}"
+
+
 def record_key(kind: Kind, prediction_id: str) -> str:
     """Hash: the live view of one prediction (fields: see `app.records`)."""
-    return f"outkeep:record:{kind}:{prediction_id}"
+    return f"{_RECORD_PREFIX}{kind}:{prediction_id}"
+
+
+def split_record_key(key: bytes) -> tuple[Kind, str] | None:
+    """The reverse of `record_key`; None for every other key in Redis."""
+    text = key.decode(errors="replace")
+    kind, _, prediction_id = text.removeprefix(_RECORD_PREFIX).partition(":")
+    if not text.startswith(_RECORD_PREFIX) or kind not in list(Kind) or not ID.fullmatch(prediction_id):
+        return None
+    return Kind(kind), prediction_id
 
 
 def record_member(kind: Kind, prediction_id: str) -> str:
     """How `RECORDS` and `EVENTS` name a prediction."""
     return f"{kind}:{prediction_id}"
+
+
+def lost_mark(job_id: str) -> str:
+    """Since when the sweep has found a job in no list of RQ (Unix seconds); expires."""
+    return f"outkeep:lost:{job_id}"
 
 
 def split_member(member: str) -> tuple[Kind, str]:
@@ -109,3 +158,8 @@ def outcome_name(handler: str) -> str:
 def quarantine_name(date: str, digest: str) -> str:
     """Where a signed but unusable delivery is kept; `date` is `YYYY-MM-DD`, `digest` hex."""
     return f"quarantine/{date}/{digest}.json"
+
+
+def spool_name(kind: Kind, prediction_id: str, digest: str) -> str:
+    """A file in `<data>/spool`: the same delivery sent again takes the same place; `digest` is hex."""
+    return f"{kind}-{prediction_id}-{digest}.delivery"

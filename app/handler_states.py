@@ -1,0 +1,64 @@
+"""How each handler fares: whether it was switched off, and its latest attempt; one Redis hash per handler.
+
+Fields, all text: `off_at` (RFC 3339) while it is switched off, `last` (the latest attempt as JSON), and
+`timeouts` (attempts in a row without an answer, as the process saw it that made the latest one).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from redis import Redis
+
+from app.core.downstream import TIMEOUTS
+from app.core.manifest import format_time
+from app.core.names import handler_key
+
+
+@dataclass(frozen=True)
+class HandlerState:
+    """How one handler fares. `last` has the keys `at`, `status`, `error`, `detail` and `milliseconds`."""
+
+    off_since: str | None
+    last: Mapping[str, Any] | None
+    timeouts: int
+
+    @property
+    def word(self) -> str:
+        """`off`, `slow` while it is only probed, else `on`."""
+        if self.off_since is not None:
+            return "off"
+        return "slow" if self.timeouts >= TIMEOUTS else "on"
+
+
+class HandlerStates:
+    """States over one Redis connection. Methods block; errors are redis-py's."""
+
+    def __init__(self, connection: Redis) -> None:
+        self._redis = connection
+
+    def get(self, handler: str) -> HandlerState:
+        """How a handler fares; one that was never told is on."""
+        raw = cast(Mapping[bytes, bytes], self._redis.hgetall(handler_key(handler)))
+        texts = {name.decode(): value.decode() for name, value in raw.items()}
+        last = json.loads(texts["last"]) if "last" in texts else None
+        return HandlerState(texts.get("off_at"), last, int(texts.get("timeouts", 0)))
+
+    def is_off(self, handler: str) -> bool:
+        """Whether a handler is switched off."""
+        return bool(self._redis.hexists(handler_key(handler), "off_at"))
+
+    def report(self, handler: str, attempt: Mapping[str, Any], timeouts: int) -> None:
+        """Keep the latest attempt."""
+        items = ["last", json.dumps(dict(attempt)), "timeouts", str(timeouts)]
+        self._redis.hset(handler_key(handler), items=items)
+
+    def switch_off(self, handler: str, now: datetime) -> bool:
+        """Tell a handler nothing any more until `switch_on`; whether it was on."""
+        return bool(self._redis.hsetnx(handler_key(handler), "off_at", format_time(now)))
+
+    def switch_on(self, handler: str) -> bool:
+        """Tell a handler again; whether it was off."""
+        return bool(self._redis.hdel(handler_key(handler), "off_at"))
