@@ -1,6 +1,7 @@
 """Writes of ours on a local disk that survive a power cut."""
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -21,3 +22,8 @@ def make_folder(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         fsync(folder.parent)
+
+
+def floor_of(folder: Path, setting: int | None) -> int:
+    """Bytes that downloads leave free on a folder's disk: as set, or the larger of 1 GiB and 5 %."""
+    return setting if setting is not None else max(1 << 30, shutil.disk_usage(folder).total // 20)

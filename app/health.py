@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from ipaddress import ip_address
 from typing import cast
@@ -18,6 +19,7 @@ from app.admin import is_admin
 from app.core.errors import OutkeepError
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.spool import Spool
 from app.storage import Storage
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -53,6 +55,8 @@ class Health:
     storage: Storage
     secret_keys: Sequence[bytes]
     admin_token: SecretStr | None
+    spool: Spool | None
+    """Takes deliveries while Redis is away; None when that is switched off."""
 
     async def live(self, _: Request) -> Response:
         """`GET /healthz`."""
@@ -69,14 +73,40 @@ class Health:
     def findings(self) -> list[Finding]:
         """Run every check; blocks for about two seconds at most when Redis hangs."""
         try:
-            return [self._key(), *self._durability(), *self._workers(), self._storage()]
+            findings = [self._key(), *self._durability(), *self._workers()]
         except BusyLoadingError:
-            detail = "loading its data; deliveries are refused until it is done"
+            findings = [self._without_redis("loading its data")]
         except ResponseError as error:
-            detail = f"takes no writes ({type(error).__name__}); deliveries are refused until it does"
+            findings = [self._without_redis(f"takes no writes ({type(error).__name__})")]
         except RedisError as error:
-            detail = f"no answer ({type(error).__name__}); deliveries are refused until it is back"
-        return [Finding(Level.FAIL, "redis", detail), self._storage()]
+            findings = [self._without_redis(f"no answer ({type(error).__name__})")]
+        return [*findings, *self._spool(), self._storage()]
+
+    def _without_redis(self, state: str) -> Finding:
+        if self.spool is None or self.spool.trouble() is not None:
+            return Finding(Level.FAIL, "redis", f"{state}; deliveries are refused until it is well")
+        return Finding(Level.WARN, "redis", f"{state}; deliveries wait in the spool until it is well")
+
+    def _spool(self) -> list[Finding]:
+        """Whether it could take a delivery, and what waits there."""
+        if self.spool is None:
+            return []
+        trouble = self.spool.trouble()
+        if trouble is not None:
+            return [Finding(Level.WARN, "spool", trouble)]
+        try:
+            waiting, damaged = self.spool.waiting(), self.spool.damaged()
+        except OSError as error:
+            return [Finding(Level.WARN, "spool", f"cannot read {self.spool.folder}: {error.strerror}")]
+        findings = []
+        if damaged:
+            detail = f"{damaged} deliveries are damaged; look at *.damaged in {self.spool.folder}"
+            findings.append(Finding(Level.WARN, "spool", detail))
+        if waiting:
+            age = (datetime.now(UTC) - waiting[0].received_at).total_seconds()
+            detail = f"{len(waiting)} deliveries wait for Redis, the oldest for {age:.0f} s"
+            findings.append(Finding(Level.WARN, "spool", detail))
+        return findings or [Finding(Level.OK, "spool", "empty")]
 
     def _key(self) -> Finding:
         """Whether all hosts sign alike. Its write also proves that Redis takes writes."""

@@ -17,6 +17,9 @@ from app.records import Accepted, Arrival, Records
 TIMEOUT = 1.0
 """Seconds that one call to Redis may take before its answer is taken for missing."""
 
+DEADLINE = 1.25
+"""Seconds that one batch may take in all: a time-out starts anew with each byte that drips in."""
+
 PROBE_INTERVAL = 1.0
 MAX_BATCH = 256
 MAX_BATCH_BYTES = 8 << 20
@@ -96,13 +99,14 @@ class Inbox:
     async def _commit(self, batch: list[_Waiting]) -> None:
         arrivals = [waiting.arrival for waiting in batch]
         try:
-            outcomes = await asyncio.to_thread(self._records.accept, arrivals, self._clock())
+            sending = asyncio.to_thread(self._records.accept, arrivals, self._clock())
+            outcomes = await asyncio.wait_for(sending, DEADLINE)
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 _answer(waiting, outcome)
-        except Transient as error:
+        except (Transient, TimeoutError) as error:
             batch, self._waiting = [*batch, *self._waiting], []
-            facts = {"count": len(batch), "reason": error.message}
-            log.warning("deliveries are refused until Redis answers", extra=facts)
+            facts = {"count": len(batch), "reason": str(error) or "Redis did not confirm in time"}
+            log.warning("deliveries are not sent to Redis until it answers", extra=facts)
             self._prober = asyncio.create_task(self._probe())
         finally:
             _refuse(batch)

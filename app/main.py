@@ -17,12 +17,15 @@ from starlette.routing import Route
 from app.core.errors import Permanent
 from app.core.links import link_keys
 from app.deployment import Deployment
+from app.drain import TIMEOUT as DRAIN_TIMEOUT
+from app.drain import Drainer
 from app.files import Files
 from app.health import Health
 from app.inbox import Inbox, connect
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
 from app.settings import Settings
+from app.spool import Spool
 from app.storage import Storage
 
 GRACE = 20
@@ -40,8 +43,11 @@ def create_app(deployment: Deployment) -> Starlette:
     redis = connect(deployment.redis_url)
     storage = Storage(settings.storage_url)
     inbox = Inbox(redis, Records(redis, ttl=settings.record_ttl), _now)
+    folder = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
+    spool = folder if settings.spool == "on" else None
     receiver = Receiver(
         inbox=inbox,
+        spool=spool,
         redis=redis,
         storage=storage,
         keys=settings.webhook_keys,
@@ -49,13 +55,18 @@ def create_app(deployment: Deployment) -> Starlette:
         clock=_now,
     )
     files = Files(storage, link_keys(deployment.secret_keys), settings.admin_token, _now)
-    health = Health(redis, storage, deployment.secret_keys, settings.admin_token)
+    health = Health(redis, storage, deployment.secret_keys, settings.admin_token, spool)
+    patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
+    # What waits is fed back although nothing more is spooled, should it have been switched off.
+    drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), _now)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        drainer.start()
         yield
         await inbox.close()
-        await asyncio.to_thread(redis.close)
+        for close in (drainer.stop, folder.close, patient.close, redis.close):
+            await asyncio.to_thread(close)
 
     app = Starlette(
         routes=[

@@ -15,20 +15,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from app import queues
+from app.arrivals import make_arrival
 from app.core.errors import Rejected, Transient, Unusable
 from app.core.keys import VerifyingKey
 from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, quarantine_name
-from app.core.policy import PERSIST_MARGIN, keep_until
-from app.core.prediction import Prediction, parse
+from app.core.prediction import parse
 from app.core.signature import Delivery, verify
 from app.inbox import Inbox
 from app.records import Accepted, Arrival
+from app.spool import Spool, Spooled
 from app.storage import Storage
 
 RETRY_AFTER = 2
 """Seconds after which a sender should try again: more than the breaker needs to close."""
+
+SPOOLED = "spooled"
 
 _UNREAD = frozenset({413, 415})
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
@@ -45,6 +47,8 @@ class Receiver:
     """What the endpoint works with."""
 
     inbox: Inbox
+    spool: Spool | None
+    """Where terminal deliveries go while Redis is away; None refuses them."""
     redis: Redis
     storage: Storage
     keys: Sequence[VerifyingKey]
@@ -82,8 +86,11 @@ class Receiver:
         except Unusable as error:
             await asyncio.to_thread(self._set_aside, request, delivery, kind, error)
             return "quarantined"
-        outcome = await self.inbox.accept(self._arrival(delivery, prediction, dict(request.query_params)))
-        level = logging.INFO if outcome is Accepted.ACCEPTED else logging.DEBUG
+        now = self.clock()
+        query = dict(request.query_params)
+        receipt = Receipt(received_at=now, webhook_id=delivery.webhook_id, query=query)
+        outcome = await self._accept(make_arrival(self.redis, prediction, delivery.body, receipt, now))
+        level = logging.INFO if outcome in {Accepted.ACCEPTED, SPOOLED} else logging.DEBUG
         facts = {
             "kind": kind,
             "id": prediction.id,
@@ -93,15 +100,18 @@ class Receiver:
         log.log(level, "delivery %s", outcome, extra=facts)
         return outcome
 
-    def _arrival(self, delivery: Delivery, prediction: Prediction, query: dict[str, str]) -> Arrival:
-        now = self.clock()
-        job = None
-        if prediction.is_terminal:
-            left = (keep_until(prediction.completed_at, now) - now).total_seconds()
-            timeout = int(max(left, 0)) + PERSIST_MARGIN
-            job = queues.persist_job(self.redis, prediction.kind, prediction.id, timeout=timeout)
-        receipt = Receipt(received_at=now, webhook_id=delivery.webhook_id, query=query)
-        return Arrival(prediction=prediction, body=delivery.body, receipt=receipt, job=job)
+    async def _accept(self, arrival: Arrival) -> str:
+        try:
+            return await self.inbox.accept(arrival)
+        except Transient:
+            if self.spool is None:
+                raise
+            if arrival.job is None:
+                log.info("progress is dropped while Redis is away", extra={"id": arrival.prediction.id})
+                raise Transient("progress_dropped", "progress is not kept while Redis is away") from None
+            prediction = arrival.prediction
+            await self.spool.keep(prediction.id, Spooled(prediction.kind, arrival.body, arrival.receipt))
+            return SPOOLED
 
     def _set_aside(self, request: Request, delivery: Delivery, kind: Kind, error: Unusable) -> None:
         now = self.clock()

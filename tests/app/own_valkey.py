@@ -9,7 +9,7 @@ from pathlib import Path
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 from redis.retry import Retry
 
 from app.embedded_program import program
@@ -29,12 +29,16 @@ class OwnValkey:
 
     def start(self, *options: str) -> None:
         """Start it, durable unless `options` say otherwise, and wait until it answers."""
+        self.launch(*options)
+        wait_until(self.answers)
+
+    def launch(self, *options: str) -> None:
+        """Start it without waiting."""
         command = [str(program()), "--port", "0", "--unixsocket", f"{self._folder}/s", "--save", ""]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--dir", str(self._folder), *DURABLE, *options], stdout=log, stderr=log
             )
-        wait_until(self.answers)
 
     def answers(self) -> bool:
         """Whether it speaks, be it to ask for a password."""
@@ -44,6 +48,16 @@ class OwnValkey:
             return True
         except RedisError:
             return False
+
+    def is_loading(self) -> bool:
+        """Whether it refuses because it still reads its data."""
+        try:
+            self.redis.ping()
+        except BusyLoadingError:
+            return True
+        except RedisError:
+            pass
+        return False
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -10,7 +10,7 @@ from rq.serializers import JSONSerializer
 
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import BOUND, SECRET_KEY, Answer, Web, free_port, in_thread
+from tests.app.web import BOUND, SECRET_KEY, Answer, Web, free_port, in_thread, prediction
 
 TOKEN = "a-token-of-the-admin"
 OTHER_KEY = "another key of thirty-two bytes!".replace(" ", "-")
@@ -54,6 +54,7 @@ def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_pat
         "ok redis",
         "ok workers of persist",
         "ok workers of notify",
+        "ok spool",
         "ok storage",
     ]
 
@@ -123,36 +124,75 @@ def test_a_rotated_key_is_the_same_deployment(valkey: OwnValkey, tmp_path: Path)
             assert ready(web).status == status
 
 
-def test_without_redis_we_live_and_are_not_ready(tmp_path: Path) -> None:
-    with in_thread(f"redis://127.0.0.1:{free_port()}", tmp_path) as web:
+def test_without_redis_and_spool_we_live_and_are_not_ready(tmp_path: Path) -> None:
+    with in_thread(f"redis://127.0.0.1:{free_port()}", tmp_path, OUTKEEP_SPOOL="off") as web:
         live = web.ask("GET", "/healthz")
         answer = ready(web)
 
     assert (live.status, live.body) == (200, b"ok\n")
     assert answer.status == 503
-    assert line(answer, "redis").startswith("fail redis: no answer (ConnectionError); deliveries are refused")
+    assert line(answer, "redis") == (
+        "fail redis: no answer (ConnectionError); deliveries are refused until it is well"
+    )
     assert line(answer, "storage").startswith("ok storage")
 
 
-def test_a_full_redis_is_not_ready(valkey: OwnValkey, tmp_path: Path) -> None:
+def test_without_redis_we_are_ready_while_the_spool_is_usable(tmp_path: Path) -> None:
+    with in_thread(f"redis://127.0.0.1:{free_port()}", tmp_path, OUTKEEP_DISK_FLOOR="0") as web:
+        answer = ready(web)
+        assert answer.status == 200
+        assert line(answer, "redis") == (
+            "warn redis: no answer (ConnectionError); deliveries wait in the spool until it is well"
+        )
+        assert line(answer, "spool") == "ok spool: empty"
+
+        web.outcome(prediction())
+        assert line(ready(web), "spool").startswith(
+            "warn spool: 1 deliveries wait for Redis, the oldest for 0 s"
+        )
+
+
+def test_without_redis_a_full_disk_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    with in_thread(f"redis://127.0.0.1:{free_port()}", tmp_path, OUTKEEP_DISK_FLOOR="1000TiB") as web:
+        answer = ready(web)
+
+    assert answer.status == 503
+    assert line(answer, "redis").startswith("fail redis: no answer")
+    assert line(answer, "spool").startswith(f"warn spool: the disk of {tmp_path}/spool is too full: ")
+
+
+def test_without_redis_a_spool_that_cannot_be_made_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("a file in its place")
+    with in_thread(f"redis://127.0.0.1:{free_port()}", tmp_path, OUTKEEP_DISK_FLOOR="0") as web:
+        answer = ready(web)
+
+    assert answer.status == 503
+    assert line(answer, "spool").startswith(f"warn spool: cannot write to {tmp_path}/spool: ")
+
+
+@pytest.mark.parametrize(("spool", "status", "level"), [("off", 503, "fail"), ("on", 200, "warn")])
+def test_a_full_redis_is_said(valkey: OwnValkey, tmp_path: Path, spool: str, status: int, level: str) -> None:
     valkey.start()
-    with in_thread(valkey.url, tmp_path) as web:
+    with in_thread(valkey.url, tmp_path, OUTKEEP_SPOOL=spool, OUTKEEP_DISK_FLOOR="0") as web:
         assert ready(web).status == 200
         valkey.redis.config_set("maxmemory", "1mb")
         answer = ready(web)
 
-    assert answer.status == 503
-    assert line(answer, "redis").startswith("fail redis: takes no writes (OutOfMemoryError)")
+    assert answer.status == status
+    assert line(answer, "redis").startswith(f"{level} redis: takes no writes (OutOfMemoryError)")
 
 
-def test_a_read_only_replica_is_not_ready(valkey: OwnValkey, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spool", "status", "level"), [("off", 503, "fail"), ("on", 200, "warn")])
+def test_a_read_only_replica_is_said(
+    valkey: OwnValkey, tmp_path: Path, spool: str, status: int, level: str
+) -> None:
     valkey.start()
-    with in_thread(valkey.url, tmp_path) as web:
+    with in_thread(valkey.url, tmp_path, OUTKEEP_SPOOL=spool, OUTKEEP_DISK_FLOOR="0") as web:
         valkey.redis.replicaof("127.0.0.1", "1")
         answer = ready(web)
 
-    assert answer.status == 503
-    assert line(answer, "redis").startswith("fail redis: takes no writes (ReadOnlyError)")
+    assert answer.status == status
+    assert line(answer, "redis").startswith(f"{level} redis: takes no writes (ReadOnlyError)")
 
 
 def test_storage_that_cannot_be_written_is_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:

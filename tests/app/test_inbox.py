@@ -6,8 +6,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,19 +21,13 @@ from app.core.names import Kind, persist_job_id
 from app.core.prediction import parse
 from app.inbox import MAX_BATCH, Inbox
 from app.records import Arrival, Records
+from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import (
-    BOUND,
-    WEBHOOK,
-    Answer,
-    Web,
-    free_port,
-    in_process,
-    in_thread,
-    prediction,
-    signed,
-    wait_until,
-)
+from tests.app.web import BOUND, WEBHOOK, Answer, Web, free_port, prediction, signed, wait_until
+
+# Without a spool, so that what Redis did not confirm is seen; with one, see test_spool.py.
+in_thread = partial(webs.in_thread, OUTKEEP_SPOOL="off")
+in_process = partial(webs.in_process, OUTKEEP_SPOOL="off")
 
 
 @pytest.fixture
@@ -107,6 +102,42 @@ def test_a_redis_that_never_speaks_is_answered_within_the_bound(tmp_path: Path) 
         with in_thread(f"redis://127.0.0.1:{port}", tmp_path) as web:
             refused(web)
             refused(web)
+
+
+def test_a_redis_that_drips_its_answers_is_answered_within_the_bound(tmp_path: Path) -> None:
+    with dripping() as port, in_thread(f"redis://127.0.0.1:{port}", tmp_path) as web:
+        refused(web)
+        refused(web)
+
+
+@contextmanager
+def dripping() -> Iterator[int]:
+    """A server that answers anything with an endless line, one byte before each time-out of the client."""
+    ending = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"+")
+            while not ending.wait(0.3):
+                connection.sendall(b"x")
+
+    def take(server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                threads.append(threading.Thread(target=answer, args=(server.accept()[0],)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threads = [threading.Thread(target=take, args=(server,))]
+        threads[0].start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            ending.set()
+            server.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
 
 
 def test_a_stopped_redis_refuses_within_the_bound_and_recovers(valkey: OwnValkey, tmp_path: Path) -> None:

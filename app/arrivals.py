@@ -1,0 +1,23 @@
+"""A verified delivery made ready for `Records.accept`: a terminal one comes with its persist job."""
+
+from datetime import datetime
+
+from redis import Redis
+
+from app import queues
+from app.core.manifest import Receipt
+from app.core.policy import PERSIST_MARGIN, keep_until
+from app.core.prediction import Prediction
+from app.records import Arrival
+
+
+def make_arrival(
+    redis: Redis, prediction: Prediction, body: bytes, receipt: Receipt, now: datetime
+) -> Arrival:
+    """Nothing is sent to `redis` yet. `now` is later than the receipt of a delivery that was spooled."""
+    job = None
+    if prediction.is_terminal:
+        left = (keep_until(prediction.completed_at, receipt.received_at) - now).total_seconds()
+        timeout = int(max(left, 0)) + PERSIST_MARGIN
+        job = queues.persist_job(redis, prediction.kind, prediction.id, timeout=timeout)
+    return Arrival(prediction=prediction, body=body, receipt=receipt, job=job)

@@ -1,0 +1,113 @@
+"""Feeds the spool back to Redis, oldest first, in a thread of the receiver."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from app.arrivals import make_arrival
+from app.core.errors import Transient, Unusable
+from app.core.prediction import parse
+from app.records import Arrival, Records
+from app.spool import Spool, Waiting
+
+INTERVAL = 1.0
+"""Seconds between two looks at the spool."""
+
+TIMEOUT = 5.0
+"""Seconds that one call to Redis may take: nobody waits for it but our own shutdown."""
+
+MAX_BATCH = 64
+MAX_BATCH_BYTES = 8 << 20
+MAX_FAILURES = 4
+"""Failures in a row after which Redis is taken for unwell; fewer may be the fault of single deliveries."""
+
+log = logging.getLogger("outkeep.spool")
+
+
+class Drainer:
+    """Several may work on one folder: `Records.accept` takes each delivery for new only once."""
+
+    def __init__(self, spool: Spool, redis: Redis, records: Records, clock: Callable[[], datetime]) -> None:
+        """Both `redis` and `records` are on a client that waits for `TIMEOUT`."""
+        self._spool = spool
+        self._redis = redis
+        self._records = records
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to look at the spool."""
+        self._thread = threading.Thread(target=self._run, name="drainer")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for the batch on its way, `TIMEOUT` at most, and end."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        said = ""
+        while not self._stopping.wait(INTERVAL):
+            try:
+                self._spool.tidy()
+                if waiting := self._spool.waiting():
+                    self._redis.ping()
+                    self._drain(waiting)
+                said = ""
+            except RedisError as error:
+                log.debug("the spool waits for Redis", extra={"reason": type(error).__name__})
+            except OSError as error:
+                if said != str(error):
+                    log.warning("the spool cannot be read; it waits on", extra={"reason": str(error)})
+                said = str(error)
+
+    def _drain(self, waiting: Sequence[Waiting]) -> None:
+        limit, failures, fed = MAX_BATCH, 0, 0
+        while waiting and failures < MAX_FAILURES and not self._stopping.is_set():
+            batch = _next_batch(waiting, limit)
+            waiting = waiting[len(batch) :]
+            try:
+                fed += self._feed(batch)
+                failures = 0
+            except Transient:
+                failures += 1
+                if limit > 1:
+                    # One of them may be the cause, and must not hold up the others.
+                    waiting, limit = [*batch, *waiting], 1
+        if fed:
+            log.info("deliveries from the spool are accepted", extra={"count": fed, "left": len(waiting)})
+
+    def _feed(self, batch: Sequence[Waiting]) -> int:
+        arrivals = [(one, arrival) for one in batch if (arrival := self._arrival(one)) is not None]
+        self._records.accept([arrival for _, arrival in arrivals], self._clock())
+        for one, _ in arrivals:
+            self._spool.remove(one.path)
+        return len(arrivals)
+
+    def _arrival(self, one: Waiting) -> Arrival | None:
+        spooled = self._spool.read(one.path)
+        if spooled is None:
+            return None
+        try:
+            prediction = parse(spooled.body, spooled.kind)
+        except Unusable as error:
+            log.error("a delivery in the spool cannot be used; it is set aside", extra={"code": error.code})  # noqa: TRY400  # fmt: skip
+            self._spool.set_aside(one.path)
+            return None
+        return make_arrival(self._redis, prediction, spooled.body, spooled.receipt, self._clock())
+
+
+def _next_batch(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
+    """The first ones, `limit` or `MAX_BATCH_BYTES` at most, but at least one."""
+    size = 0
+    for count, one in enumerate(waiting[:limit]):
+        size += one.size
+        if count and size > MAX_BATCH_BYTES:
+            return waiting[:count]
+    return waiting[:limit]

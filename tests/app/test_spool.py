@@ -1,0 +1,458 @@
+"""Deliveries while Redis is away: kept in the spool, acknowledged, and fed back afterwards."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+from redis import Redis
+
+from app.core.errors import Transient
+from app.core.manifest import Receipt
+from app.core.names import Kind, persist_job_id
+from app.core.policy import HOUR, PERSIST_MARGIN
+from app.drain import MAX_BATCH
+from app.records import Records
+from app.spool import Spool, Spooled
+from tests.app import web as webs
+from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.test_storage import _WITHOUT_FSYNC as WITHOUT_FSYNC
+from tests.app.web import BOUND, WEBHOOK, Web, free_port, prediction, signed, wait_until
+
+in_thread = partial(webs.in_thread, OUTKEEP_DISK_FLOOR="0")
+in_process = partial(webs.in_process, OUTKEEP_DISK_FLOOR="0")
+NOWHERE = f"redis://127.0.0.1:{free_port()}"
+NOON = datetime(2026, 3, 16, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    with closing(Spool(tmp_path / "spool", disk_floor=0)) as spool:
+        yield spool
+
+
+def spooled(body: bytes = b"{}", *, at: datetime = NOON, webhook_id: str = "msg_1") -> Spooled:
+    return Spooled(Kind.PREDICTION, body, Receipt(at, webhook_id, query={"order": "17"}))
+
+
+def keep(spool: Spool, *many: Spooled, identity: str = "abc") -> None:
+    async def all_of_them() -> None:
+        await asyncio.gather(*(spool.keep(identity, one) for one in many))
+
+    asyncio.run(all_of_them())
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "spool").glob("*"))
+
+
+def spools(web: Web, identity: str = "waits", **changes: str) -> None:
+    """A delivery that must be acknowledged from the spool; the socket's time-out is the judge."""
+    answer = web.deliver(prediction(identity, **changes), timeout=BOUND)
+    assert (answer.status, answer.json()) == (202, {"outcome": "spooled"})
+
+
+def count(redis: Redis, identity: str) -> int:
+    """How often the persist job of a prediction is queued, once it has a record."""
+    if Records(redis, ttl=60).get(Kind.PREDICTION, identity) is None:
+        return 0
+    job = persist_job_id(Kind.PREDICTION, identity).encode()
+    return cast(list[bytes], redis.lrange("rq:queue:persist", 0, -1)).count(job)
+
+
+def drained(folder: Path) -> bool:
+    return files(folder) == []
+
+
+def test_what_is_kept_is_read_as_it_was(spool: Spool) -> None:
+    one = spooled(b'{"id": "abc"}\nand more \x00\xff')
+    keep(spool, one)
+
+    (waiting,) = spool.waiting()
+    assert spool.read(waiting.path) == one
+    assert waiting.received_at == NOON
+    assert waiting.path.name.startswith("prediction-abc-")
+
+
+def test_the_same_delivery_again_takes_the_same_place_and_keeps_the_first_receipt(spool: Spool) -> None:
+    keep(spool, spooled())
+    keep(spool, spooled(at=NOON + timedelta(minutes=1)), spooled(at=NOON + timedelta(minutes=2)))
+
+    (waiting,) = spool.waiting()
+    assert waiting.received_at == NOON
+    read = spool.read(waiting.path)
+    assert read is not None
+    assert read.receipt.received_at == NOON
+    assert len(list(spool.folder.iterdir())) == 1
+
+
+def test_the_oldest_is_first_whatever_its_name(spool: Spool) -> None:
+    times = [NOON + timedelta(milliseconds=n * 7919 % 1000) for n in range(100)]
+    keep(spool, *(spooled(at=at, webhook_id=f"msg_{n}") for n, at in enumerate(times)))
+
+    assert [one.received_at for one in spool.waiting()] == sorted(times)
+
+
+CHILD = """
+import ctypes, os, struct, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from app.core.errors import OutkeepError
+from app.core.manifest import Receipt
+from app.core.names import Kind
+from app.spool import Spool, Spooled
+
+def keep():
+    spool = Spool(Path(sys.argv[1]), disk_floor=0)
+    try:
+        spool._keep("abc", Spooled(Kind.PREDICTION, b"{}", Receipt(datetime.now(UTC), "msg_1")))
+        print("kept")
+    except OutkeepError as error:
+        print(error.code)
+
+def tell(frame, event, called):
+    if event == "c_call" and called is os.fsync:
+        numbers = [value for value in frame.f_locals.values() if isinstance(value, int)]
+        numbers += [file.fileno() for file in [frame.f_locals.get("file")] if file]
+        print(os.readlink(f"/proc/self/fd/{numbers[-1]}"))
+"""
+
+
+def run_child(code: str, folder: Path) -> list[str]:
+    command = [sys.executable, "-c", CHILD + code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_delivery_is_kept_only_after_its_fsync(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+
+    assert run_child(f"{WITHOUT_FSYNC}\nforbid_fsync()\nkeep()", folder) == ["spool_unusable"]
+    assert run_child(f"{WITHOUT_FSYNC}\nforbid_fsync()\nkeep()", folder) == ["spool_unusable"]
+    assert run_child("keep()", folder) == ["kept"]
+
+
+def test_the_bytes_are_synced_before_the_name_and_the_folders(tmp_path: Path) -> None:
+    lines = run_child("sys.setprofile(tell)\nkeep()", tmp_path / "new" / "spool")
+
+    assert lines[:2] == [str(tmp_path / "new"), str(tmp_path)]
+    assert lines[2].startswith(str(tmp_path / "new" / "spool"))
+    assert lines[2].endswith(".part")
+    assert lines[3:] == [str(tmp_path / "new" / "spool"), "kept"]
+
+
+def test_drafts_of_processes_that_died_are_removed(spool: Spool) -> None:
+    keep(spool, spooled())
+    old, new = spool.folder / "old.part", spool.folder / "new.part"
+    for draft in (old, new):
+        draft.touch()
+    os.utime(old, (0, 0))
+    spool.tidy()
+
+    assert not old.exists()
+    assert new.exists()
+    assert len(spool.waiting()) == 1
+
+
+def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
+    with closing(Spool(tmp_path / "spool", disk_floor=1 << 60)) as spool:
+        with pytest.raises(Transient) as refusal:
+            keep(spool, spooled())
+        assert refusal.value.code == "spool_full"
+        assert spool.trouble() == refusal.value.message
+        assert spool.waiting() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[:40],
+        lambda content: content.replace(b"succeeded", b"succeedeD"),
+        lambda content: content.replace(b'"kind": "prediction"', b'"kind": "surprise"'),
+        lambda content: b"[]\n" + content,
+        lambda content: b"\xff\n",
+        lambda content: b"\x00" * len(content),
+    ],
+)
+def test_a_damaged_file_is_set_aside(spool: Spool, damage: Callable[[bytes], bytes]) -> None:
+    keep(spool, spooled(prediction()))
+    (waiting,) = spool.waiting()
+    waiting.path.write_bytes(damage(waiting.path.read_bytes()))
+
+    assert spool.read(waiting.path) is None
+    assert spool.waiting() == []
+    assert spool.damaged() == 1
+
+
+def test_without_redis_an_end_is_spooled_and_accepted_when_redis_comes(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    with in_thread(valkey.url, tmp_path) as web:
+        for _ in range(3):
+            spools(web)
+        assert len(files(tmp_path)) == 1
+
+        valkey.start()
+        wait_until(lambda: drained(tmp_path))
+        assert count(valkey.redis, "waits") == 1
+        wait_until(lambda: web.outcome(prediction("waits")) == "duplicate")
+        assert web.outcome(prediction("next")) == "accepted"
+
+
+def test_without_redis_progress_is_dropped(tmp_path: Path) -> None:
+    with in_thread(NOWHERE, tmp_path) as web:
+        answer = web.deliver(prediction(status="processing"), timeout=BOUND)
+
+    assert (answer.status, answer.json()["error"]) == (503, "progress_dropped")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert files(tmp_path) == []
+
+
+def test_a_spooled_delivery_keeps_its_receipt(valkey: OwnValkey, tmp_path: Path) -> None:
+    body = prediction("waits")
+    with in_thread(valkey.url, tmp_path) as web:
+        answer = web.ask("POST", f"{WEBHOOK}/trainings?order=17", body, signed(body, webhook_id="msg_7"))
+        assert answer.json() == {"outcome": "spooled"}
+        after = datetime.now(UTC)
+
+        valkey.start()
+        wait_until(lambda: drained(tmp_path))
+    record = Records(valkey.redis, ttl=60).get(Kind.TRAINING, "waits")
+    assert record is not None
+    assert record.body == body
+    assert record.receipt.received_at <= after
+    assert (record.receipt.webhook_id, record.receipt.query) == ("msg_7", {"order": "17"})
+
+
+def test_the_hour_is_counted_from_the_first_receipt(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    half_an_hour_ago = datetime.now(UTC) - timedelta(minutes=30)
+    with closing(Spool(tmp_path / "spool", disk_floor=0)) as spool:
+        keep(spool, spooled(prediction("waits"), at=half_an_hour_ago), identity="waits")
+    with in_thread(valkey.url, tmp_path):
+        wait_until(lambda: drained(tmp_path))
+
+    job = persist_job_id(Kind.PREDICTION, "waits")
+    timeout = int(cast(bytes, valkey.redis.hget(f"rq:job:{job}", "timeout")))
+    assert timeout <= HOUR / 2 + PERSIST_MARGIN
+    record = Records(valkey.redis, ttl=60).get(Kind.PREDICTION, "waits")
+    assert record is not None
+    assert abs(record.receipt.received_at - half_an_hour_ago) < timedelta(seconds=1)
+
+
+def test_a_killed_receiver_feeds_back_after_its_restart(valkey: OwnValkey, tmp_path: Path) -> None:
+    with in_process(valkey.url, tmp_path) as (web, process):
+        spools(web)
+        process.kill()
+        process.wait()
+    assert len(files(tmp_path)) == 1
+
+    valkey.start()
+    with in_process(valkey.url, tmp_path) as (web, process):
+        wait_until(lambda: drained(tmp_path))
+        assert count(valkey.redis, "waits") == 1
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+        assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
+
+
+def test_the_spool_is_fed_back_oldest_first(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    names = [f"p{number}" for number in range(2 * MAX_BATCH)]
+    with closing(Spool(tmp_path / "spool", disk_floor=0)) as spool:
+        for number, name in sorted(enumerate(names), key=lambda one: one[0] * 37 % 101):
+            at = datetime.now(UTC) - timedelta(seconds=1000 - number)
+            keep(spool, spooled(prediction(name), at=at), identity=name)
+    with in_thread(valkey.url, tmp_path):
+        wait_until(lambda: drained(tmp_path))
+
+    queued = valkey.redis.lrange("rq:queue:persist", 0, -1)
+    assert queued == [persist_job_id(Kind.PREDICTION, name).encode() for name in names]
+
+
+def test_receivers_that_share_a_spool_accept_each_delivery_once(valkey: OwnValkey, tmp_path: Path) -> None:
+    names = [f"p{number}" for number in range(200)]
+    with in_thread(valkey.url, tmp_path) as one, in_thread(valkey.url, tmp_path) as two:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(spools, [one, two] * 100, names))
+        assert len(files(tmp_path)) == len(names)
+        valkey.start()
+        wait_until(lambda: drained(tmp_path))
+
+    assert [count(valkey.redis, name) for name in names] == [1] * len(names)
+
+
+def test_a_damaged_file_does_not_hold_up_the_others(valkey: OwnValkey, tmp_path: Path) -> None:
+    with in_thread(valkey.url, tmp_path) as web:
+        spools(web, "damaged")
+        (damaged,) = files(tmp_path)
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        spools(web, "whole")
+        valkey.start()
+        wait_until(lambda: count(valkey.redis, "whole") == 1)
+        wait_until(lambda: [path.suffix for path in files(tmp_path)] == [".damaged"])
+        ready = web.ask("GET", "/readyz").body.decode()
+
+    assert f"warn spool: 1 deliveries are damaged; look at *.damaged in {tmp_path}/spool\n" in ready
+
+
+def test_a_delivery_that_redis_refuses_does_not_hold_up_the_others(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.set("outkeep:record:prediction:stuck", "of another type than a record")
+    with closing(Spool(tmp_path / "spool", disk_floor=0)) as spool:
+        for name in ("stuck", "p1", "p2"):
+            keep(spool, spooled(prediction(name), at=datetime.now(UTC)), identity=name)
+        with in_thread(valkey.url, tmp_path):
+            wait_until(lambda: len(files(tmp_path)) == 1)
+            assert [count(valkey.redis, name) for name in ("p1", "p2")] == [1, 1]
+            valkey.redis.delete("outkeep:record:prediction:stuck")
+            wait_until(lambda: drained(tmp_path))
+        assert count(valkey.redis, "stuck") == 1
+
+
+def test_a_stopped_redis_is_answered_within_the_bound_from_the_spool(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        valkey.signal(signal.SIGSTOP)
+        names = [f"p{number}" for number in range(30)]
+        with ThreadPoolExecutor(30) as pool:
+            # The first ones hang with their batch; those behind it must not wait a second time-out.
+            list(pool.map(partial(spools, web), names))
+        spools(web)
+        valkey.signal(signal.SIGCONT)
+        wait_until(lambda: drained(tmp_path))
+        assert [count(valkey.redis, name) for name in [*names, "waits"]] == [1] * 31
+
+
+def test_a_full_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        valkey.redis.config_set("maxmemory", "1mb")
+        spools(web)
+        valkey.redis.config_set("maxmemory", "0")
+        wait_until(lambda: drained(tmp_path))
+        assert count(valkey.redis, "waits") == 1
+
+
+def test_a_read_only_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        valkey.redis.replicaof("127.0.0.1", "1")
+        spools(web)
+        valkey.redis.replicaof("NO", "ONE")
+        wait_until(lambda: drained(tmp_path))
+        assert count(valkey.redis, "waits") == 1
+
+
+def test_a_loading_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with valkey.redis.pipeline(transaction=False) as pipeline:
+        for number in range(20_000):
+            pipeline.set(f"key-{number}", "x")
+        pipeline.execute()
+    valkey.kill()
+    valkey.launch("--key-load-delay", "100")  # microseconds
+    with in_thread(valkey.url, tmp_path) as web:
+        wait_until(valkey.is_loading)
+        spools(web)
+        assert "warn redis: loading its data; deliveries wait" in web.ask("GET", "/readyz").body.decode()
+        wait_until(lambda: drained(tmp_path))
+        assert count(valkey.redis, "waits") == 1
+
+
+def test_a_redis_restarted_empty_is_used_at_once(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        assert web.outcome(prediction("before")) == "accepted"
+        valkey.redis.flushall()
+        valkey.redis.script_flush()
+        assert web.outcome(prediction("before")) == "accepted"
+        assert count(valkey.redis, "before") == 1
+
+
+def test_a_spool_that_cannot_be_used_refuses_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("a file in its place")
+    with in_thread(NOWHERE, tmp_path) as web:
+        answer = web.deliver(prediction(), timeout=BOUND)
+
+    assert (answer.status, answer.json()["error"]) == (503, "spool_unusable")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_full_spool_refuses(tmp_path: Path) -> None:
+    with in_thread(NOWHERE, tmp_path, OUTKEEP_DISK_FLOOR="1000TiB") as web:
+        answer = web.deliver(prediction(), timeout=BOUND)
+
+    assert (answer.status, answer.json()["error"]) == (503, "spool_full")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_spool_whose_folder_vanishes_is_made_anew(tmp_path: Path) -> None:
+    with in_thread(NOWHERE, tmp_path) as web:
+        spools(web, "first")
+        shutil.rmtree(tmp_path / "spool")
+        spools(web, "second")
+
+    assert len(files(tmp_path)) == 1
+
+
+def test_what_waits_is_fed_back_also_when_nothing_more_is_spooled(valkey: OwnValkey, tmp_path: Path) -> None:
+    with in_thread(NOWHERE, tmp_path) as web:
+        spools(web)
+    valkey.start()
+    with in_thread(valkey.url, tmp_path, OUTKEEP_SPOOL="off"):
+        wait_until(lambda: drained(tmp_path))
+    assert count(valkey.redis, "waits") == 1
+
+
+def test_a_thousand_deliveries_at_once_are_spooled(tmp_path: Path) -> None:
+    with in_thread(NOWHERE, tmp_path) as web, ThreadPoolExecutor(32) as pool:
+        list(pool.map(partial(spools, web), [f"p{number}" for number in range(1000)]))
+
+    assert len(files(tmp_path)) == 1000
+
+
+def test_a_redis_killed_under_traffic_loses_nothing_that_was_acknowledged(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    names = [f"p{number}" for number in range(400)]
+    half = threading.Barrier(2)
+
+    def send(web: Web, name: str) -> None:
+        if name == "p100":
+            half.wait(30)
+        assert web.outcome(prediction(name)) in {"accepted", "spooled"}
+
+    with in_thread(valkey.url, tmp_path) as web, ThreadPoolExecutor(17) as pool:
+        sent = [pool.submit(send, web, name) for name in names]
+        half.wait(30)
+        valkey.kill()
+        for one in sent:
+            one.result()
+        valkey.start()
+        wait_until(lambda: drained(tmp_path))
+
+    assert [count(valkey.redis, name) for name in names] == [1] * len(names)
