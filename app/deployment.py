@@ -3,7 +3,7 @@
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from app.core.errors import ConfigurationError, Permanent
 from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
 from app.disk import fsync, make_folder
-from app.embedded import running_url
+from app.embedded import Embedded, running_url
 from app.settings import Settings, examine
 from app.storage import Storage
 
@@ -68,11 +68,16 @@ def find_redis(settings: Settings) -> str:
     return url
 
 
-def connect(settings: Settings, handlers: tuple[Handler, ...]) -> Deployment:
+def expect_redis(settings: Settings) -> str:
+    """The URL of Redis for a child of `up`, whose embedded server may only come, or come back, later."""
+    return settings.redis_url or Embedded(settings.data).url
+
+
+def connect(
+    settings: Settings, handlers: tuple[Handler, ...], find: Callable[[Settings], str] = find_redis
+) -> Deployment:
     """Find Redis and the keys; raises `ConfigurationError` when either is missing."""
-    return Deployment(
-        settings, find_redis(settings), settings.secret_keys or own_keys(settings.data), handlers
-    )
+    return Deployment(settings, find(settings), settings.secret_keys or own_keys(settings.data), handlers)
 
 
 def own_keys(data: Path) -> tuple[bytes, ...]:

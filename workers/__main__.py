@@ -14,7 +14,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 from app import lifeline, telemetry
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
-from app.deployment import Deployment, connect, prepare
+from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
 from app.redaction import secrets_of
 from workers import handle
 from workers.async_worker import AsyncWorker
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
     try:
         settings, handlers = prepare(environment)
         telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
-        deployment = connect(settings, handlers)
+        deployment = connect(settings, handlers, expect_redis if options.lifeline else find_redis)
         redis = _client(deployment.redis_url)
     except ConfigurationError as error:
         for problem in error.problems:

@@ -47,7 +47,8 @@ def serve(*, on_lifeline: bool) -> None:
         lifeline.watch()
     settings, handlers = deployment.prepare(os.environ, receives=True)
     telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
-    main.serve(deployment.connect(settings, handlers))
+    find = deployment.expect_redis if on_lifeline else deployment.find_redis
+    main.serve(deployment.connect(settings, handlers, find))
 
 
 @click.command()

@@ -209,6 +209,26 @@ def test_without_its_redis_it_starts_and_says_so(tmp_path: Path) -> None:
         up.clear()
 
 
+def test_a_valkey_that_hangs_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    with recorder() as downstream:
+        up = Up(tmp_path, handlers=downstream.handler())
+        try:
+            up.launch()
+            until(lambda: "valkey" in up.pids(), "Valkey runs")
+            valkey = up.pids()["valkey"]
+            os.kill(valkey, signal.SIGSTOP)
+            until(lambda: "receiving on" in up.text(), "the receiver runs without it")
+            until(lambda: up.text().count("waiting for Redis") == 2, "both workers wait for it")
+            os.kill(valkey, signal.SIGCONT)
+            until(up.is_ready, "all serve")
+            send(up)
+            downstream.wait_for(lambda them: bool(them.received), "the handler is told")
+            assert up.pids()["valkey"] == valkey
+            assert up.stop() == 0
+        finally:
+            up.clear()
+
+
 def test_with_port_0_all_agree_on_a_port(tmp_path: Path) -> None:
     up = Up(tmp_path, settings={"PORT": "0"})
     try:
