@@ -90,6 +90,11 @@ class Storage:
                 f"cannot write to {self._root}: {error.strerror}; check its owner and mode",
             ) from None
 
+    @property
+    def folder(self) -> Path | None:
+        """The local folder; None for a remote store."""
+        return self._root
+
     def free_bytes(self) -> int | None:
         """Room left on the disk of a local folder; None for a remote store."""
         return shutil.disk_usage(self._root).free if self._root else None
@@ -155,12 +160,16 @@ class Storage:
 
     def names(self, prefix: str) -> Iterator[str]:
         """All object names below a folder."""
+        return (name for name, _ in self.listed(prefix))
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """All object names below a folder, with the times of their latest change."""
         with _translated(prefix):
             if self._is_absent():
                 return
             for page in obstore.list(self._store, prefix=prefix):
                 for meta in page:
-                    yield meta["path"]
+                    yield meta["path"], meta["last_modified"]
 
     async def stream(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` up to but without `end`; for large objects, in pieces."""

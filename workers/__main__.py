@@ -19,6 +19,7 @@ from app.redaction import secrets_of
 from workers import handle
 from workers.async_worker import AsyncWorker
 from workers.services import ASYNCHRONOUS
+from workers.sweeper import sweeper_of
 
 SCHEDULED = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 """Each asynchronous worker offers to start the delayed retries of all our queues; one of them does."""
@@ -63,13 +64,15 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
     opened = ASYNCHRONOUS[queue]
     slots = deployment.settings.slots
     log.info("worker started", extra={"queue": queue, "slots": slots})
-    AsyncWorker(
+    worker = AsyncWorker(
         queue,
         connection=redis,
         jobs=lambda: opened(deployment, redis),
         slots=slots,
         scheduled_queues=SCHEDULED,
-    ).work()
+    )
+    with sweeper_of(queue, deployment):
+        worker.work()
 
 
 def _client(url: str) -> Redis:

@@ -1,4 +1,4 @@
-"""A folder for the temporary files of one process. What a killed process left, the next one removes."""
+"""A folder for the temporary files of one process. What a killed process left, another one removes."""
 
 import fcntl
 import os
@@ -39,10 +39,19 @@ def scratch(parent: Path) -> Iterator[Path]:
         os.close(own)
 
 
-def _sweep(parent: Path) -> None:
-    for folder in parent.glob(f"{_PREFIX}*"):
-        if _is_abandoned(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+def remove_abandoned(parent: Path) -> list[Path]:
+    """Remove the folders of processes that have died, and give their paths; raises OSError."""
+    if not parent.is_dir():
+        return []
+    with _locked(parent):
+        return _sweep(parent)
+
+
+def _sweep(parent: Path) -> list[Path]:
+    abandoned = [folder for folder in parent.glob(f"{_PREFIX}*") if _is_abandoned(folder)]
+    for folder in abandoned:
+        shutil.rmtree(folder, ignore_errors=True)
+    return abandoned
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -83,8 +83,8 @@ COUNTERS = "outkeep:counters"
 EVENTS = "outkeep:events"
 """Pub/sub channel: `<kind>:<id>` whenever a record changes."""
 
-SWEEP = "outkeep:sweep"
-"""Hash of the sweep: `at`, when the last one ended (Unix seconds), and how often each repair was made."""
+SWEPT = "outkeep:swept"
+"""When the last sweep ended (Unix seconds)."""
 
 SWEEP_TURN = "outkeep:sweep-turn"
 """Set by the process that sweeps now; expires before the next sweep is due."""

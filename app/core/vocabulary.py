@@ -68,6 +68,10 @@ EVENTS: Final[Mapping[str, str]] = {
     "handler not told; the delivery is a dead letter: %s": "handler_dead_letter",
     "handler told meanwhile": "handler_told_meanwhile",
     "the handler answered 410 and is switched off until `outkeep handlers enable %s`": "handler_off",
+    "wrong admin tokens: this address has to wait for a minute": "tokens_refused",
+    # the sweep
+    "mended: %s": "mended",
+    "the sweep is put off: %s": "sweep_delayed",
     # any process
     "counts wait for Redis: %s": "counts_delayed",
     "the process crashed": "process_crashed",
@@ -122,6 +126,7 @@ RETRIES: Final = Counter(
 NOTIFIED: Final = Counter(
     "outkeep_notifications_total", "Attempts to tell a handler, by how they ended.", ("handler", "outcome")
 )
+REPAIRS: Final = Counter("outkeep_repairs_total", "What the sweep has mended, by repair.", ("repair",))
 HOUR_LEFT: Final = Histogram(
     "outkeep_hour_left_seconds",
     "Seconds that were left until Replicate deletes the files when a prediction was stored; 0: too late.",
@@ -138,6 +143,6 @@ RECORDS: Final = Gauge("outkeep_records", "Predictions and trainings in the live
 SPOOLED: Final = Gauge("outkeep_spool_deliveries", "Deliveries that wait on the disk of this receiver.")
 SPOOL_OLDEST: Final = Gauge("outkeep_spool_oldest_seconds", "Age of the oldest delivery in the spool.")
 
-COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED)
+COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED, REPAIRS)
 HISTOGRAMS: Final = (HOUR_LEFT,)
 GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, SPOOLED, SPOOL_OLDEST)

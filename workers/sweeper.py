@@ -1,0 +1,106 @@
+"""When the sweep runs: every minute, in a thread of the asynchronous workers, in one process at a time."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Self
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from app.core.names import COUNTERS, PERSIST_QUEUE, SWEEP_TURN, SWEPT
+from app.core.repairs import Repair
+from app.core.vocabulary import REPAIRS
+from app.deployment import Deployment
+from app.inbox import connect
+from app.storage import Storage
+from app.tally import series
+from workers.leftovers import Leftovers
+from workers.sweep import Sweep
+
+EVERY = 60.0
+"""Seconds between sweeps."""
+
+TIMEOUT = 5.0
+"""Seconds after which a silent Redis is an error."""
+
+Part = Callable[[], Counter[Repair]]
+"""Mends something and tells how often which repair was made."""
+
+log = logging.getLogger("outkeep.sweep")
+
+
+def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
+    """What the worker process of a queue sweeps; files are looked after by those that download them."""
+    settings = deployment.settings
+    redis = connect(deployment.redis_url, timeout=TIMEOUT)
+    local = None
+    if queue == PERSIST_QUEUE:
+        outputs = Storage(settings.storage_url).folder
+        local = Leftovers(settings.temporary, outputs, held_for=settings.record_ttl).run
+    shared = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC)).run
+    return Sweeper(redis, shared=shared, local=local)
+
+
+class Sweeper:
+    """A context: sweeps while it lasts.
+
+    `shared` is what all processes mend together: it runs in the one whose turn it is, by a key in Redis.
+    `local` is mended by this process for its host. Both run `every` so many seconds.
+    """
+
+    def __init__(
+        self, redis: Redis, *, shared: Part, local: Part | None = None, every: float = EVERY
+    ) -> None:
+        self._redis = redis
+        self._shared = shared
+        self._local = local
+        self._every = every
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=2)  # it may be killed anywhere, so nobody waits for it
+
+    def mend_here(self) -> None:
+        """Run the local part once; raises what it raises."""
+        if self._local:
+            self._count(self._local())
+
+    def mend_together(self) -> None:
+        """Run the shared part once if it is our turn; raises what it raises."""
+        # The turn is never given back: it expires, also when its owner is killed.
+        milliseconds = int(self._every * 900)
+        if self._redis.set(SWEEP_TURN, 1, nx=True, px=milliseconds):
+            self._count(self._shared())
+            self._redis.set(SWEPT, str(time.time()))
+
+    def _count(self, mended: Counter[Repair]) -> None:
+        for repair, count in mended.items():
+            self._redis.hincrby(COUNTERS, series(REPAIRS, [repair]), count)
+
+    def _run(self) -> None:
+        failing: set[str] = set()
+        while True:
+            for part in (self.mend_here, self.mend_together):
+                try:
+                    part()
+                    failing.discard(part.__name__)
+                except Exception as error:
+                    if part.__name__ not in failing:
+                        expected = isinstance(error, RedisError | OSError)
+                        log.warning("the sweep is put off: %s", error, exc_info=not expected)
+                    failing.add(part.__name__)
+            if self._ended.wait(self._every):
+                break
+        with suppress(RedisError):
+            self._redis.close()
