@@ -1,9 +1,24 @@
-"""Who may see what is not public: the holder of the admin token."""
+"""Who may see what is not public: the holder of the admin token; and how often one may guess it."""
 
+import hashlib
 import hmac
+import logging
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
 
 from pydantic import SecretStr
 from starlette.requests import Request
+
+LIMIT = 10
+"""Wrong tokens that one address may send in a `WINDOW`."""
+
+WINDOW = 60.0
+"""Seconds."""
+
+MOST_ADDRESSES = 10_000
+"""Addresses that are remembered; the oldest are forgotten first."""
+
+log = logging.getLogger("outkeep.admin")
 
 
 def bearer(request: Request) -> bytes | None:
@@ -17,5 +32,45 @@ def is_admin(request: Request, token: SecretStr | None) -> bool:
     given = bearer(request)
     if token is None or given is None:
         return False
-    # The time it takes must not tell how much of a guess was right.
-    return hmac.compare_digest(given, token.get_secret_value().encode())
+    # The time it takes must not tell how much of a guess was right, nor how long the token is.
+    return hmac.compare_digest(_digest(given), _digest(token.get_secret_value().encode()))
+
+
+@dataclass
+class Guesses:
+    """Wrong tokens by address."""
+
+    _windows: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Address → when its window began, and how many wrong tokens came since; the oldest window first."""
+
+    def wait(self, address: str, now: float) -> float:
+        """Seconds until tokens from `address` are looked at again; 0 while they are. `now` is in seconds."""
+        began, count = self._windows.get(_network(address), (now, 0))
+        return max(0.0, began + WINDOW - now) if count >= LIMIT else 0.0
+
+    def wrong(self, address: str, now: float) -> None:
+        """Note a wrong token."""
+        network = _network(address)
+        began, count = self._windows.get(network, (now, 0))
+        if now - began >= WINDOW:
+            self._windows.pop(network)
+            began, count = now, 0
+        self._windows[network] = (began, count + 1)
+        if len(self._windows) > MOST_ADDRESSES:
+            self._windows.pop(next(iter(self._windows)))
+        if count + 1 == LIMIT:
+            facts = {"address": network, "count": LIMIT}
+            log.warning("wrong admin tokens: this address has to wait for a minute", extra=facts)
+
+
+def _network(address: str) -> str:
+    """Who has one IPv6 address has 2^64 of them."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address[:64]
+    return str(IPv6Address(int(parsed) >> 64 << 64)) if isinstance(parsed, IPv6Address) else address
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

@@ -102,8 +102,7 @@ def _headers(name: str, stored: Stored) -> dict[str, str]:
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=3600",
         # A model's output is somebody else's code: it must not run in our origin whatever it says it is.
-        "content-security-policy": "sandbox; default-src 'none'",
-        "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
         "cross-origin-resource-policy": "cross-origin",
         "last-modified": stored.changed_at.strftime("%a, %d %b %Y %H:%M:%S GMT"),
     }

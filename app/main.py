@@ -20,13 +20,16 @@ from app.deployment import Deployment
 from app.drain import TIMEOUT as DRAIN_TIMEOUT
 from app.drain import Drainer
 from app.files import Files
+from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
 from app.inbox import Inbox, connect
+from app.metrics import Metrics
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
 from app.settings import Settings
 from app.spool import Spool
 from app.storage import Storage
+from app.tally import Tally
 
 GRACE = 20
 """Seconds that requests in flight get after SIGTERM."""
@@ -42,6 +45,7 @@ def create_app(deployment: Deployment) -> Starlette:
     settings = deployment.settings
     redis = connect(deployment.redis_url)
     storage = Storage(settings.storage_url)
+    tally = Tally()
     inbox = Inbox(redis, Records(redis, ttl=settings.record_ttl), _now)
     folder = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
     spool = folder if settings.spool == "on" else None
@@ -53,9 +57,11 @@ def create_app(deployment: Deployment) -> Starlette:
         keys=settings.webhook_keys,
         max_body=settings.max_body,
         clock=_now,
+        tally=tally,
     )
     files = Files(storage, link_keys(deployment.secret_keys), settings.admin_token, _now)
     health = Health(redis, storage, deployment.secret_keys, settings.admin_token, spool)
+    metrics = Metrics(redis, tally, _now, folder)
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
     drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), _now)
@@ -63,8 +69,9 @@ def create_app(deployment: Deployment) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         drainer.start()
-        yield
-        await inbox.close()
+        with tally.flushing(redis):
+            yield
+            await inbox.close()
         for close in (drainer.stop, folder.close, patient.close, redis.close):
             await asyncio.to_thread(close)
 
@@ -75,6 +82,7 @@ def create_app(deployment: Deployment) -> Starlette:
             Route("/files/{folder}/{id}/{name}", files.serve, methods=["GET"]),
             Route("/healthz", health.live, methods=["GET"]),
             Route("/readyz", health.ready, methods=["GET"]),
+            Route("/metrics", metrics.serve, methods=["GET"]),
         ],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
         lifespan=lifespan,
@@ -112,17 +120,19 @@ def listen(settings: Settings) -> socket.socket:
 
 def server(deployment: Deployment) -> uvicorn.Server:
     """The web server, ready to run on a socket."""
+    settings = deployment.settings
     return uvicorn.Server(
         uvicorn.Config(
-            create_app(deployment),
+            Gate(create_app(deployment), allowed=settings.allowed_hosts, admin_token=settings.admin_token),
+            headers=ON_EVERY_ANSWER,
             log_config=None,
             # What it says of its own start and stop, we say in a line.
-            log_level="error" if deployment.settings.log_level == "error" else "warning",
+            log_level="error" if settings.log_level == "error" else "warning",
             access_log=False,
             server_header=False,
             ws="none",
             proxy_headers=True,
-            forwarded_allow_ips=deployment.settings.forwarded_allow_ips,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
             timeout_graceful_shutdown=GRACE,
             timeout_keep_alive=75,
         )

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from app.core import vocabulary as words
 from app.core.names import COUNTERS, HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, RECORDS
 from app.core.vocabulary import Counter, Gauge, Histogram
+from app.spool import Spool
 from app.tally import Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -42,8 +43,7 @@ class Metrics:
     redis: Redis
     tally: Tally
     clock: Callable[[], datetime]
-    spool: Callable[[], tuple[int, float]] | None = None
-    """How many deliveries wait on the disk, and how many seconds the oldest does."""
+    spool: Spool
     _seen: dict[str, int] = field(default_factory=dict)
     """The counts when Redis last answered."""
 
@@ -69,10 +69,12 @@ class Metrics:
         return generate_latest(registry)
 
     def _spooled(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
-        if self.spool is None:
-            return {}
-        count, age = self.spool()
-        return {words.SPOOLED: {(): count}, words.SPOOL_OLDEST: {(): age}}
+        try:
+            waiting = self.spool.waiting()
+        except OSError:
+            return {}  # unknown is not zero; readiness says why
+        oldest = (self.clock() - waiting[0].received_at).total_seconds() if waiting else 0.0
+        return {words.SPOOLED: {(): len(waiting)}, words.SPOOL_OLDEST: {(): max(0.0, oldest)}}
 
 
 @dataclass(frozen=True, eq=False)

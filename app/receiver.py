@@ -22,10 +22,12 @@ from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, quarantine_name
 from app.core.prediction import parse
 from app.core.signature import Delivery, verify
+from app.core.vocabulary import RECEIVED, REFUSED
 from app.inbox import Inbox
 from app.records import Accepted, Arrival
 from app.spool import Spool, Spooled
 from app.storage import Storage
+from app.tally import Tally
 
 RETRY_AFTER = 2
 """Seconds after which a sender should try again: more than the breaker needs to close."""
@@ -55,6 +57,7 @@ class Receiver:
     max_body: int
     """Bytes."""
     clock: Callable[[], datetime]
+    tally: Tally
 
     async def prediction(self, request: Request) -> Response:
         """`POST /webhooks/replicate`."""
@@ -70,9 +73,12 @@ class Receiver:
             delivery = await self._verify(request, body)
             outcome = await self._keep(request, delivery, kind)
         except (Rejected, Transient) as error:
+            self.tally.add(REFUSED, error.code)
             return _refusal(error)
         except ClientDisconnect:
+            self.tally.add(REFUSED, "disconnected")
             return Response(status_code=400)
+        self.tally.add(RECEIVED, outcome)
         return JSONResponse({"outcome": outcome}, status_code=202)
 
     async def _verify(self, request: Request, body: bytes) -> Delivery:

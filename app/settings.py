@@ -10,6 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.core import notation
+from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError, Permanent
 from app.core.hosts import HostRules
 from app.core.keys import VerifyingKey, parse_verifying_keys
@@ -96,7 +97,9 @@ class Settings(BaseModel):
     disk_floor: ByteSize | None = Field(None, alias="OUTKEEP_DISK_FLOOR")
     record_ttl: Duration = Field(7 * 86400, alias="OUTKEEP_RECORD_TTL", ge=7200)
     spool: Literal["on", "off"] = Field("on", alias="OUTKEEP_SPOOL")
-    allowed_hosts: str | None = Field(None, alias="OUTKEEP_ALLOWED_HOSTS")
+    allowed_hosts: Annotated[AllowedHosts, _with_reason(AllowedHosts.parse)] | None = Field(
+        None, alias="OUTKEEP_ALLOWED_HOSTS"
+    )
     storage_public_url: HttpUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
     proxy: SecretStr | None = Field(None, alias="OUTKEEP_PROXY")
     cog_token: SecretStr | None = Field(None, alias="OUTKEEP_COG_TOKEN", min_length=1)

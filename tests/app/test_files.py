@@ -209,7 +209,7 @@ def test_no_file_can_run_in_our_origin(
 
     headers = get(web, path=link(file_path(Kind.PREDICTION, "xyz", name))).headers
 
-    assert headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert headers["content-security-policy"] == "sandbox; default-src 'none'; frame-ancestors 'none'"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["content-type"] == media_type
     wanted = f'{disposition}; filename="{name}"' if disposition else None

@@ -1,5 +1,6 @@
 """`/metrics`: what a collector reads of it."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from redis.retry import Retry
 
 from app import queues
 from app.core import vocabulary as words
+from app.core.manifest import Receipt
 from app.core.names import COUNTERS, RECORDS, Kind
 from app.metrics import Metrics
+from app.spool import Spool, Spooled
 from app.tally import Tally
 from tests.app.web import free_port
 
+NO_SPOOL = Spool(Path("/nonexistent"), disk_floor=0)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
 
@@ -29,8 +33,8 @@ def read(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def metrics_of(redis: Redis, tally: Tally | None = None) -> Metrics:
-    return Metrics(redis, tally or Tally(), lambda: datetime.now(UTC))
+def metrics_of(redis: Redis, tally: Tally | None = None, *, now: datetime | None = None) -> Metrics:
+    return Metrics(redis, tally or Tally(), lambda: now or datetime.now(UTC), NO_SPOOL)
 
 
 def away() -> Redis:
@@ -71,7 +75,7 @@ def test_depth_and_age_of_the_oldest_are_told_for_each_queue(redis: Redis) -> No
     redis.sadd("rq:workers:persist", "rq:worker:a", "rq:worker:b")
     redis.zadd(RECORDS, {"prediction:abc": 1})
     asked = first.enqueued_at + timedelta(seconds=90)
-    told = read(Metrics(redis, Tally(), lambda: asked))
+    told = read(metrics_of(redis, now=asked))
     assert told["outkeep_queue_jobs queue=notify state=waiting"] == 2
     assert told["outkeep_queue_jobs queue=notify state=failed"] == 1
     assert told["outkeep_queue_jobs queue=persist state=waiting"] == 0
@@ -99,8 +103,23 @@ def test_without_redis_the_process_tells_what_it_knows_and_no_count_goes_back(re
 
 
 def test_the_spool_is_told_while_redis_is_away(tmp_path: Path) -> None:
-    told = read(Metrics(away(), Tally(), lambda: LATER, spool=lambda: (3, 61.5)))
-    assert (told["outkeep_spool_deliveries"], told["outkeep_spool_oldest_seconds"]) == (3, 61.5)
+    received = datetime.now(UTC)
+    spool = Spool(tmp_path / "spool", disk_floor=0)
+    for number in range(3):
+        receipt = Receipt(
+            received_at=received + timedelta(seconds=number), webhook_id=f"msg_{number}", query={}
+        )
+        asyncio.run(spool.keep("abc", Spooled(Kind.PREDICTION, b"{}", receipt)))
+    spool.close()
+    told = read(Metrics(away(), Tally(), lambda: received + timedelta(seconds=61.5), spool))
+    assert told["outkeep_spool_deliveries"] == 3
+    assert told["outkeep_spool_oldest_seconds"] == pytest.approx(61.5, abs=0.01)
+
+
+def test_a_spool_that_cannot_be_read_is_not_told_as_empty(redis: Redis, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spool = Spool(tmp_path / "file", disk_floor=0)
+    assert "outkeep_spool_deliveries" not in read(Metrics(redis, Tally(), lambda: LATER, spool))
 
 
 def test_a_redis_that_others_wrote_to_does_not_break_the_text(redis: Redis) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError
 from app.settings import VARIABLES, examine, load
 from tests.app.web import SECRET, SECRET_KEY
@@ -33,7 +34,7 @@ GOOD: dict[str, tuple[str, str, Any]] = {
     "OUTKEEP_DISK_FLOOR": ("disk_floor", "0", 0),
     "OUTKEEP_RECORD_TTL": ("record_ttl", "3 h", 3 * 3600),
     "OUTKEEP_SPOOL": ("spool", "off", "off"),
-    "OUTKEEP_ALLOWED_HOSTS": ("allowed_hosts", "example.com", "example.com"),
+    "OUTKEEP_ALLOWED_HOSTS": ("allowed_hosts", "example.com *.lan", AllowedHosts.parse("example.com *.lan")),
     "OUTKEEP_STORAGE_PUBLIC_URL": (
         "storage_public_url",
         "https://cdn.example.com",
