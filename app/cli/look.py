@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ByteSize, SecretStr
 from app import deployment
 from app.core.hosts import HostRules
 from app.core.manifest import format_time
+from app.failures import failures
 from app.inbox import connect
 from app.records import Record, Records
 from app.settings import VARIABLES, Settings, examine, load
@@ -23,9 +25,10 @@ TIMEOUT = 5.0
 @click.command()
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at most.")
 @click.option("--lost", is_flag=True, help="Only those with outputs that could not be kept.")
+@click.option("--failed", is_flag=True, help="What was given up: `outkeep replay --failed` does it again.")
 @click.option("--quarantine", is_flag=True, help="Deliveries that were signed but not usable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def ls(*, limit: int, lost: bool, quarantine: bool, as_json: bool) -> None:
+def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool) -> None:
     """List what was received, the latest change first.
 
     STATE is where it stands here: running, received, stored, dispatched (its handlers are being told)
@@ -35,11 +38,15 @@ def ls(*, limit: int, lost: bool, quarantine: bool, as_json: bool) -> None:
     Examples:
       outkeep ls
       outkeep ls --lost --json
+      outkeep ls --failed
     """
     settings = load(os.environ)
     if quarantine:
         for name in sorted(Storage(settings.storage_url).names("quarantine"), reverse=True)[:limit]:
             click.echo(json.dumps({"object": name}) if as_json else name)
+        return
+    if failed:
+        _list_failures(settings, limit, as_json=as_json)
         return
     wanted = (record for record in open_records(settings).newest() if record.lost or not lost)
     records = list(itertools.islice(wanted, limit))
@@ -50,7 +57,7 @@ def ls(*, limit: int, lost: bool, quarantine: bool, as_json: bool) -> None:
     if not records:
         click.echo("nothing yet", err=True)
     rows = [_row(record, datetime.now(UTC)) for record in records]
-    _table(["ID", "KIND", "STATUS", "STATE", "FILES", "LOST", "AGE", "MODEL"], rows)
+    table(["ID", "KIND", "STATUS", "STATE", "FILES", "LOST", "AGE", "MODEL"], rows)
 
 
 @click.command()
@@ -65,10 +72,10 @@ def config(*, as_json: bool) -> None:
     settings, problems = examine(os.environ)
     rows = [(name, _shown(settings, name), _origin(name)) for name in VARIABLES]
     if as_json:
-        table = {name: {"value": value, "from": origin} for name, value, origin in rows}
-        click.echo(json.dumps({"settings": table, "problems": problems}, indent=1))
+        found = {name: {"value": value, "from": origin} for name, value, origin in rows}
+        click.echo(json.dumps({"settings": found, "problems": problems}, indent=1))
     else:
-        _table(["SETTING", "VALUE", "FROM"], [[name, value or "-", origin] for name, value, origin in rows])
+        table(["SETTING", "VALUE", "FROM"], [[name, value or "-", origin] for name, value, origin in rows])
         for problem in problems:
             click.echo(f"outkeep: {problem}", err=True)
     if problems:
@@ -98,6 +105,22 @@ def summary(record: Record) -> dict[str, Any]:
     }
 
 
+def _list_failures(settings: Settings, limit: int, *, as_json: bool) -> None:
+    redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    found = list(itertools.islice(failures(redis, Records(redis, ttl=settings.record_ttl)), limit))
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(asdict(one)))
+        return
+    if not found:
+        click.echo("nothing was given up", err=True)
+    rows = [
+        [one.id, one.kind, one.handler or "-", str(one.attempts), one.error or "-", one.at or "-"]
+        for one in found
+    ]
+    table(["ID", "KIND", "HANDLER", "ATTEMPTS", "ERROR", "AT"], rows)
+
+
 def _row(record: Record, now: datetime) -> list[str]:
     seconds = max(int((now - record.received_at).total_seconds()), 0)
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -109,7 +132,8 @@ def _row(record: Record, now: datetime) -> list[str]:
     ]  # fmt: skip
 
 
-def _table(header: list[str], rows: list[list[str]]) -> None:
+def table(header: list[str], rows: list[list[str]]) -> None:
+    """Print rows under a header, in columns."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, *rows]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -126,3 +126,26 @@ def test_objects_of_a_prediction_lie_in_its_folder_under_different_names(
     assert len(set(objects)) == len(objects)
     assert all(name.split("/")[:2] == [f"{kind.value}s", prediction] for name in objects)
     assert all(name.count("/") == 2 for name in objects)
+
+
+@given(kind=KINDS, prediction=REPLICATE_IDS, handler=IDS, number=st.integers(1, 10**6))
+def test_the_ids_of_our_jobs_say_what_they_are_about(
+    kind: Kind, prediction: str, handler: str, number: int
+) -> None:
+    place = (handler, kind, prediction)
+    assert names.split_notify_job_id(names.notify_job_id(*place)) == place
+    assert names.split_notify_job_id(names.replay_job_id(*place, number)) == place
+    assert names.split_persist_job_id(names.persist_job_id(kind, prediction)) == (kind, prediction)
+
+
+@pytest.mark.parametrize(
+    "other", ["", "planted", "notify-x", "notify-gallery-cat-abc", "persist-prediction-"]
+)
+def test_the_ids_of_other_jobs_say_nothing(other: str) -> None:
+    assert names.split_notify_job_id(other) is None
+    assert names.split_persist_job_id(other) is None
+
+
+def test_the_state_of_a_handler_and_a_replay_keep_their_names() -> None:
+    assert names.handler_key("gallery") == "outkeep:handler:gallery"
+    assert names.replay_job_id("gallery", Kind.TRAINING, "abc", 2) == "notify-gallery-training-abc-r2"

@@ -1,0 +1,95 @@
+"""The command `handlers`: how each handler fares, and switching one on again."""
+
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import click
+from redis import Redis
+
+from app import deployment, queues
+from app.cli.look import TIMEOUT, table
+from app.core.names import NOTIFY_QUEUE
+from app.handler_states import HandlerState, HandlerStates
+from app.inbox import connect
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_context
+def handlers(context: click.Context, *, as_json: bool) -> None:
+    """List the handlers: whether they are told, how much waits for them, and how the latest attempt ended.
+
+    STATE is on, slow (it did not answer several times in a row, and is asked every 30 seconds whether it does
+    again), off (it answered 410 and is told nothing more) or unknown (no longer in the handlers file).
+    WAITING counts notifications on their way, DEAD those that were given up.
+
+    \b
+    Examples:
+      outkeep handlers
+      outkeep handlers enable gallery
+    """
+    if context.invoked_subcommand is not None:
+        return
+    redis, names = _open()
+    waiting, dead = _counts(redis)
+    states = HandlerStates(redis)
+    rows = []
+    for name in [*names, *sorted((waiting.keys() | dead.keys()) - set(names))]:
+        state = states.get(name)
+        word = state.word if name in names else "unknown"
+        if as_json:
+            counts = {"waiting": waiting[name], "dead": dead[name]}
+            off = {"off_since": state.off_since}
+            click.echo(json.dumps({"handler": name, "state": word, **counts, **off, "last": state.last}))
+        rows.append([name, word, str(waiting[name]), str(dead[name]), _last(state)])
+    if as_json:
+        return
+    if not rows:
+        click.echo("the handlers file has no handler", err=True)
+    table(["HANDLER", "STATE", "WAITING", "DEAD", "LAST"], rows)
+
+
+@handlers.command()
+@click.argument("name")
+def enable(name: str) -> None:
+    """Switch the handler NAME on again, after it was switched off because it answered 410.
+
+    What it missed stands among its dead letters until it is replayed.
+
+    \b
+    Examples:
+      outkeep handlers enable gallery
+      outkeep replay --failed --handler gallery
+    """
+    redis, names = _open()
+    was_off = HandlerStates(redis).switch_on(name)
+    if not was_off and name not in names:
+        raise click.BadParameter(f"the handlers file has no handler {name!r}")
+    click.echo(f"{name} is switched on" if was_off else f"{name} is on already")
+    _, dead = _counts(redis)
+    if dead[name]:
+        click.echo(f"to send its {dead[name]} dead letters: outkeep replay --failed --handler {name}")
+
+
+def _open() -> tuple[Redis, list[str]]:
+    """Redis, and the names of the handlers file in its order."""
+    settings, found = deployment.prepare(os.environ)
+    return connect(deployment.find_redis(settings), timeout=TIMEOUT), [handler.name for handler in found]
+
+
+def _counts(redis: Redis) -> tuple[Counter[str], Counter[str]]:
+    """How many notifications wait or run for each handler, and how many are dead letters."""
+    backlog = queues.backlog(NOTIFY_QUEUE, redis)
+    live = [*backlog.queued, *backlog.running, *backlog.scheduled]
+    waiting = Counter(handler for (handler, *_), _ in queues.by_place(live))
+    return waiting, Counter(handler for (handler, *_), _ in queues.by_place(backlog.failed))
+
+
+def _last(state: HandlerState) -> str:
+    last: dict[str, Any] = dict(state.last or {})
+    if not last:
+        return "-"
+    result = "told" if last["error"] is None else last["error"]
+    return f"{result} at {last['at']}"
