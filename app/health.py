@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from ipaddress import ip_address
 from typing import cast
 
@@ -16,35 +15,13 @@ from starlette.responses import PlainTextResponse, Response
 
 from app import queues
 from app.admin import is_admin
+from app.core import findings as rules
 from app.core.errors import OutkeepError
+from app.core.findings import Finding, Level
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.spool import Spool
 from app.storage import Storage
-
-DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-_LOSSES = {
-    "appendonly": "a restart of Redis loses every event that was not yet stored",
-    "appendfsync": "a crash of Redis' host loses up to the last second of acknowledged events",
-    "maxmemory-policy": "Redis may drop queued work without an error when its memory is full",
-}
-
-
-class Level(StrEnum):
-    """How a check ended; only `FAIL` means that deliveries are not acknowledged."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of a report."""
-
-    level: Level
-    check: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -73,40 +50,19 @@ class Health:
     def findings(self) -> list[Finding]:
         """Run every check; blocks for about two seconds at most when Redis hangs."""
         try:
-            findings = [self._key(), *self._durability(), *self._workers()]
+            findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
         except BusyLoadingError:
             findings = [self._without_redis("loading its data")]
         except ResponseError as error:
             findings = [self._without_redis(f"takes no writes ({type(error).__name__})")]
         except RedisError as error:
             findings = [self._without_redis(f"no answer ({type(error).__name__})")]
-        return [*findings, *self._spool(), self._storage()]
+        return [*findings, *spooled(self.spool), self._storage()]
 
     def _without_redis(self, state: str) -> Finding:
         if self.spool is None or self.spool.trouble() is not None:
             return Finding(Level.FAIL, "redis", f"{state}; deliveries are refused until it is well")
         return Finding(Level.WARN, "redis", f"{state}; deliveries wait in the spool until it is well")
-
-    def _spool(self) -> list[Finding]:
-        """Whether it could take a delivery, and what waits there."""
-        if self.spool is None:
-            return []
-        trouble = self.spool.trouble()
-        if trouble is not None:
-            return [Finding(Level.WARN, "spool", trouble)]
-        try:
-            waiting, damaged = self.spool.waiting(), self.spool.damaged()
-        except OSError as error:
-            return [Finding(Level.WARN, "spool", f"cannot read {self.spool.folder}: {error.strerror}")]
-        findings = []
-        if damaged:
-            detail = f"{damaged} deliveries are damaged; look at *.damaged in {self.spool.folder}"
-            findings.append(Finding(Level.WARN, "spool", detail))
-        if waiting:
-            age = (datetime.now(UTC) - waiting[0].received_at).total_seconds()
-            detail = f"{len(waiting)} deliveries wait for Redis, the oldest for {age:.0f} s"
-            findings.append(Finding(Level.WARN, "spool", detail))
-        return findings or [Finding(Level.OK, "spool", "empty")]
 
     def _key(self) -> Finding:
         """Whether all hosts sign alike. Its write also proves that Redis takes writes."""
@@ -119,18 +75,6 @@ class Health:
             # A rotation: who has the new key first tells the others which one must be known now.
             self.redis.set(KEY_FINGERPRINT, own[0])
         return Finding(Level.OK, "secret key", "")
-
-    def _durability(self) -> list[Finding]:
-        try:
-            current = {name: _text(self.redis.config_get(name), name) for name in DURABLE}
-        except RedisError:
-            return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
-        weak = [
-            Finding(Level.WARN, "redis", f"{name} is {current[name]}, not {wanted}: {_LOSSES[name]}")
-            for name, wanted in DURABLE.items()
-            if current[name] != wanted
-        ]
-        return weak or [Finding(Level.OK, "redis", "durable")]
 
     def _workers(self) -> list[Finding]:
         findings = []
@@ -155,6 +99,37 @@ class Health:
             return request.client is not None and ip_address(request.client.host).is_loopback
         except ValueError:
             return False
+
+
+def spooled(spool: Spool | None) -> list[Finding]:
+    """Whether it could take a delivery, and what waits there."""
+    if spool is None:
+        return []
+    trouble = spool.trouble()
+    if trouble is not None:
+        return [Finding(Level.WARN, "spool", trouble)]
+    try:
+        waiting, damaged = spool.waiting(), spool.damaged()
+    except OSError as error:
+        return [Finding(Level.WARN, "spool", f"cannot read {spool.folder}: {error.strerror}")]
+    findings = []
+    if damaged:
+        detail = f"{damaged} deliveries are damaged; look at *.damaged in {spool.folder}"
+        findings.append(Finding(Level.WARN, "spool", detail))
+    if waiting:
+        age = (datetime.now(UTC) - waiting[0].received_at).total_seconds()
+        detail = f"{len(waiting)} deliveries wait for Redis, the oldest for {age:.0f} s"
+        findings.append(Finding(Level.WARN, "spool", detail))
+    return findings or [Finding(Level.OK, "spool", "empty")]
+
+
+def durability(redis: Redis, *, severe: Level) -> list[Finding]:
+    """What Redis' configuration could lose; `severe` is the level of the worst."""
+    try:
+        current = {name: _text(redis.config_get(name), name) for name in rules.DURABLE}
+    except RedisError:
+        return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
+    return rules.durability(current, severe=severe)
 
 
 def _text(answer: object, name: str) -> str:

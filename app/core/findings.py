@@ -1,0 +1,127 @@
+"""What a check found: its line, and the rules that turn numbers into one. Ages and times are in seconds."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """How a check ended.
+
+    To `/readyz`, `FAIL` means that deliveries are not acknowledged; to `outkeep doctor`, that something can be
+    lost or is not done.
+    """
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report. `detail` says what is wrong and what to do."""
+
+    level: Level
+    check: str
+    detail: str
+
+
+DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+"""How Redis must be configured."""
+
+_LOSSES = {
+    "appendonly": "a restart of Redis loses every event that was not yet stored",
+    "appendfsync": "a crash of Redis' host loses up to the last second of acknowledged events",
+    "maxmemory-policy": "Redis may drop queued work without an error when its memory is full",
+}
+_A_CHOICE = frozenset({"appendfsync"})
+"""What somebody may have chosen with open eyes: no more than a warning."""
+
+OLDEST_REDIS = (7, 0)
+"""`SET` with `NX` and `GET` together is new in it. Valkey says 7.2 here, whatever its own version."""
+
+SKEW_WARN = 5.0
+SKEW_FAIL = 60.0
+"""Of the 300 s that a delivery may be old; and workers are missed after 15 s."""
+
+WAIT_WARN = 60.0
+WAIT_FAIL = 600.0
+"""How long a job may wait for a worker: Replicate deletes the files after an hour."""
+
+SWEEP_WARN = 300.0
+
+
+def durability(config: Mapping[str, str], *, severe: Level) -> list[Finding]:
+    """What a configuration of Redis (of the names in `DURABLE`) could lose; the worst is `severe`."""
+    weak = [
+        Finding(
+            Level.WARN if name in _A_CHOICE else severe,
+            "redis",
+            f"{name} is {config[name]}, not {wanted}: {_LOSSES[name]}",
+        )
+        for name, wanted in DURABLE.items()
+        if config[name] != wanted
+    ]
+    return weak or [Finding(Level.OK, "redis", "durable")]
+
+
+def server(info: Mapping[str, object]) -> list[Finding]:
+    """What Redis' own `INFO` says against it."""
+    found = []
+    version = str(info.get("redis_version", "unknown"))
+    numbers = tuple(map(int, re.findall(r"[0-9]+", version)[:2]))
+    if numbers < OLDEST_REDIS:
+        found.append(f"version {version} is too old; use Redis 7.0 or later, or Valkey")
+    if info.get("cluster_enabled") == 1:
+        found.append("this is a cluster, which is not supported; use a single server")
+    if info.get("role") == "slave":
+        found.append("this is a replica, which takes no writes; point REDIS_URL to its master")
+    if info.get("aof_last_write_status", "ok") != "ok":
+        found.append("its last write to disk failed; look at its log and make room on its disk")
+    return [Finding(Level.FAIL, "redis", detail) for detail in found]
+
+
+def clock(skew: float) -> Finding:
+    """Judge how far the clock of this host is ahead of that of Redis' host."""
+    level = Level.FAIL if abs(skew) >= SKEW_FAIL else Level.WARN if abs(skew) >= SKEW_WARN else Level.OK
+    detail = f"{skew:+.1f} s against Redis' host"
+    if level is not Level.OK:
+        detail += "; let both keep time by NTP, or good deliveries are refused for their age"
+    return Finding(level, "clock", detail)
+
+
+def waiting(queue: str, count: int, oldest: float) -> Finding:
+    """Judge a queue of `count` jobs, the first of which has waited for `oldest` seconds."""
+    level = Level.FAIL if oldest >= WAIT_FAIL else Level.WARN if oldest >= WAIT_WARN else Level.OK
+    detail = f"{count} waiting" + (f", the oldest for {oldest:.0f} s" if count else "")
+    if level is not Level.OK:
+        detail += f"; start more of `outkeep work {queue}`"
+    return Finding(level, f"queue {queue}", detail)
+
+
+def dead_letters(queue: str, count: int) -> Finding:
+    """Judge how many jobs of a queue have failed for good."""
+    if not count:
+        return Finding(Level.OK, f"dead letters of {queue}", "none")
+    detail = f"{count}; look at the log, mend the cause, then `outkeep replay --failed`"
+    return Finding(Level.WARN, f"dead letters of {queue}", detail)
+
+
+def sweep(age: float | None) -> Finding:
+    """Judge when the last sweep ended; None: none ever did."""
+    if age is None:
+        return Finding(Level.WARN, "sweep", "none has run yet; the workers do so every minute")
+    if age > SWEEP_WARN:
+        detail = f"the last one was {age:.0f} s ago; look at the logs of the workers"
+        return Finding(Level.WARN, "sweep", detail)
+    return Finding(Level.OK, "sweep", f"{max(age, 0):.0f} s ago")
+
+
+def disk(place: str, free: int, floor: int) -> Finding:
+    """Judge the room on a disk, in bytes: below `floor` nothing is downloaded."""
+    level = Level.FAIL if free < floor else Level.WARN if free < 2 * floor else Level.OK
+    detail = f"{free >> 20} MiB free on the disk of {place}"
+    if level is not Level.OK:
+        detail += f"; below {floor >> 20} MiB nothing is downloaded (OUTKEEP_DISK_FLOOR): make room"
+    return Finding(level, "disk", detail)
