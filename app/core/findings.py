@@ -9,8 +9,8 @@ from enum import StrEnum
 class Level(StrEnum):
     """How a check ended.
 
-    To `/readyz`, `FAIL` means that deliveries are not acknowledged; to `outkeep doctor`, that something can be
-    lost or is not done.
+    To `/readyz`, `FAIL` means that deliveries are not acknowledged; to `outkeep doctor`, that something can
+    be lost or is not done.
     """
 
     OK = "ok"
