@@ -23,10 +23,9 @@ JobFunction = Callable[..., Awaitable[Any]]
 class AsyncJob(GuardedJob):
     """One run of a job: admitted or refused, then a task on the loop, then an outcome for RQ.
 
-    `begun` tells that RQ's bookkeeping of the start was written; `task` is set once the job runs.
+    `task` is set once the job runs.
     """
 
-    begun = False
     function: JobFunction | None = None
     refusal = "the worker never admitted it"
     task: asyncio.Task[Any] | None = None

@@ -19,15 +19,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 
 from redis import Redis
 from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
-from rq.exceptions import DeserializationError, StopRequested
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
+from rq.utils import now
 
 from workers.async_job import AsyncJob, JobFunction
 from workers.job_loop import JobLoop
@@ -154,20 +155,32 @@ class AsyncWorker(SteadyWorker):
         """Seconds of silence after which an execution is given up; RQ adds a minute."""
         return self.pace.silence
 
+    def prepare_execution(self, job: Job) -> Execution:
+        """Write down that a job starts, and with which execution, in one transaction.
+
+        RQ takes two, and the second from `perform_job`, which comes here only when the job has ended.
+        """
+        ttl = self.get_heartbeat_ttl(job)
+        with self.connection.pipeline() as pipeline:
+            execution = Execution.create(job, ttl, pipeline=pipeline, worker_name=self.name)
+            self.executions[execution.id] = execution
+            job.prepare_for_execution(self.name, pipeline=pipeline)
+            pipeline.persist(job.key)
+            pipeline.lrem(self.job_queue.intermediate_queue_key, 1, job.id)
+            pipeline.execute()
+        return execution
+
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Write down that a job starts, once: RQ's `perform_job` comes here a second time."""
-        assert isinstance(job, AsyncJob)
-        if job.begun:
-            return
-        with suppress(DeserializationError):  # by a title for the process, after all is written
-            super().prepare_job_execution(job, remove_from_intermediate_queue)
-        job.begun = True
+        """Left to `prepare_execution`."""
+
+    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:  # noqa: ARG002
+        """Note the time. RQ sends a heartbeat for its callbacks, of which there are none."""
+        job.ended_at = now()
 
     def _begin(self, job: AsyncJob, queue: Queue) -> None:
         try:
             admitted = job.admit(self._functions)
             execution = self.prepare_execution(job)
-            self.prepare_job_execution(job, remove_from_intermediate_queue=True)
             if admitted:
                 self._launch(job, queue, execution)
         except Exception as error:

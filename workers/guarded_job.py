@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from redis import Redis
 from redis.client import Pipeline
+from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
@@ -30,7 +31,8 @@ class GuardedJob(Job):
         connection: Redis | None = None,
         serializer: object = None,  # noqa: ARG002  # always JSON, also where RQ's default is pickle
     ) -> None:
-        super().__init__(id, connection, JSONSerializer)
+        super().__init__(id, connection)
+        self.serializer = JSONSerializer  # handed to RQ, it would be examined each time
         self.forbidden: tuple[str, ...] = ()
 
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
@@ -44,8 +46,8 @@ class GuardedJob(Job):
         RQ keeps that mark for a day, and would take the job's next run for stuck at first sight.
         """
         super().prepare_for_execution(worker_name, pipeline)
-        waiting = Queue(self.origin, connection=self.connection, serializer=JSONSerializer).intermediate_queue
-        pipeline.delete(waiting.get_first_seen_key(self.id))
+        taken = IntermediateQueue(f"{Queue.redis_queue_namespace_prefix}{self.origin}", self.connection)
+        pipeline.delete(taken.get_first_seen_key(self.id))
 
     def set_status(self, status: JobStatus, pipeline: Pipeline | None = None) -> None:
         """Never write `scheduled` ahead of the transaction that schedules.

@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
-from rq.job import JOB_ID_PATTERN
+from rq.job import JOB_ID_PATTERN, Job
 from rq.queue import Queue
 from rq.results import Result
 from rq.utils import current_timestamp, now
@@ -36,6 +36,23 @@ class JobQueue(Queue):
     def acquire_maintenance_lock(self) -> bool:
         """True for the one worker that may clean up now."""
         return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=MAINTENANCE_LOCK_TTL))
+
+    def take(self, timeout: int | None) -> Job | None:
+        """Take the first job, waiting up to `timeout` seconds; None when there is none and `timeout` is None.
+
+        RQ's `dequeue_any` does the same over a new `Queue` each time. Raises rq's `DequeueTimeout`, and
+        whatever reading the hash raised, with the `job_id` on it.
+        """
+        while (taken := self.lmove(self.connection, self.key, timeout)) is not None:
+            job_id = str(taken[1], encoding="utf-8")
+            try:
+                return self.job_class.fetch(job_id, connection=self.connection)
+            except NoSuchJobError:
+                continue  # maintenance takes it off the list of those that were taken
+            except Exception as error:
+                error.job_id = job_id  # type: ignore[attr-defined]
+                raise
+        return None
 
     def give_back(self, job_id: str) -> None:
         """Put a taken job that was not started back at the front."""

@@ -133,16 +133,9 @@ class SteadyWorker(BaseWorker):
         A job that arrives after the signal goes back, and one that cannot be read goes to the failed jobs.
         """
         try:
-            taken = self.queue_class.dequeue_any(
-                self.queues,
-                timeout,
-                connection=self.connection,
-                job_class=self.job_class,
-                serializer=self.serializer,
-                death_penalty_class=self.death_penalty_class,
-            )
-            if taken and self.stopping:
-                self.job_queue.give_back(taken[0].id)
+            job = self.job_queue.take(timeout)
+            if job and self.stopping:
+                self.job_queue.give_back(job.id)
                 return None
         except DequeueTimeout:
             return None
@@ -152,7 +145,7 @@ class SteadyWorker(BaseWorker):
         except Exception as error:  # noqa: BLE001  # a planted hash can be wrong in any way
             self._bury(error)
             return None
-        return taken
+        return (job, self.job_queue) if job else None
 
     def _bury(self, error: Exception) -> None:
         job_id = getattr(error, "job_id", None)  # RQ attaches it when the hash cannot be read

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import rq
+from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.queue import Queue
@@ -27,6 +28,7 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
         "dequeue_timeout": None,
         "execute_job": ["self", "job", "queue"],
         "get_heartbeat_ttl": ["self", "job", "working_time"],
+        "handle_execution_ended": ["self", "job", "queue", "heartbeat_ttl"],
         "handle_job_failure": ["self", "job", "queue", "started_job_registry", "exc_string", "execution"],
         "heartbeat": ["self", "timeout", "pipeline"],
         "job_class": None,
@@ -50,7 +52,9 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
             "with_scheduler", "dequeue_strategy",
         ],
     },
+    Execution: {"create": ["job", "ttl", "pipeline", "worker_name"]},
     Job: {
+        "fetch": ["id", "connection", "serializer"],
         "func": None,
         "perform": ["self"],
         "prepare_for_execution": ["self", "worker_name", "pipeline"],
@@ -59,9 +63,9 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
     },
     Queue: {
         "acquire_maintenance_lock": ["self"],
-        "dequeue_any": ["queues", "timeout", "connection", "job_class", "serializer", "death_penalty_class"],
         "intermediate_queue": None,
         "intermediate_queue_key": None,
+        "lmove": ["connection", "queue_key", "timeout"],
         "push_job_id": ["self", "job_id", "pipeline", "at_front"],
         "registry_cleaning_key": None,
     },
