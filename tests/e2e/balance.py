@@ -35,6 +35,8 @@ class Balance:
     stored: int
     files: int
     notifications: int
+    half_written: int
+    """What a killed write left (`name#N`): no storage lists it, and the sweep removes it after an hour."""
     lost: list[str]
     """Acknowledged, but not stored."""
     differing: list[str]
@@ -59,6 +61,8 @@ def balance(traffic: Traffic, up: Up, host: FileHost, recorder: Recorder) -> Bal
     host.hurry()
     traffic.wait_until_settled()
     acknowledged = traffic.acknowledged()
+    assert up.process is not None
+    assert up.process.poll() is None, f"up has ended\n{up.text()[-3000:]}"
     _wait(lambda: acknowledged <= recorder.ids() and not _work_left(up) and not _temporary(up))
     manifests = _manifests(up)
     stored = {identity for _, identity in manifests}
@@ -71,6 +75,7 @@ def balance(traffic: Traffic, up: Up, host: FileHost, recorder: Recorder) -> Bal
         stored=len(stored),
         files=sum(len(manifest["files"]) for manifest in manifests.values()),
         notifications=len(recorder.received),
+        half_written=len(_files_below(up, "outputs") - _stored_files(up)),
         lost=sorted(acknowledged - stored),
         differing=[
             f"{place[1]} {problem}"
@@ -140,13 +145,13 @@ def _expected_files(manifests: dict[tuple[Kind, str], dict[str, Any]]) -> set[st
 
 
 def _stored_files(up: Up) -> set[str]:
-    return _files_below(up, "outputs")
+    """Objects, as the storage lists them."""
+    return {name for name in _files_below(up, "outputs") if "#" not in name}
 
 
 def _temporary(up: Up) -> set[str]:
-    """What waits on disk: downloads, deliveries, and what the storage writes before it renames (`name#N`)."""
-    half_written = {name for name in _stored_files(up) if "#" in name}
-    return _files_below(up, "tmp") | _files_below(up, "spool") | half_written
+    """What waits on disk: downloads and deliveries."""
+    return _files_below(up, "tmp") | _files_below(up, "spool")
 
 
 def _files_below(up: Up, folder: str) -> set[str]:

@@ -7,6 +7,9 @@ from enum import StrEnum
 LONGEST_PAUSE = 2.0
 """Seconds between two faults, at most."""
 
+LURKING = 0.5
+"""How many of them wait for work in flight."""
+
 
 class Kind(StrEnum):
     """What can be struck."""
@@ -31,9 +34,13 @@ VICTIMS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One strike: `pause` seconds after the one before, the `kind` and the process it hits."""
+    """One strike: `pause` seconds after the one before, the `kind` and the process it hits.
+
+    With `lurks` it waits until work is in flight; otherwise it strikes whatever happens, a start included.
+    """
 
     pause: float
+    lurks: bool
     kind: Kind
     victim: str
 
@@ -45,5 +52,6 @@ def draw(seed: int, count: int) -> list[Fault]:
     for _ in range(count):
         kind = drawing.choice(list(VICTIMS))
         victim = drawing.choice(VICTIMS[kind])
-        faults.append(Fault(drawing.uniform(0, LONGEST_PAUSE), kind, victim))
+        lurks = drawing.random() < LURKING
+        faults.append(Fault(drawing.uniform(0, LONGEST_PAUSE), lurks, kind, victim))
     return faults

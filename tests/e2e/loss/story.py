@@ -45,12 +45,21 @@ class Strikes:
         """Carry out all of them at their times."""
         for fault in faults:
             threading.Event().wait(fault.pause)
-            until(lambda: self._lives(fault.victim), f"{fault.victim} runs")  # noqa: B023 - asked at once
+            self._await(fault)
             self._strike(fault)
 
     def recover(self) -> None:
         """Wait until `up` and all below it serve again."""
         until(lambda: self._lives("up") and self.up.is_ready(), "all serve again")
+
+    def _await(self, fault: Fault) -> None:
+        until(
+            lambda: self._lives(fault.victim) and (not fault.lurks or self._in_flight()),
+            f"{fault.victim} runs" + (" and work is in flight" if fault.lurks else ""),
+        )
+
+    def _in_flight(self) -> bool:
+        return self.host.open + self.slow.open > 0
 
     def _lives(self, name: str) -> bool:
         """Whether a process lives; `up` is started again if need be, as whoever runs it would."""
@@ -67,7 +76,7 @@ class Strikes:
                 self.up.kill(fault.victim)
             self.struck.append(struck)
             return
-        until(lambda: self._lives(fault.victim), f"{fault.victim} runs")
+        self._await(fault)
         self._strike(fault)
 
     def _freeze(self, pid: int) -> None:
@@ -102,6 +111,7 @@ class Outcome:
             "stored": found.stored,
             "files": found.files,
             "notifications": found.notifications,
+            "half-written objects": found.half_written,
             **{fault: len(found.wrong.get(fault, [])) for fault in FAULTS},
         }
 
