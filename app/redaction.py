@@ -61,25 +61,27 @@ class Redactor:
 
 def secrets_of(settings: Settings, handlers: Iterable[Handler] = ()) -> set[str]:
     """Every secret of a process in every spelling in which it could slip into a text."""
-    found: set[str] = set()
-    held = (settings.api_token, settings.admin_token, settings.cog_token)
-    found |= {secret.get_secret_value() for secret in held if secret is not None}
-    found |= {key.decode("utf-8", "replace") for key in settings.secret_keys or ()}
-    found |= _signing(settings.webhook_secret)
+    found = {key.decode("utf-8", "replace") for key in settings.secret_keys or ()}
+    found |= _password(settings.redis_url or "")
+    for _, value in settings:
+        if isinstance(value, SecretStr):
+            found |= _spellings(value.get_secret_value())
     for handler in handlers:
         found |= {base64.b64encode(key.secret).decode() for key in handler.keys if isinstance(key, SharedKey)}
-    for url in (settings.redis_url, settings.proxy.get_secret_value() if settings.proxy else None):
-        found |= _password(url)
     return found
 
 
-def _signing(secret: SecretStr | None) -> set[str]:
-    words = secret.get_secret_value().split() if secret is not None else []
-    return {*words, *(word.partition("_")[2] for word in words)}
+def _spellings(secret: str) -> set[str]:
+    """The secret, each of several side by side, each without its prefix, and the password in a URL."""
+    words = secret.split()
+    return {secret, *words, *(word.partition("_")[2] for word in words)} | _password(secret)
 
 
-def _password(url: str | None) -> set[str]:
-    password = urlsplit(url).password if url else None
+def _password(url: str) -> set[str]:
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return set()
     return {password, unquote(password), quote(unquote(password), safe="")} if password else set()
 
 

@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from app.core.outputs import find_files
 from app.core.policy import attempt_timeout, keep_until, store_delay
 from app.core.prediction import Prediction
 from app.core.tries import Tries
+from app.core.vocabulary import RETRIES
 from app.records import Record, Records
+from app.tally import Tally
 from workers.keep import Keeper, Wanted
 
 PARALLEL_FILES = 8
@@ -73,7 +75,8 @@ class _Later:
     seconds: float
 
 
-_Result = KeptFile | OutkeepError | _Later
+Result = KeptFile | OutkeepError | _Later
+"""What became of a file in one run: kept, failed, or put off."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +89,21 @@ class Collector:
     limits: Limits
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
+    tally: Tally = field(default_factory=Tally)
 
-    async def collect(self, run: Run) -> list[KeptFile] | float:
-        """Every file as it ended, in order of appearance, or seconds to wait before the next run.
-
-        Raises `Transient` (`disk_floor`, `disk_error`): nothing is downloaded then.
-        """
+    def require_room(self, run: Run) -> None:
+        """Raise `Transient` (`disk_floor`, `disk_error`) when nothing may be downloaded now."""
         if any(not wanted.place.is_inline for wanted in run.files):
-            await asyncio.to_thread(self._check_disk)
+            self._check_disk()
+
+    async def collect(self, run: Run) -> list[Result]:
+        """Try every file; how each one ended, in order of appearance, for `decide`."""
         gate = asyncio.Semaphore(PARALLEL_FILES)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._attempt(run, wanted, gate)) for wanted in run.files]
-        return await asyncio.to_thread(self._decide, run, [task.result() for task in tasks])
+        return [task.result() for task in tasks]
 
-    async def _attempt(self, run: Run, wanted: Wanted, gate: asyncio.Semaphore) -> _Result:
+    async def _attempt(self, run: Run, wanted: Wanted, gate: asyncio.Semaphore) -> Result:
         known = run.record.kept.get(str(wanted.number))
         if known is not None and known["source"] == wanted.source:
             return KeptFile(**known)
@@ -123,7 +127,8 @@ class Collector:
                     await asyncio.to_thread(self._remember, run, {wanted.number: kept})
             return kept
 
-    def _decide(self, run: Run, results: Sequence[_Result]) -> list[KeptFile] | float:
+    def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
+        """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
         # Files that fail together are tried again together: one draw for all.
         jitter = self.jitter()
         ended: dict[int, KeptFile] = {}
@@ -140,6 +145,7 @@ class Collector:
                     if delay is None:
                         ended[wanted.number] = KeptFile(wanted.place.pointer, wanted.source, error=error.code)
                     else:
+                        self.tally.add(RETRIES, "fetch", error.code)
                         delays.append(delay)
         if not delays:
             return list(ended.values())

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -17,8 +17,10 @@ from app.core.errors import Permanent, Transient
 from app.core.manifest import format_time
 from app.core.names import Kind, notification_id, object_name, outcome_name
 from app.core.policy import notify_delay, store_delay
+from app.core.vocabulary import NOTIFIED, RETRIES
 from app.handler_states import HandlerStates
 from app.storage import Storage
+from app.tally import Tally
 from workers.attempt import Attempt, Sender
 
 _FINAL = frozenset({"handler_unknown", "manifest_missing"})
@@ -59,6 +61,7 @@ class Notify:
     downstreams: Mapping[str, Downstream]
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
+    tally: Tally = field(default_factory=Tally)
 
     async def run(self, handler: str, kind: Kind, prediction_id: str, memory: dict[str, Any]) -> float | None:
         """Make one attempt; seconds to wait before the next run, or None when the handler was told.
@@ -102,7 +105,11 @@ class Notify:
         attempt, asked = await self._attempt(delivery, downstream, began)
         attempts.append(asdict(attempt))
         await asyncio.to_thread(self._report, delivery, attempt, downstream)
-        return self._decide(delivery, attempt, asked, number=len(attempts))
+        wait, outcome = self._decide(delivery, attempt, asked, number=len(attempts))
+        self.tally.add(NOTIFIED, delivery.handler, outcome or "retried")
+        if outcome is None:
+            self.tally.add(RETRIES, "notify", attempt.error)
+        return wait, outcome
 
     async def _attempt(
         self, delivery: Delivery, downstream: Downstream, began: float
@@ -174,6 +181,7 @@ class Notify:
         else:
             code, message = "redis_unavailable", f"Redis failed: {type(error).__name__}"
         log.warning("trying again in %.0f s: %s", delay, message, extra=delivery.facts | {"code": code})
+        self.tally.add(RETRIES, "notify", code)
         return delay
 
 

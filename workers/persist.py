@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from redis import Redis
@@ -21,9 +21,11 @@ from app.core.outputs import joined_text
 from app.core.policy import store_delay
 from app.core.prediction import parse
 from app.core.tries import Tries
+from app.core.vocabulary import BYTES, FILES, HOUR_LEFT, LOST, RETRIES, STORED
 from app.records import Records
 from app.storage import Storage
-from workers.collect import Collector, Run
+from app.tally import Tally
+from workers.collect import Collector, Result, Run
 from workers.keep import Keeper
 
 log = logging.getLogger("outkeep.persist")
@@ -48,6 +50,7 @@ class Persist:
     handlers: Sequence[Handler]
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
+    tally: Tally = field(default_factory=Tally)
 
     async def run(self, kind: Kind, prediction_id: str, tries: Tries, *, attempt: int) -> float | None:
         """Do what is left to do; seconds to wait before the next run, or None when all is done.
@@ -57,16 +60,20 @@ class Persist:
         """
         try:
             loaded = await asyncio.to_thread(self._load, kind, prediction_id, tries, attempt)
-            if isinstance(loaded, Manifest):
-                manifest = loaded
-            else:
-                ended = await self.collector.collect(loaded)
-                if isinstance(ended, float):
-                    return ended
-                manifest = await asyncio.to_thread(self.commit, loaded, ended)
-            await asyncio.to_thread(self.dispatch, manifest)
+            if isinstance(loaded, Run):
+                results = await self.collector.collect(loaded)
+                return await asyncio.to_thread(self.conclude, loaded, results)
+            await asyncio.to_thread(self.dispatch, loaded)
         except (Transient, RedisError) as error:
             return await asyncio.to_thread(self._put_off, kind, prediction_id, error, attempt)
+        return None
+
+    def conclude(self, run: Run, results: Sequence[Result]) -> float | None:
+        """What follows when each file was tried; seconds to wait before the next run, or None."""
+        ended = self.collector.decide(run, results)
+        if isinstance(ended, float):
+            return ended
+        self.dispatch(self.commit(run, ended))
         return None
 
     def commit(self, run: Run, ended: Sequence[KeptFile]) -> Manifest:
@@ -81,18 +88,29 @@ class Persist:
         )
         facts = _facts(record.kind, record.id) | _counts(manifest)
         log.log(logging.ERROR if manifest.lost else logging.INFO, "stored", extra=facts)
+        self._count(run, manifest)
         return manifest
+
+    def _count(self, run: Run, manifest: Manifest) -> None:
+        self.tally.add(STORED, run.record.kind)
+        self.tally.add(FILES, amount=len(manifest.kept))
+        self.tally.add(BYTES, amount=sum(file.size or 0 for file in manifest.kept))
+        for file in manifest.lost:
+            self.tally.add(LOST, file.error)
+        if run.files:
+            self.tally.observe(HOUR_LEFT, max(0.0, run.ends - self.clock().timestamp()))
 
     def dispatch(self, manifest: Manifest) -> None:
         """Move the record on and enqueue one job for each interested handler that was not told yet."""
         prediction = manifest.prediction
         place = (prediction.kind, prediction.id)
-        self.records.move(*place, Move.STORE, self.clock(), _counts(manifest))
-        for handler in interested(self.handlers, prediction):
+        jobs = [
+            queues.notify_job(self.redis, handler.name, *place)
+            for handler in interested(self.handlers, prediction)
             # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
-            if self.storage.head(object_name(*place, outcome_name(handler.name))) is None:
-                queues.enqueue_notify(self.redis, handler.name, *place)
-        self.records.move(*place, Move.DISPATCH, self.clock())
+            if self.storage.head(object_name(*place, outcome_name(handler.name))) is None
+        ]
+        self.records.dispatch(*place, self.clock(), _counts(manifest), jobs)
 
     def give_up(self, kind: Kind, prediction_id: str, error: OutkeepError) -> None:
         """Mark the record as failed: trying again by itself cannot help, a replay by the operator may."""
@@ -109,7 +127,9 @@ class Persist:
             return manifest
         if record is None or record.body is None:
             raise RecordMissing
-        return Run.of(record, parse(record.body, kind), tries, attempt, self.clock().timestamp())
+        run = Run.of(record, parse(record.body, kind), tries, attempt, self.clock().timestamp())
+        self.collector.require_room(run)
+        return run
 
     def _put_off(self, kind: Kind, prediction_id: str, error: Transient | RedisError, attempt: int) -> float:
         delay = store_delay(attempt=attempt, jitter=self.jitter())
@@ -119,6 +139,7 @@ class Persist:
             code, message = "redis_unavailable", f"Redis failed: {type(error).__name__}"
         facts = _facts(kind, prediction_id) | {"code": code}
         log.warning("trying again in %.0f s: %s", delay, message, extra=facts)
+        self.tally.add(RETRIES, "persist", code)
         with suppress(RedisError):
             self.records.keep(kind, prediction_id, {})  # it must not expire while we wait for the operator
         return delay

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from redis import Redis
+from redis import ConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.core.downstream import Downstream, share_of
 from app.core.links import link_keys
@@ -15,8 +17,10 @@ from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
 from app.deployment import Deployment
 from app.guard import guarded_session
 from app.handler_states import HandlerStates
+from app.inbox import TIMEOUT as REDIS_TIMEOUT
 from app.records import Records
 from app.storage import Storage
+from app.tally import Tally
 from workers import jobs
 from workers.attempt import TIMEOUT, Sender
 from workers.collect import Collector, Limits
@@ -36,10 +40,12 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
     settings = deployment.settings
     rules = settings.output_hosts
     with scratch(settings.temporary) as folder:
-        async with guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session:
-            service = _persist(
-                deployment, redis, Fetcher(session, rules, folder, max_bytes=settings.max_file)
-            )
+        async with (
+            guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session,
+            _counting(redis) as tally,
+        ):
+            fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file)
+            service = _persist(deployment, redis, fetcher, tally)
             yield {PERSIST_JOB: partial(jobs.persist, service)}
 
 
@@ -52,7 +58,10 @@ async def notify_jobs(
     storage = Storage(settings.storage_url)
     handlers = {handler.name: handler for handler in deployment.handlers}
     share = share_of(settings.slots)
-    async with guarded_session(private=settings.notify_private, proxy=_proxy(deployment)) as session:
+    async with (
+        guarded_session(private=settings.notify_private, proxy=_proxy(deployment)) as session,
+        _counting(redis) as tally,
+    ):
         links = link_keys(deployment.secret_keys)
         service = Notify(
             sender=Sender(session, storage, handlers, links, settings.base_url, _now, patience),
@@ -61,6 +70,7 @@ async def notify_jobs(
             downstreams={name: Downstream(share) for name in handlers},
             clock=_now,
             jitter=random.random,
+            tally=tally,
         )
         yield {NOTIFY_JOB: partial(jobs.notify, service)}
 
@@ -69,7 +79,7 @@ ASYNCHRONOUS = {PERSIST_QUEUE: persist_jobs, NOTIFY_QUEUE: notify_jobs}
 """Queues that wait on networks, with what opens their jobs."""
 
 
-def _persist(deployment: Deployment, redis: Redis, fetcher: Fetcher) -> Persist:
+def _persist(deployment: Deployment, redis: Redis, fetcher: Fetcher, tally: Tally) -> Persist:
     settings = deployment.settings
     records = Records(redis, ttl=settings.record_ttl)
     storage = Storage(settings.storage_url)
@@ -81,11 +91,27 @@ def _persist(deployment: Deployment, redis: Redis, fetcher: Fetcher) -> Persist:
         records=records,
         storage=storage,
         keeper=keeper,
-        collector=Collector(records, keeper, settings.temporary, limits, _now, random.random),
+        collector=Collector(records, keeper, settings.temporary, limits, _now, random.random, tally),
         handlers=deployment.handlers,
         clock=_now,
         jitter=random.random,
+        tally=tally,
     )
+
+
+@asynccontextmanager
+async def _counting(redis: Redis) -> AsyncIterator[Tally]:
+    """Counts reach Redis through a client that gives up soon: the end of the process waits for it."""
+    pool = redis.connection_pool
+    hasty: dict[str, Any] = {
+        "socket_timeout": REDIS_TIMEOUT,
+        "socket_connect_timeout": REDIS_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    options = {**pool.connection_kwargs, **hasty}
+    own = Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **options))
+    with closing(own), Tally().flushing(own) as tally:
+        yield tally
 
 
 def _proxy(deployment: Deployment) -> str | None:
