@@ -67,8 +67,10 @@ def balance(traffic: Traffic, up: Up, host: FileHost, recorder: Recorder) -> Bal
     manifests = _manifests(up)
     stored = {identity for _, identity in manifests}
     known = {place: manifests[place] for place in manifests if place in traffic.sources}
+    told: dict[str, list[Received]] = {}
     for request in recorder.received:
         recorder.verify(request)
+        told.setdefault(request.event["data"]["id"], []).append(request)
     return Balance(
         sent=len(traffic.ids()),
         acknowledged=len(acknowledged),
@@ -82,8 +84,8 @@ def balance(traffic: Traffic, up: Up, host: FileHost, recorder: Recorder) -> Bal
             for place, manifest in known.items()
             for problem in _differences(up, host, place, traffic.sources[place], manifest)
         ],
-        untold=sorted((acknowledged | stored) - recorder.ids()),
-        ambiguous=[place[1] for place in known if not _is_told_well(place, recorder.of(place[1]))],
+        untold=sorted((acknowledged | stored) - told.keys()),
+        ambiguous=[place[1] for place in known if not _is_told_well(place, told.get(place[1], []))],
         strange=sorted(_temporary(up) | (_stored_files(up) ^ _expected_files(known))),
         unfinished=_work_left(up),
     )

@@ -4,8 +4,8 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from app.simulator import Simulator
 from tests.e2e.balance import FAULTS, Balance, balance
 from tests.e2e.file_host import FileHost, file_host
 from tests.e2e.loss.faults import Fault, Kind, draw
-from tests.e2e.recorder import Slow, recorder
+from tests.e2e.recorder import Recorder, Slow, recorder
 from tests.e2e.running import Up, running_up, until
 from tests.e2e.traffic import AGAIN, NEW, RETRY_DELAYS, TWICE, Traffic
 
@@ -123,8 +123,27 @@ def report(title: str, figures: Mapping[str, int]) -> str:
     return f"\n{title}: {counts}\nnot exercised: {missing}"
 
 
-def run(folder: Path, *, seed: int, kills: int) -> Outcome:
-    """Play the story on an empty folder; nothing of it runs any more at the end."""
+@dataclass(frozen=True)
+class Stage:
+    """A running `up`, endless traffic to it, and slow files and handlers around it."""
+
+    up: Up
+    traffic: Traffic
+    host: FileHost
+    slow: Slow
+    downstream: Recorder
+
+    def balance(self) -> Balance:
+        """The balance, after which `up` is stopped and nothing of it runs any more."""
+        found = balance(self.traffic, self.up, self.host, self.downstream)
+        assert self.up.stop() == 0
+        assert self.up.processes() == []
+        return found
+
+
+@contextmanager
+def stage(folder: Path, *, seed: int, rate: float) -> Iterator[Stage]:
+    """Set all up on an empty folder; `rate` is deliveries a second."""
     slow = Slow()
     with ExitStack() as stack:
         host = stack.enter_context(file_host())
@@ -132,12 +151,16 @@ def run(folder: Path, *, seed: int, kills: int) -> Outcome:
         downstream = stack.enter_context(recorder(answer=slow))
         settings = {"REPLICATE_WEBHOOK_SECRET": simulator.secret, "OUTKEEP_OUTPUT_HOSTS": host.url}
         up = stack.enter_context(running_up(folder, handlers=downstream.handler(), settings=settings))
-        traffic = Traffic(None, seed=seed, host=host, simulator=simulator, up=up, repeats=True, rate=RATE)
-        strikes = Strikes(up, host, slow)
-        with traffic.flowing():
+        traffic = Traffic(None, seed=seed, host=host, simulator=simulator, up=up, repeats=True, rate=rate)
+        yield Stage(up, traffic, host, slow, downstream)
+
+
+def run(folder: Path, *, seed: int, kills: int) -> Outcome:
+    """Play the story on an empty folder."""
+    with stage(folder, seed=seed, rate=RATE) as set_up:
+        strikes = Strikes(set_up.up, set_up.host, set_up.slow)
+        with set_up.traffic.flowing():
             strikes.run(draw(seed, kills))
         strikes.recover()
-        found = balance(traffic, up, host, downstream)
-        assert up.stop() == 0
-        assert up.processes() == []
-    return Outcome(seed, dict(traffic.deliveries), strikes.struck, found)
+        found = set_up.balance()
+    return Outcome(seed, dict(set_up.traffic.deliveries), strikes.struck, found)
