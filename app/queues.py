@@ -7,6 +7,7 @@ it drops the job of a killed worker; its default description would log the argum
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from redis import Redis
 from rq import Queue, Retry
@@ -45,9 +46,17 @@ _KILLS = Retry(max=20, interval=5)
 its next run itself and does not count here."""
 
 
+@lru_cache(maxsize=8)  # making one takes RQ longer than making a job
 def queue(name: str, connection: Redis) -> Queue:
     """A queue of ours: JSON only, since whoever can write a pickle to Redis could run code."""
     return Queue(name, connection=connection, serializer=JSONSerializer)
+
+
+@lru_cache(maxsize=8)
+def keys(name: str, connection: Redis) -> tuple[str, str, str]:
+    """What a new job touches besides its own key: its queue, RQ's set of queues, the queue's failed jobs."""
+    jobs = queue(name, connection)
+    return jobs.key, jobs.redis_queues_keys, jobs.failed_job_registry.key
 
 
 def persist_job(connection: Redis, kind: Kind, prediction_id: str, *, timeout: int) -> Job:
@@ -55,15 +64,43 @@ def persist_job(connection: Redis, kind: Kind, prediction_id: str, *, timeout: i
 
     `timeout` is how many seconds one run may take.
     """
-    job = queue(PERSIST_QUEUE, connection).create_job(
+    return _job(
+        queue(PERSIST_QUEUE, connection),
         PERSIST_JOB,
-        args=(str(kind), prediction_id),
+        str(kind),
+        prediction_id,
         job_id=persist_job_id(kind, prediction_id),
+        timeout=timeout,
+        description=f"keep {kind} {prediction_id}",
+    )
+
+
+def notify_job(
+    connection: Redis, handler: str, kind: Kind, prediction_id: str, *, job_id: str | None = None
+) -> Job:
+    """The job that tells one handler about one prediction, not saved; `job_id` is that of the first one."""
+    return _job(
+        queue(NOTIFY_QUEUE, connection),
+        NOTIFY_JOB,
+        handler,
+        str(kind),
+        prediction_id,
+        job_id=job_id or notify_job_id(handler, kind, prediction_id),
+        timeout=NOTIFY_TIMEOUT,
+        description=f"tell {handler} about {kind} {prediction_id}",
+    )
+
+
+def _job(target: Queue, function: str, *arguments: str, job_id: str, timeout: int, description: str) -> Job:
+    job = target.create_job(
+        function,
+        args=arguments,
+        job_id=job_id,
         timeout=timeout,
         retry=_KILLS,
         result_ttl=RESULT_TTL,
         failure_ttl=FAILURE_TTL,
-        description=f"keep {kind} {prediction_id}",
+        description=description,
     )
     job.enqueued_at = now()
     return job
@@ -81,35 +118,25 @@ def fields(job: Job) -> Sequence[str | bytes]:
 
 def enqueue_notify(connection: Redis, handler: str, kind: Kind, prediction_id: str) -> bool:
     """Tell one handler about one prediction; whether the job is new."""
-    return _enqueue_notify(
-        connection, notify_job_id(handler, kind, prediction_id), handler, kind, prediction_id
-    )
+    return _enqueue(connection, notify_job(connection, handler, kind, prediction_id))
 
 
 def enqueue_replay(connection: Redis, handler: str, kind: Kind, prediction_id: str) -> str:
     """Tell one handler once more, by a job of its own with all attempts before it; the id of the job."""
     for number in itertools.count(1):
         job_id = replay_job_id(handler, kind, prediction_id, number)
-        if _enqueue_notify(connection, job_id, handler, kind, prediction_id):
+        job = notify_job(connection, handler, kind, prediction_id, job_id=job_id)
+        if _enqueue(connection, job):
             # RQ lists a failed job for longer than it may be known by its hash.
             queue(NOTIFY_QUEUE, connection).failed_job_registry.remove(job_id)
             return job_id
     raise AssertionError
 
 
-def _enqueue_notify(connection: Redis, job_id: str, handler: str, kind: Kind, prediction_id: str) -> bool:
+def _enqueue(connection: Redis, job: Job) -> bool:
+    """Whether RQ did not know the job before, dead letters included."""
     try:
-        queue(NOTIFY_QUEUE, connection).enqueue(
-            NOTIFY_JOB,
-            args=(handler, str(kind), prediction_id),
-            job_id=job_id,
-            job_timeout=NOTIFY_TIMEOUT,
-            retry=_KILLS,
-            result_ttl=RESULT_TTL,
-            failure_ttl=FAILURE_TTL,
-            description=f"tell {handler} about {kind} {prediction_id}",
-            unique=True,
-        )
+        queue(job.origin, connection).enqueue_job(job, unique=True)
     except DuplicateJobError:
         return False
     return True

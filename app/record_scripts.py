@@ -38,22 +38,41 @@ return outcome
 """
 
 MOVE = """
--- KEYS: 1 record, 2 index of records
--- ARGV: 1 new state, 2 ttl (s), 3 now (s), 4 member of the index, 5 channel, 6 number of legal states, those,
---       then fields to set
-local state = redis.call('HGET', KEYS[1], 'state')
-local first = 7 + tonumber(ARGV[6])
-for i = 7, first - 1 do
-  if state == ARGV[i] then
-    redis.call('HSET', KEYS[1], 'state', ARGV[1], unpack(ARGV, first))
-    if ARGV[1] == 'stored' then redis.call('HDEL', KEYS[1], 'body') end
-    redis.call('EXPIRE', KEYS[1], ARGV[2])
-    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
-    redis.call('PUBLISH', ARGV[5], ARGV[4])
-    return 1
-  end
+-- KEYS: 1 record, 2 index of records, 3 queue of the jobs, 4 RQ's set of queues, then the jobs
+-- ARGV: 1 ttl (s), 2 now (s), 3 member of the index, 4 channel, 5 number of moves;
+--       of each move: new state, number of legal states, those, number of fields to set, those;
+--       of each job: id, number of fields, those
+local at = 6
+local function take()
+  at = at + 1
+  return ARGV[at - 1]
 end
-return 0
+local moves = 0
+for _ = 1, tonumber(ARGV[5]) do
+  local to, state, legal = take(), redis.call('HGET', KEYS[1], 'state'), false
+  for _ = 1, tonumber(take()) do legal = take() == state or legal end
+  local count = tonumber(take())
+  if legal then
+    redis.call('HSET', KEYS[1], 'state', to, unpack(ARGV, at, at + count - 1))
+    if to == 'stored' then redis.call('HDEL', KEYS[1], 'body') end
+    redis.call('EXPIRE', KEYS[1], ARGV[1])
+    redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
+    redis.call('PUBLISH', ARGV[4], ARGV[3])
+    moves = moves + 1
+  end
+  at = at + count
+end
+for i = 5, #KEYS do
+  local id, count = take(), tonumber(take())
+  -- As RQ's own enqueue with `unique`: a job that is known, dead letters included, is left alone.
+  if redis.call('EXISTS', KEYS[i]) == 0 then
+    redis.call('HSET', KEYS[i], unpack(ARGV, at, at + count - 1))
+    redis.call('SADD', KEYS[4], KEYS[3])
+    redis.call('RPUSH', KEYS[3], id)
+  end
+  at = at + count
+end
+return moves
 """
 
 KEEP = """

@@ -24,7 +24,7 @@ from app import queues
 from app.core.errors import Transient
 from app.core.lifecycle import Move, State, origins, target
 from app.core.manifest import Receipt, format_time
-from app.core.names import EVENTS, RECORDS, Kind, record_key, record_member, split_member
+from app.core.names import EVENTS, NOTIFY_QUEUE, RECORDS, Kind, record_key, record_member, split_member
 from app.core.prediction import Prediction
 from app.record_scripts import ACCEPT, KEEP, MOVE
 
@@ -108,8 +108,7 @@ class Records:
         keys = [record_key(prediction.kind, prediction.id), RECORDS]
         job_fields: Sequence[str | bytes] = []
         if job is not None:
-            queue = queues.queue(job.origin, self._redis)
-            keys += [job.key, queue.key, queue.redis_queues_keys, queue.failed_job_registry.key]
+            keys += [job.key, *queues.keys(job.origin, self._redis)]
             job_fields = queues.fields(job)
         arguments = [
             move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
@@ -126,14 +125,43 @@ class Records:
         fields: Mapping[str, str | int] | None = None,
     ) -> bool:
         """Make a legal move and set fields with it; whether it was legal. What is stored needs no body."""
-        legal = [state for state in origins(move) if state is not None]
-        pairs = [item for pair in {**(fields or {}), "updated_at": format_time(now)}.items() for item in pair]
+        return self._advance(kind, prediction_id, now, {move: fields or {}}, ()) == 1
+
+    def dispatch(
+        self,
+        kind: Kind,
+        prediction_id: str,
+        now: datetime,
+        fields: Mapping[str, str | int],
+        jobs: Sequence[Job],
+    ) -> None:
+        """Note in one step that a prediction is stored, with `fields`, and that `jobs` (notify) are enqueued.
+
+        Moves that are not legal are left out; a job that RQ knows by its id is left alone.
+        """
+        self._advance(kind, prediction_id, now, {Move.STORE: fields, Move.DISPATCH: {}}, jobs)
+
+    def _advance(
+        self,
+        kind: Kind,
+        prediction_id: str,
+        now: datetime,
+        moves: Mapping[Move, Mapping[str, str | int]],
+        jobs: Sequence[Job],
+    ) -> int:
+        """Make those of `moves` that are legal, one after the other, and enqueue `jobs`; how many were."""
         member = record_member(kind, prediction_id)
-        moved = self._move(
-            keys=[record_key(kind, prediction_id), RECORDS],
-            args=[target(move), self._ttl, now.timestamp(), member, EVENTS, len(legal), *legal, *pairs],
-        )
-        return bool(moved)
+        arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, EVENTS, len(moves)]
+        for move, fields in moves.items():
+            legal = [state for state in origins(move) if state is not None]
+            pairs = [item for pair in {**fields, "updated_at": format_time(now)}.items() for item in pair]
+            arguments += [target(move), len(legal), *legal, len(pairs), *pairs]
+        for job in jobs:
+            hash_fields = queues.fields(job)
+            arguments += [job.id, len(hash_fields), *hash_fields]
+        queue, all_queues, _ = queues.keys(NOTIFY_QUEUE, self._redis)
+        keys = [record_key(kind, prediction_id), RECORDS, queue, all_queues, *(job.key for job in jobs)]
+        return int(self._move(keys=keys, args=arguments))
 
     def keep(self, kind: Kind, prediction_id: str, kept: Mapping[str, Mapping[str, Any]]) -> None:
         """Remember by number how files ended, so that later attempts skip them; it lives another `ttl`."""

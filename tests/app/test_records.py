@@ -223,6 +223,39 @@ def test_what_is_stored_needs_no_body(redis: Redis, records: Records) -> None:
     assert record.updated_at == NOW + timedelta(seconds=1)
 
 
+def test_dispatching_stores_and_enqueues_what_a_unique_enqueue_of_rq_itself_would(
+    redis: Redis, records: Records
+) -> None:
+    places = [(redis, name, Kind.PREDICTION, "abc") for name in ("one", "two")]
+    for place in places:
+        assert queues.enqueue_notify(*place)
+    theirs = everything(redis)
+    redis.flushall()
+    records.accept([arrival(redis, prediction("abc"))], NOW)
+    persist = everything(redis)
+
+    for _ in range(2):  # the second time both jobs are known
+        jobs = [queues.notify_job(*place) for place in places]
+        records.dispatch(Kind.PREDICTION, "abc", NOW, {"files": 2, "lost": 1}, jobs)
+
+    record = records.get(Kind.PREDICTION, "abc")
+    assert record is not None
+    assert (record.state, record.body, record.files, record.lost) == (State.DISPATCHED, None, 2, 1)
+    queues_of_both = {b"rq:queues": {b"rq:queue:persist", b"rq:queue:notify"}}
+    assert everything(redis) == persist | theirs | queues_of_both
+
+
+def test_a_dead_letter_is_not_enqueued_again_by_dispatching(redis: Redis, records: Records) -> None:
+    job = queues.notify_job(redis, "gallery", Kind.PREDICTION, "abc")
+    redis.hset(job.key, "status", "failed")
+
+    records.dispatch(Kind.PREDICTION, "abc", NOW, {}, [job])
+
+    assert redis.hgetall(job.key) == {b"status": b"failed"}
+    assert queues.queue(NOTIFY_QUEUE, redis).job_ids == []
+    assert records.get(Kind.PREDICTION, "abc") is None
+
+
 def test_changes_are_published(redis: Redis, records: Records) -> None:
     changes = redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
     changes.subscribe("outkeep:events")

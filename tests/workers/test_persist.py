@@ -307,7 +307,7 @@ async def committed(desk: Desk) -> None:
         record = desk.record()
         assert record.body is not None
         run = Run.of(record, prediction.parse(record.body, record.kind), Tries({}), 1, desk.now.timestamp())
-        ended = await service.collector.collect(run)
+        ended = service.collector.decide(run, await service.collector.collect(run))
         assert not isinstance(ended, float)
         service.commit(run, ended)
 
