@@ -1,7 +1,8 @@
-"""How each handler fares: whether it was switched off, and its latest attempt; one Redis hash per handler.
+"""How each handler fares: whether it was switched off, and its latest attempt.
 
-Fields, all text: `off_at` (RFC 3339) while it is switched off, `last` (the latest attempt as JSON), and
-`timeouts` (attempts in a row without an answer, as the process saw it that made the latest one).
+The hash `HANDLERS_OFF` holds the name of each handler that is switched off, with the time (RFC 3339). Each
+handler has a hash of its own, all text: `last` (the latest attempt as JSON), and `timeouts` (attempts in a
+row without an answer, as the process saw it that made the latest one).
 """
 
 import json
@@ -14,7 +15,7 @@ from redis import Redis
 
 from app.core.downstream import TIMEOUTS
 from app.core.manifest import format_time
-from app.core.names import handler_key
+from app.core.names import HANDLERS_OFF, handler_key
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,16 @@ class HandlerStates:
         raw = cast(Mapping[bytes, bytes], self._redis.hgetall(handler_key(handler)))
         texts = {name.decode(): value.decode() for name, value in raw.items()}
         last = json.loads(texts["last"]) if "last" in texts else None
-        return HandlerState(texts.get("off_at"), last, int(texts.get("timeouts", 0)))
+        return HandlerState(self.switched_off().get(handler), last, int(texts.get("timeouts", 0)))
+
+    def switched_off(self) -> Mapping[str, str]:
+        """The handlers that are told nothing, each with the time since when."""
+        raw = cast(Mapping[bytes, bytes], self._redis.hgetall(HANDLERS_OFF))
+        return {name.decode(): since.decode() for name, since in raw.items()}
 
     def is_off(self, handler: str) -> bool:
         """Whether a handler is switched off."""
-        return bool(self._redis.hexists(handler_key(handler), "off_at"))
+        return bool(self._redis.hexists(HANDLERS_OFF, handler))
 
     def report(self, handler: str, attempt: Mapping[str, Any], timeouts: int) -> None:
         """Keep the latest attempt."""
@@ -57,8 +63,8 @@ class HandlerStates:
 
     def switch_off(self, handler: str, now: datetime) -> bool:
         """Tell a handler nothing any more until `switch_on`; whether it was on."""
-        return bool(self._redis.hsetnx(handler_key(handler), "off_at", format_time(now)))
+        return bool(self._redis.hsetnx(HANDLERS_OFF, handler, format_time(now)))
 
     def switch_on(self, handler: str) -> bool:
         """Tell a handler again; whether it was off."""
-        return bool(self._redis.hdel(handler_key(handler), "off_at"))
+        return bool(self._redis.hdel(HANDLERS_OFF, handler))

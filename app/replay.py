@@ -77,8 +77,7 @@ class Replay:
         self._records = records
         self._handlers = {handler.name: handler for handler in handlers}
         self._only = only
-        states = HandlerStates(redis)
-        self._off = {name for name in self._handlers if states.is_off(name)}
+        self._off = HandlerStates(redis).switched_off()
         backlog = queues.backlog(NOTIFY_QUEUE, redis)
         self._coming = dict(queues.by_place([*backlog.queued, *backlog.running]))
         self._scheduled = dict(queues.by_place(backlog.scheduled))

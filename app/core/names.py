@@ -86,6 +86,9 @@ EVENTS = "outkeep:events"
 SWEPT = "outkeep:swept"
 """When the last sweep ended (Unix seconds)."""
 
+WRITE_PROBE = "outkeep:write-probe"
+"""Written to learn whether Redis takes writes; expires at once."""
+
 SWEEP_TURN = "outkeep:sweep-turn"
 """Set by the process that sweeps now; expires before the next sweep is due."""
 
@@ -93,6 +96,10 @@ _RECORD_PREFIX = "outkeep:record:"
 
 KEY_FINGERPRINT = "outkeep:key-fingerprint"
 """Fingerprint of the first `OUTKEEP_SECRET_KEY` that used this Redis."""
+
+
+HANDLERS_OFF = "outkeep:handlers-off"
+"""Hash: name of each handler that answered 410 → since when it is told nothing (RFC 3339)."""
 
 
 def handler_key(handler: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -25,10 +26,20 @@ from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, Kind, notification_id, noti
 from app.core.policy import NOTIFY_DELAYS
 from app.demo.stage import free_port
 from app.deployment import Deployment
+from app.handler_states import HandlerStates
 from app.settings import load
 from app.storage import Storage
 from tests.e2e.recorder import DEFAULT_SECRET, recorder
-from tests.raw_host import RawHost, Script, ok, raw_host, then_for_ever, then_reset, then_silence
+from tests.raw_host import (
+    RawHost,
+    Script,
+    ok,
+    raw_host,
+    self_signed,
+    then_for_ever,
+    then_reset,
+    then_silence,
+)
 from tests.workers.desk import Quick
 from tests.workers.worker_process import failure, wait_until
 from workers.services import Jobs, notify_jobs
@@ -126,13 +137,13 @@ def attempts(job: Job) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def raw(*answers: bytes | Script) -> Iterator[RawHost]:
+def raw(*answers: bytes | Script, tls: ssl.SSLContext | None = None) -> Iterator[RawHost]:
     """A raw host in a thread of its own: the worker needs the main one for its signals."""
     loop, started, ending = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     found: list[RawHost] = []
 
     async def serve() -> None:
-        async with raw_host(*answers) as host:
+        async with raw_host(*answers, tls=tls) as host:
             found.append(host)
             started.set()
             await ending.wait()
@@ -468,3 +479,161 @@ def test_planted_arguments_are_refused(office: Office, arguments: list[Any]) -> 
     office.work()
     assert office.failed == [job.id]
     assert sorted(office.outputs.rglob("*")) == before
+
+
+def off(office: Office, name: str = HANDLER) -> bool:
+    return HandlerStates(office.redis).is_off(name)
+
+
+def test_410_switches_the_handler_off_and_its_event_is_a_dead_letter(office: Office) -> None:
+    with recorder(answer=lambda _: 410) as downstream:
+        job = office.tell(downstream.url)
+        office.work()
+        assert len(downstream.received) == 1
+    assert off(office)
+    assert office.failed == [job.id]
+    assert "outkeep handlers enable gallery" in failure(job)
+    told = office.told()
+    assert told is not None
+    assert (told["outcome"], told["attempts"]) == ("off", 1)
+    state = HandlerStates(office.redis).get(HANDLER)
+    assert state.last is not None
+    assert (state.word, state.last["error"]) == ("off", "status_410")
+
+
+def test_a_handler_that_is_off_is_not_even_connected_to_and_others_are(office: Office) -> None:
+    HandlerStates(office.redis).switch_off(HANDLER, datetime.now(UTC))
+    with recorder() as downstream:
+        job = office.tell(downstream.url)
+        office.tell(downstream.url, name="other")
+        office.work()
+        assert len(downstream.received) == 1
+    assert office.failed == [job.id]
+    assert office.told("other")
+    told = office.told()
+    assert told is not None
+    assert (told["outcome"], told["attempts"]) == ("off", 0)
+
+
+def test_retries_that_come_due_after_a_410_are_dead_letters_too(office: Office) -> None:
+    with recorder(answer=lambda _: 500) as downstream:
+        job = office.tell(downstream.url)
+        office.work()
+        HandlerStates(office.redis).switch_off(HANDLER, datetime.now(UTC))
+        office.hasten(job)
+        office.work()
+        assert len(downstream.received) == 1
+    assert office.failed == [job.id]
+    told = office.told()
+    assert told is not None
+    assert (told["outcome"], told["attempts"]) == ("off", 1)
+
+
+def test_what_a_handler_missed_while_it_was_off_is_told_after_it_is_on_and_replayed(office: Office) -> None:
+    statuses = iter([410, 200])
+    with recorder(answer=lambda _: next(statuses)) as downstream:
+        office.tell(downstream.url)
+        office.work()
+        HandlerStates(office.redis).switch_on(HANDLER)
+        queues.enqueue_replay(office.redis, HANDLER, Kind.PREDICTION, ID)
+        office.work()
+        first, again = downstream.received
+        downstream.verify(again)
+    assert first.header("webhook-id") == again.header("webhook-id")
+    told = office.told()
+    assert told is not None
+    assert (told["outcome"], told["attempts"]) == ("delivered", 1)
+
+
+def test_an_off_that_storage_does_not_take_is_written_later_and_nothing_is_sent_again(
+    office: Office,
+) -> None:
+    with recorder(answer=lambda _: 410) as downstream:
+        job = office.tell(downstream.url)
+        obstacle = office.outputs / "predictions" / ID / f"told-{HANDLER}.json"
+        obstacle.mkdir()
+        office.work()
+        assert off(office)
+        assert job.get_status(refresh=True) == JobStatus.SCHEDULED
+        obstacle.rmdir()
+        office.hasten(job)
+        office.work()
+        assert len(downstream.received) == 1
+    assert office.failed == [job.id]
+    told = office.told()
+    assert told is not None
+    assert told["outcome"] == "off"
+
+
+def test_a_replay_tells_a_handler_that_was_told_before_with_the_same_id_and_fresh_links(
+    office: Office,
+) -> None:
+    with recorder() as downstream:
+        office.tell(downstream.url)
+        office.work()
+        office.redis.flushall()
+        queues.enqueue_replay(office.redis, HANDLER, Kind.PREDICTION, ID)
+        wait_until(lambda: time.time() >= int(downstream.received[0].header("webhook-timestamp")) + 1)
+        office.work()
+        first, again = downstream.received
+        downstream.verify(again)
+    assert first.header("webhook-id") == again.header("webhook-id")
+    events = [one.event for one in (first, again)]
+    links = [event["data"]["files"][0].pop("url") for event in events]
+    assert links[0] != links[1]
+    assert events[0] == events[1]
+
+
+def test_a_retry_ends_when_a_replay_has_told_the_handler_meanwhile(office: Office) -> None:
+    statuses = iter([500, 200])
+    with recorder(answer=lambda _: next(statuses)) as downstream:
+        job = office.tell(downstream.url)
+        office.work()
+        queues.enqueue_replay(office.redis, HANDLER, Kind.PREDICTION, ID)
+        office.work()
+        office.hasten(job)
+        office.work()
+        assert len(downstream.received) == 2
+    assert job.get_status(refresh=True) == JobStatus.FINISHED
+    told = office.told()
+    assert told is not None
+    assert (told["outcome"], told["attempts"]) == ("delivered", 1)
+
+
+def test_how_a_handler_fares_is_shown(office: Office) -> None:
+    with raw(then_silence(b"")) as host:
+        office.tell(url_of(host))
+        office.work(timeout=0.2)
+    state = HandlerStates(office.redis).get(HANDLER)
+    assert state.last is not None
+    assert (state.word, state.timeouts, state.last["error"]) == ("on", 1, "timeout")
+
+
+def test_a_certificate_that_nobody_vouches_for_is_a_failure(office: Office) -> None:
+    server, _ = self_signed(office.folder, "localhost")
+    with raw(ok(b""), tls=server) as host:
+        job = office.tell(f"https://127.0.0.1:{host.port}/hook")
+        office.work()
+        assert host.heads == []
+    assert attempts(job)[0]["error"] == "tls_failed"
+    assert office.told() is None
+    assert job.get_status() == JobStatus.SCHEDULED
+
+
+def test_no_more_than_20_kb_of_an_answer_are_read(office: Office) -> None:
+    sent = 0
+
+    async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.transport.set_write_buffer_limits(0)
+        writer.write(HEAD)
+        while True:
+            writer.write(b"1000\r\n" + b"a" * 4096 + b"\r\n")
+            await writer.drain()
+            sent += 4096
+
+    with raw(endless) as host:
+        office.tell(url_of(host))
+        office.work()
+    assert office.told()
+    assert sent < 16 << 20  # what the buffers of both sides hold
