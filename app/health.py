@@ -20,6 +20,7 @@ from app.core.errors import OutkeepError
 from app.core.findings import Finding, Level
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.handler_states import HandlerStates
 from app.spool import Spool
 from app.storage import Storage
 
@@ -51,6 +52,7 @@ class Health:
         """Run every check; blocks for about two seconds at most when Redis hangs."""
         try:
             findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
+            findings += switched_off(self.redis)
         except BusyLoadingError:
             findings = [self._without_redis("loading its data")]
         except ResponseError as error:
@@ -121,6 +123,18 @@ def spooled(spool: Spool | None) -> list[Finding]:
         detail = f"{len(waiting)} deliveries wait for Redis, the oldest for {age:.0f} s"
         findings.append(Finding(Level.WARN, "spool", detail))
     return findings or [Finding(Level.OK, "spool", "empty")]
+
+
+def switched_off(redis: Redis) -> list[Finding]:
+    """The handlers that are told nothing any more; their names are for the details only."""
+    return [
+        Finding(
+            Level.WARN,
+            "handlers",
+            f"{name} answered 410 at {since} and is told nothing until `outkeep handlers enable {name}`",
+        )
+        for name, since in sorted(HandlerStates(redis).switched_off().items())
+    ]
 
 
 def durability(redis: Redis, *, severe: Level) -> list[Finding]:

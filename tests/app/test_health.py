@@ -1,6 +1,7 @@
 """What `/healthz` and `/readyz` say of a real Redis in every condition."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from rq import Worker
 from rq.serializers import JSONSerializer
 
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.handler_states import HandlerStates
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import BOUND, SECRET_KEY, Answer, Web, free_port, in_thread, prediction
 
@@ -57,6 +59,24 @@ def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_pat
         "ok spool",
         "ok storage",
     ]
+
+
+def test_a_handler_that_is_switched_off_is_warned_of_without_its_name_for_strangers(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    HandlerStates(valkey.redis).switch_off("gallery", datetime(2026, 3, 16, tzinfo=UTC))
+    with in_thread(valkey.url, tmp_path) as web:
+        answer = ready(web)
+    with in_thread(valkey.url, tmp_path, FORWARDED_ALLOW_IPS="*") as web:
+        stranger = ready(web, **{"x-forwarded-for": "203.0.113.9"})
+
+    assert answer.status == 200
+    assert line(answer, "handlers") == (
+        "warn handlers: gallery answered 410 at 2026-03-16T00:00:00.000Z and is told nothing until"
+        " `outkeep handlers enable gallery`"
+    )
+    assert line(stranger, "handlers") == "warn handlers"
 
 
 @pytest.mark.parametrize(
