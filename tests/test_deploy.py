@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 
 from app.cli.root import cli
+from app.core.findings import DURABLE
 from app.embedded_program import program
-from app.health import DURABLE
 from app.lifeline import GRACE as WORKER_GRACE
 from app.main import GRACE as RECEIVER_GRACE
 from app.settings import VARIABLES

@@ -1,0 +1,38 @@
+"""The command `doctor`."""
+
+import dataclasses
+import json
+import os
+import sys
+
+import click
+
+from app.core.findings import Level
+from app.doctor import diagnose
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def doctor(*, as_json: bool) -> None:
+    """Examine this deployment: what could lose data or hide trouble, and what to do about it.
+
+    Needs the same environment as `up`, `serve` and `work`, and works while Redis is down. Prints a line for
+    each check: ok, warn or fail. Exit code 0 when nothing fails, be it that something is warned of; 1 when
+    something fails, a refused configuration included.
+
+    \b
+    Examples:
+      outkeep doctor
+      outkeep doctor --json
+    """
+    findings = diagnose(os.environ)
+    failed = any(finding.level is Level.FAIL for finding in findings)
+    if as_json:
+        lines = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps({"ok": not failed, "findings": lines}, indent=1))
+    else:
+        for finding in findings:
+            click.echo(
+                f"{finding.level:<4} {finding.check}" + (f": {finding.detail}" if finding.detail else "")
+            )
+    sys.exit(1 if failed else 0)

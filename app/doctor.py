@@ -1,0 +1,162 @@
+"""What could lose data or hide trouble in a deployment, and what to do about it; Redis may be down."""
+
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+
+from app import deployment
+from app.core import findings as rules
+from app.core.addresses import is_private, is_public
+from app.core.errors import ConfigurationError, OutkeepError
+from app.core.findings import Finding, Level
+from app.core.handlers import Handler
+from app.core.names import Kind, manifest_name
+from app.disk import floor_of
+from app.health import spooled
+from app.inbox import connect
+from app.redis_checks import check_redis
+from app.settings import Settings, examine
+from app.spool import Spool
+from app.storage import Storage
+
+TIMEOUT = 5.0
+"""Seconds after which a silent Redis is taken for dead."""
+
+_STORAGE = "OUTKEEP_STORAGE: "
+
+
+def diagnose(environment: Mapping[str, str]) -> list[Finding]:
+    """Run every check over the deployment that `environment` describes."""
+    settings, handlers, findings = _configuration(environment)
+    findings += _credentials(settings)
+    findings += _redis(settings, handlers)
+    findings += _spool(settings)
+    findings += [*_storage(settings), *_disks(settings)]
+    findings += [_handler(handler, settings) for handler in handlers]
+    return findings
+
+
+def _configuration(environment: Mapping[str, str]) -> tuple[Settings, Sequence[Handler], list[Finding]]:
+    try:
+        settings, handlers = deployment.prepare(environment)
+    except ConfigurationError as error:
+        settings, _ = examine(environment)
+        # What the storage says, its own check says as well.
+        problems = [problem for problem in error.problems if not problem.startswith(_STORAGE)]
+        return settings, (), [Finding(Level.FAIL, "configuration", problem) for problem in problems]
+    return settings, handlers, [Finding(Level.OK, "configuration", f"{len(handlers)} handlers")]
+
+
+def _credentials(settings: Settings) -> list[Finding]:
+    findings = []
+    if settings.webhook_secret is None:
+        detail = "REPLICATE_WEBHOOK_SECRET is not set: no receiver can run with this configuration"
+        findings.append(Finding(Level.WARN, "webhook secret", detail))
+    else:
+        findings.append(Finding(Level.OK, "webhook secret", f"{len(settings.webhook_keys)} in use"))
+    if settings.api_token is None:
+        detail = "REPLICATE_API_TOKEN is not set: a prediction whose webhook never arrives is not missed"
+        findings.append(Finding(Level.WARN, "token", detail))
+    else:
+        findings.append(Finding(Level.OK, "token", "set"))
+    return findings
+
+
+def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
+    """What Redis says, or why it says nothing: then work waits, and deliveries go to the spool."""
+    try:
+        url = deployment.find_redis(settings)
+        keys = _keys(settings)
+    except ConfigurationError as error:
+        return [Finding(Level.FAIL, "redis", problem) for problem in error.problems]
+    try:
+        with closing(connect(url, timeout=TIMEOUT)) as redis:
+            return check_redis(redis, keys, [handler.name for handler in handlers])
+    except AuthenticationError:
+        detail = "it refuses the user or password of REDIS_URL"
+    except BusyLoadingError:
+        detail = "it is loading its data; wait"
+    except RedisError as error:
+        detail = (
+            f"no answer ({type(error).__name__}): nothing is stored until it is back; is REDIS_URL right?"
+        )
+    return [Finding(Level.FAIL, "redis", detail)]
+
+
+def _keys(settings: Settings) -> tuple[bytes, ...]:
+    """The keys that sign; none when there are none yet: a doctor makes nothing."""
+    if settings.secret_keys is not None:
+        return settings.secret_keys
+    return deployment.own_keys(settings.data) if (settings.data / deployment.KEY_FILE).exists() else ()
+
+
+def _spool(settings: Settings) -> list[Finding]:
+    if settings.spool == "off":
+        detail = "OUTKEEP_SPOOL is off: while Redis is away, deliveries are refused, and lost after a minute"
+        return [Finding(Level.WARN, "spool", detail)]
+    folder = settings.data / "spool"
+    if not folder.exists():
+        return [Finding(Level.OK, "spool", "empty")]
+    spool = Spool(folder, disk_floor=settings.disk_floor)
+    with closing(spool):
+        return spooled(spool)
+
+
+def _storage(settings: Settings) -> list[Finding]:
+    try:
+        storage = Storage(settings.storage_url)
+        storage.check_writable()
+        storage.head(manifest_name(Kind.PREDICTION, "doctor"))  # a remote store must answer, at least
+    except OutkeepError as error:
+        return [Finding(Level.FAIL, "storage", error.message)]
+    return [Finding(Level.OK, "storage", storage.url)]
+
+
+def _disks(settings: Settings) -> list[Finding]:
+    """Whether there is room on the disks of the data and of the stored files, each disk once."""
+    folders = [settings.data.absolute()]
+    if urlsplit(settings.storage_url).scheme == "file":
+        folders.append(Path(urlsplit(settings.storage_url).path))
+    disks: dict[int, Finding] = {}
+    for folder in map(_existing, folders):
+        floor = floor_of(folder, settings.disk_floor)
+        free = shutil.disk_usage(folder).free
+        disks.setdefault(folder.stat().st_dev, rules.disk(str(folder), free, floor))
+    return list(disks.values())
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _handler(handler: Handler, settings: Settings) -> Finding:
+    """Whether notifications may connect to a handler: each of its addresses counts, as it does for them."""
+    check, parts = f"handler {handler.name}", urlsplit(handler.url)
+    host = parts.hostname or ""
+    if settings.proxy is not None and not _is_address(host):
+        return Finding(Level.OK, check, f"{host} is looked up by the proxy")
+    try:
+        found = socket.getaddrinfo(host, parts.port or parts.scheme, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return Finding(Level.WARN, check, f"{host} cannot be looked up: {error.strerror or error}")
+    for *_, place in found:
+        address = ip_address(place[0])
+        if not is_public(address) and not (settings.notify_private and is_private(address)):
+            detail = f"{host} is {address}, which is not public: it is never told"
+            remedy = "; set OUTKEEP_NOTIFY_PRIVATE=true to allow it" if is_private(address) else ""
+            return Finding(Level.FAIL, check, detail + remedy)
+    return Finding(Level.OK, check, f"{host} may be connected to")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,374 @@
+"""`outkeep doctor` as people run it, over deployments in which one thing is really wrong."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rq.job import Job, JobStatus
+
+from app import queues
+from app.core.manifest import Receipt
+from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, SWEPT, Kind
+from app.handler_states import HandlerStates
+from app.spool import Spool, Spooled
+from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.redis_proxy import rewriting
+from tests.app.web import SECRET, clean_environment, environment, free_port, wait_until
+
+ROOT = Path(__file__).parents[2]
+FLOOR = {"OUTKEEP_DISK_FLOOR": "0"}
+OTHER_KEY = "another-key-of-thirty-two-bytes!"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What it said."""
+
+    code: int
+    lines: list[str]
+
+    def of(self, check: str) -> list[str]:
+        return [line for line in self.lines if line[5:].partition(":")[0] == check]
+
+    def line(self, check: str) -> str:
+        [found] = self.of(check)
+        return found
+
+    def wrong(self) -> list[str]:
+        return [line for line in self.lines if not line.startswith("ok ")]
+
+
+def run(folder: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", "doctor", *arguments],
+        cwd=folder,
+        env=clean_environment(FLOOR | settings) | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def doctor(folder: Path, **settings: str) -> Report:
+    done = run(folder, **settings)
+    assert done.stderr == ""
+    assert done.returncode in {0, 1}
+    report = Report(done.returncode, done.stdout.splitlines())
+    assert (report.code == 1) is any(line.startswith("fail ") for line in report.lines)
+    return report
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        yield server
+
+
+@contextmanager
+def workers(valkey: OwnValkey, folder: Path) -> Iterator[dict[str, "subprocess.Popen[bytes]"]]:
+    """Real workers of both queues, once they work, schedule and have swept."""
+    settings = clean_environment(environment(valkey.url, folder, **FLOOR))
+    running = {
+        queue: subprocess.Popen(
+            [sys.executable, "-m", "workers", queue], cwd=ROOT, env=settings, stderr=subprocess.DEVNULL
+        )
+        for queue in (PERSIST_QUEUE, NOTIFY_QUEUE)
+    }
+    try:
+        wait_until(
+            lambda: (
+                valkey.redis.exists(SWEPT, "rq:scheduler-lock:persist", "rq:scheduler-lock:notify") == 3
+                and all(valkey.redis.scard(f"rq:workers:{queue}") for queue in running)
+            ),
+        )
+        yield running
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+def test_a_sound_deployment_passes_and_one_without_workers_fails(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    settings = environment(valkey.url, tmp_path, REPLICATE_API_TOKEN="r8_" + "x" * 20)
+    with workers(valkey, tmp_path) as running:
+        report = doctor(tmp_path, **settings)
+        assert report.wrong() == []
+        assert report.code == 0
+        assert report.line("workers of persist") == "ok   workers of persist: 1 running"
+        assert report.line("sweep").startswith("ok ")
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    report = doctor(tmp_path, **settings)
+    assert report.code == 1
+    assert report.line("workers of persist") == (
+        "fail workers of persist: none runs; start `outkeep work persist`"
+    )
+    assert report.line("workers of notify").startswith("fail ")
+    assert report.line("scheduler").startswith("fail scheduler: none for persist, notify, handle: ")
+
+
+def test_a_worker_that_was_killed_is_not_counted(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    beat = datetime.now(UTC) - timedelta(seconds=31)
+    items = ["last_heartbeat", beat.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "queues", "persist"]
+    valkey.redis.hset("rq:worker:dead", items=items)
+    valkey.redis.sadd("rq:workers:persist", "rq:worker:dead")
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert report.line("workers of persist").startswith("fail workers of persist: none runs")
+
+
+def test_suspended_workers_are_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.set("rq:suspended", 1)
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert report.line("workers") == "fail workers: all are suspended; `rq resume` lets them go on"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("appendonly", "no", "fail redis: appendonly is no, not yes: a restart of Redis loses"),
+        ("appendfsync", "everysec", "warn redis: appendfsync is everysec, not always: a crash"),
+        ("maxmemory-policy", "allkeys-lru", "fail redis: maxmemory-policy is allkeys-lru, not noeviction"),
+    ],
+)
+def test_a_redis_that_may_lose_is_named(
+    valkey: OwnValkey, tmp_path: Path, option: str, value: str, said: str
+) -> None:
+    valkey.start(f"--{option}", value)
+    assert doctor(tmp_path, **environment(valkey.url, tmp_path)).line("redis").startswith(said)
+
+
+def test_a_redis_that_says_little_is_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.acl_setuser("app", enabled=True, passwords=["+secret"], keys=["*"], channels=["*"],
+                             categories=["+@all"], commands=["-config", "-info"])  # fmt: skip
+    url = valkey.url.replace("unix://", "unix://app:secret@")
+    report = doctor(tmp_path, **environment(url, tmp_path))
+    assert report.of("redis") == [
+        "warn redis: INFO is not allowed, so its version and role are unknown",
+        "warn redis: CONFIG GET is not allowed, so durability is unknown",
+    ]
+
+
+def test_a_cluster_is_refused(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start("--cluster-enabled", "yes")
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert "fail redis: this is a cluster, which is not supported; use a single server" in report.lines
+
+
+def test_a_redis_without_room_is_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.config_set("maxmemory", "1mb")
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert report.line("redis").startswith("fail redis: takes no writes (OutOfMemoryError)")
+
+
+def test_a_replica_is_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.replicaof("127.0.0.1", "1")
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert (
+        "fail redis: this is a replica, which takes no writes; point REDIS_URL to its master" in report.lines
+    )
+
+
+def test_a_user_who_may_not_do_enough_is_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.acl_setuser("app", enabled=True, passwords=["+secret"], keys=["*"], channels=["*"],
+                             categories=["+@all"], commands=["-lindex"])  # fmt: skip
+    url = valkey.url.replace("unix://", "unix://app:secret@")
+    report = doctor(tmp_path, **environment(url, tmp_path))
+    assert "fail redis: refuses commands that are needed (NoPermissionError)" in report.line("redis")
+
+
+def older(data: bytes) -> bytes:
+    return re.sub(rb"redis_version:[0-9]", b"redis_version:5", data)
+
+
+def a_minute_ago(data: bytes) -> bytes:
+    """Only `TIME` answers with two texts of which the first is a Unix time."""
+    return re.sub(
+        rb"\*2\r\n\$10\r\n([0-9]{10})\r\n", lambda found: b"*2\r\n$10\r\n%d\r\n" % (int(found[1]) - 90), data
+    )
+
+
+def test_an_old_redis_and_a_clock_that_is_off_are_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    path = valkey.url.removeprefix("unix://")
+    with rewriting(path, lambda data: older(a_minute_ago(data))) as url:
+        report = doctor(tmp_path, **environment(url, tmp_path))
+    assert "is too old; use Redis 7.0 or later, or Valkey" in report.line("redis")
+    assert re.match(r"fail clock: \+(89|9[0-9])\.[0-9] s against Redis' host; let both", report.line("clock"))
+
+
+def test_without_redis_the_rest_is_examined(tmp_path: Path) -> None:
+    report = doctor(tmp_path, **environment(f"redis://127.0.0.1:{free_port()}", tmp_path))
+    assert report.code == 1
+    assert report.line("redis").startswith("fail redis: no answer (ConnectionError): nothing is stored")
+    assert report.line("storage").startswith("ok ")
+    assert report.line("disk").startswith("ok ")
+
+
+def test_a_redis_that_hangs_is_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.signal(signal.SIGSTOP)
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert report.line("redis").startswith("fail redis: no answer (TimeoutError)")
+
+
+def test_a_wrong_password_is_named_and_not_shown(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start("--requirepass", "right")
+    url = valkey.url.replace("unix://", "unix://:canary-password@")
+    report = doctor(tmp_path, **environment(url, tmp_path))
+    assert report.line("redis") == "fail redis: it refuses the user or password of REDIS_URL"
+    assert "canary" not in "".join(report.lines)
+
+
+def test_a_data_folder_on_which_nothing_runs_is_named(tmp_path: Path) -> None:
+    report = doctor(tmp_path, OUTKEEP_DATA=str(tmp_path / "data"), REPLICATE_WEBHOOK_SECRET=SECRET)
+    assert "no embedded server runs on" in report.line("redis")
+    assert not (tmp_path / "data" / "secret.key").exists(), "a doctor makes nothing"
+
+
+def test_a_configuration_that_is_refused_fails_with_every_mistake(tmp_path: Path) -> None:
+    report = doctor(tmp_path, OUTKEEP_SLOTS="many", OUTKEEP_STORRAGE="x", REDIS_URL="unix:///nowhere")
+    assert report.code == 1
+    said = [
+        line.removeprefix("fail configuration: ").partition(":")[0] for line in report.of("configuration")
+    ]
+    assert sorted(said) == ["OUTKEEP_SECRET_KEY", "OUTKEEP_SLOTS", "OUTKEEP_STORRAGE"]
+
+
+def test_missing_credentials_are_warned_of(tmp_path: Path) -> None:
+    report = doctor(tmp_path, OUTKEEP_DATA=str(tmp_path))
+    assert report.line("token").startswith("warn token: REPLICATE_API_TOKEN is not set: a prediction whose")
+    assert report.line("webhook secret").startswith(
+        "warn webhook secret: REPLICATE_WEBHOOK_SECRET is not set"
+    )
+
+
+def test_a_key_of_another_deployment_fails(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.set(KEY_FINGERPRINT, "of another key")
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path, OUTKEEP_SECRET_KEY=OTHER_KEY))
+    assert report.line("secret key").startswith(
+        "fail secret key: OUTKEEP_SECRET_KEY is not that of the other"
+    )
+    assert OTHER_KEY not in "".join(report.lines)
+
+
+def test_storage_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file in its place")
+    report = doctor(tmp_path, **environment("unix:///nowhere", tmp_path))
+    assert report.line("storage").startswith("fail storage: cannot write to")
+    assert report.of("configuration") == []
+
+
+def test_a_remote_storage_that_does_not_answer_fails(tmp_path: Path) -> None:
+    settings = environment("unix:///nowhere", tmp_path, OUTKEEP_STORAGE="s3://bucket/prefix")
+    remote = {
+        "AWS_ENDPOINT": f"http://127.0.0.1:{free_port()}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "x",
+        "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+    }  # fmt: skip
+    report = doctor(tmp_path, **settings, **remote)
+    assert report.line("storage").startswith("fail storage: the storage failed on predictions/doctor/")
+
+
+def test_a_disk_below_its_floor_fails(tmp_path: Path) -> None:
+    report = doctor(tmp_path, **environment("unix:///nowhere", tmp_path, OUTKEEP_DISK_FLOOR="1000TiB"))
+    assert "below 1048576000 MiB nothing is downloaded (OUTKEEP_DISK_FLOOR)" in report.line("disk")
+    assert report.line("disk").startswith("fail ")
+
+
+def test_a_spool_that_is_off_or_not_empty_is_warned_of(tmp_path: Path) -> None:
+    settings = environment("unix:///nowhere", tmp_path)
+    assert doctor(tmp_path, **settings, OUTKEEP_SPOOL="off").line("spool").startswith("warn ")
+    spool = Spool(tmp_path / "spool", disk_floor=0)
+    receipt = Receipt(datetime.now(UTC) - timedelta(seconds=120), "msg_1")
+    spool._keep("abc", Spooled(Kind.PREDICTION, b"{}", receipt))
+    spool.close()
+    assert re.match(
+        r"warn spool: 1 deliveries wait for Redis, the oldest for 12[0-9] s",
+        doctor(tmp_path, **settings).line("spool"),
+    )
+
+
+def test_queues_that_wait_and_dead_letters_are_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    for handler in ("one", "two"):
+        queues.enqueue_notify(valkey.redis, handler, Kind.PREDICTION, "abc")
+    notify = queues.queue(NOTIFY_QUEUE, valkey.redis)
+    old = (datetime.now(UTC) - timedelta(seconds=700)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    valkey.redis.hset(Job.key_for(notify.job_ids[0]), "enqueued_at", old)
+    dead = queues.persist_job(valkey.redis, Kind.PREDICTION, "abc", timeout=60)
+    dead.set_status(JobStatus.FAILED)
+    valkey.redis.zadd(queues.queue(PERSIST_QUEUE, valkey.redis).failed_job_registry.key, {dead.id: 2e9})
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert re.match(r"fail queue notify: 2 waiting, the oldest for 70\d s", report.line("queue notify"))
+    assert report.line("queue persist") == "ok   queue persist: 0 waiting"
+    assert report.line("dead letters of persist").startswith("warn dead letters of persist: 1; look at")
+    assert report.line("dead letters of notify") == "ok   dead letters of notify: none"
+
+
+def test_a_sweep_that_stands_still_is_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    valkey.redis.set(SWEPT, str(time.time() - 1000))
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert re.match(r"warn sweep: the last one was 100\d s ago; look at", report.line("sweep"))
+
+
+HANDLERS = """
+[[handler]]
+name = "gallery"
+url = "http://127.0.0.1:9/hook"
+secret = "whsec_Z2FsbGVyeS1nYWxsZXJ5LWdhbGxlcnkh"
+
+[[handler]]
+name = "metadata"
+url = "http://169.254.169.254/hook"
+secret = "whsec_Z2FsbGVyeS1nYWxsZXJ5LWdhbGxlcnkh"
+"""
+
+
+def test_handlers_that_can_never_be_told_fail(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    (tmp_path / "outkeep.toml").write_text(HANDLERS)
+    settings = environment(valkey.url, tmp_path)
+    report = doctor(tmp_path, **settings)
+    assert report.line("handler gallery") == (
+        "fail handler gallery: 127.0.0.1 is 127.0.0.1, which is not public: it is never told; "
+        "set OUTKEEP_NOTIFY_PRIVATE=true to allow it"
+    )
+    HandlerStates(valkey.redis).switch_off("gallery", datetime.now(UTC))
+    report = doctor(tmp_path, **settings, OUTKEEP_NOTIFY_PRIVATE="true")
+    off, allowed = report.of("handler gallery")
+    assert "`outkeep handlers enable gallery`" in off
+    assert allowed == "ok   handler gallery: 127.0.0.1 may be connected to"
+    assert report.line("handler metadata").endswith("which is not public: it is never told")
+
+
+def test_json_says_the_same(tmp_path: Path) -> None:
+    settings = environment("unix:///nowhere", tmp_path)
+    done = run(tmp_path, "--json", **settings)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["ok"]) == (1, False)
+    lines = [
+        f"{one['level']:<4} {one['check']}: {one['detail']}".removesuffix(": ")
+        for one in document["findings"]
+    ]
+    # Free room changes from one moment to the next.
+    stable = [line for line in lines if " disk: " not in line]
+    assert stable == [line for line in doctor(tmp_path, **settings).lines if " disk: " not in line]
