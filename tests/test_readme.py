@@ -91,7 +91,9 @@ def test_a_dead_letter_is_told_after_the_command_that_tries_it_once_more(tmp_pat
         handlers_file.write_text(wanted)
         reader.serve(command_with("python downstream.py"))
         reader.serve(command_with("outkeep up"))
-        assert "Requeueing 1 jobs" in reader.type(command_with("rq requeue"))
+        assert "\noutkeep replay --failed " in command_with("outkeep replay").text
+        said = reader.type(Fence("sh", "", ". ./local.env\noutkeep replay --failed"))
+        assert said.startswith("enqueued: tell gallery about prediction ")
         reader.wait(lambda: outcomes() == ["delivered"], "the dead letter is not told")
     finally:
         reader.leave()
