@@ -36,7 +36,7 @@ class Balance:
     files: int
     notifications: int
     half_written: int
-    """What a killed write left (`name#N`): no storage lists it, and the sweep removes it after an hour."""
+    """What killed writes left (`name#N`, `*.part`): nobody reads it, and it is removed after minutes or an hour."""
     lost: list[str]
     """Acknowledged, but not stored."""
     differing: list[str]
@@ -77,7 +77,7 @@ def balance(traffic: Traffic, up: Up, host: FileHost, recorder: Recorder) -> Bal
         stored=len(stored),
         files=sum(len(manifest["files"]) for manifest in manifests.values()),
         notifications=len(recorder.received),
-        half_written=len(_files_below(up, "outputs") - _stored_files(up)),
+        half_written=sum(_is_half_written(name) for name in _files_below(up, "")),
         lost=sorted(acknowledged - stored),
         differing=[
             f"{place[1]} {problem}"
@@ -148,12 +148,18 @@ def _expected_files(manifests: dict[tuple[Kind, str], dict[str, Any]]) -> set[st
 
 def _stored_files(up: Up) -> set[str]:
     """Objects, as the storage lists them."""
-    return {name for name in _files_below(up, "outputs") if "#" not in name}
+    return {name for name in _files_below(up, "outputs") if not _is_half_written(name)}
 
 
 def _temporary(up: Up) -> set[str]:
     """What waits on disk: downloads and deliveries."""
-    return _files_below(up, "tmp") | _files_below(up, "spool")
+    waiting = _files_below(up, "tmp") | _files_below(up, "spool")
+    return {name for name in waiting if not _is_half_written(name)}
+
+
+def _is_half_written(name: str) -> bool:
+    folder, _, rest = name.partition("/")
+    return (folder == "outputs" and "#" in rest) or (folder == "spool" and rest.endswith(".part"))
 
 
 def _files_below(up: Up, folder: str) -> set[str]:

@@ -111,7 +111,7 @@ class Outcome:
             "stored": found.stored,
             "files": found.files,
             "notifications": found.notifications,
-            "half-written objects": found.half_written,
+            "half-written files left": found.half_written,
             **{fault: len(found.wrong.get(fault, [])) for fault in FAULTS},
         }
 
