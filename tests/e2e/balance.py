@@ -36,7 +36,7 @@ class Balance:
     files: int
     notifications: int
     half_written: int
-    """What killed writes left (`name#N`, `*.part`): nobody reads it, and it is removed after minutes or an hour."""
+    """What killed writes left (`name#N`, `*.part`): nobody reads it, and it is removed within the hour."""
     lost: list[str]
     """Acknowledged, but not stored."""
     differing: list[str]
