@@ -10,6 +10,7 @@ import math
 
 from rq import Retry
 from rq.job import Job
+from structlog.contextvars import bind_contextvars
 
 from app.core.errors import OutkeepError, Permanent, Rejected
 from app.core.names import ID, Kind
@@ -65,7 +66,11 @@ def _run(job: Job) -> int:
 
 
 def _place(job: Job, kind: str, *ids: str) -> tuple[Kind, str]:
-    """The prediction that a job names; whoever can write to Redis can plant any arguments."""
+    """The prediction that a job names; whoever can write to Redis can plant any arguments.
+
+    From here on each line of the log names the job.
+    """
+    bind_contextvars(job=job.id)
     if kind not in list(Kind) or not all(isinstance(text, str) and ID.fullmatch(text) for text in ids):
         raise _final(job, Permanent("job_refused", "its arguments are not a kind and ids"))
     return Kind(kind), ids[0]
