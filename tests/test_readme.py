@@ -118,13 +118,12 @@ def test_the_tables_name_every_setting_once_and_nothing_else() -> None:
 
 
 def has_effect(field: str) -> bool:
-    """Whether a module reads a setting, itself or through a property; to show it (`config`) is no effect."""
+    """Whether a module reads a setting, itself or through a property; `config` and `doctor` only show it."""
     own = PROJECT / "app" / "settings.py"
-    shown = PROJECT / "app" / "cli" / "look.py"
-    modules = {path for folder in ("app", "workers") for path in (PROJECT / folder).rglob("*.py")} - {
-        own,
-        shown,
-    }
+    shown = {PROJECT / "app" / "cli" / "look.py", PROJECT / "app" / "doctor.py"}
+    modules = (
+        {path for folder in ("app", "workers") for path in (PROJECT / folder).rglob("*.py")} - shown - {own}
+    )
     source = "".join(path.read_text() for path in modules)
     methods = [node for node in ast.walk(ast.parse(own.read_text())) if isinstance(node, ast.FunctionDef)]
     through = [
