@@ -27,6 +27,11 @@ class OwnValkey:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Its process id while it lives."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
     def start(self, *options: str) -> None:
         """Start it, durable unless `options` say otherwise, and wait until it answers."""
         self.launch(*options)

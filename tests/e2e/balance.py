@@ -61,8 +61,7 @@ def balance(traffic: Traffic, up: Up, host: FileHost, recorder: Recorder) -> Bal
     host.hurry()
     traffic.wait_until_settled()
     acknowledged = traffic.acknowledged()
-    assert up.process is not None
-    assert up.process.poll() is None, f"up has ended\n{up.text()[-3000:]}"
+    assert not up.has_ended(), f"up has ended\n{up.text()[-3000:]}"
     _wait(lambda: acknowledged <= recorder.ids() and not _work_left(up) and not _temporary(up))
     manifests = _manifests(up)
     stored = {identity for _, identity in manifests}

@@ -83,11 +83,18 @@ class Up:
             )
         return self.process
 
+    def revive(self) -> None:
+        """Launch it again if it has ended, as whoever runs it would."""
+        if self.has_ended():
+            self.launch()
+
     def start(self) -> None:
         """Launch it, and wait until it receives and both workers are registered."""
         self.launch()
-        until(lambda: self._ended() or self.is_ready(), f"up is ready\n{self.text()}")
-        assert not self._ended(), f"up ended with {self.process and self.process.returncode}\n{self.text()}"
+        until(lambda: self.has_ended() or self.is_ready(), f"up is ready\n{self.text()}")
+        assert not self.has_ended(), (
+            f"up ended with {self.process and self.process.returncode}\n{self.text()}"
+        )
 
     def is_ready(self) -> bool:
         """Whether `/readyz` answers 200 and misses no worker."""
@@ -141,7 +148,8 @@ class Up:
         if self.process is not None:
             self.process.wait(PATIENCE)
 
-    def _ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether the process that `launch` started has ended."""
         return self.process is not None and self.process.poll() is not None
 
 

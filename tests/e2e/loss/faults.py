@@ -1,6 +1,7 @@
 """Which faults strike when, drawn from a seed; pure, so that a seed tells the whole story again."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,12 +46,12 @@ class Fault:
     victim: str
 
 
-def draw(seed: int, count: int) -> list[Fault]:
+def draw(seed: int, count: int, kinds: Sequence[Kind] = tuple(VICTIMS)) -> list[Fault]:
     """`count` faults: the kind is drawn first, then the process, so that no kind drowns among the others."""
     drawing = random.Random(seed)
     faults = []
     for _ in range(count):
-        kind = drawing.choice(list(VICTIMS))
+        kind = drawing.choice(kinds)
         victim = drawing.choice(VICTIMS[kind])
         lurks = drawing.random() < LURKING
         faults.append(Fault(drawing.uniform(0, LONGEST_PAUSE), lurks, kind, victim))

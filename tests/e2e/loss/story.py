@@ -4,15 +4,15 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.simulator import Simulator
 from tests.e2e.balance import FAULTS, Balance, balance
 from tests.e2e.file_host import FileHost, file_host
-from tests.e2e.loss.faults import Fault, Kind, draw
+from tests.e2e.loss.faults import VICTIMS, Fault, Kind, draw
 from tests.e2e.recorder import Recorder, Slow, recorder
 from tests.e2e.running import Up, running_up, until
 from tests.e2e.traffic import AGAIN, NEW, RETRY_DELAYS, TWICE, Traffic
@@ -21,6 +21,9 @@ RATE = 10.0
 """Deliveries a second: so many that work is always in flight, so few that two cores keep up."""
 
 FROZEN = 3.0
+
+Running = Callable[..., AbstractContextManager[Up]]
+"""`running_up` or `running_separately`."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Strikes:
             self._strike(fault)
 
     def recover(self) -> None:
-        """Wait until `up` and all below it serve again."""
-        until(lambda: self._lives("up") and self.up.is_ready(), "all serve again")
+        """Wait until all serve again."""
+        until(lambda: self._lives("receiver") and self.up.is_ready(), "all serve again")
 
     def _await(self, fault: Fault) -> None:
         until(
@@ -62,9 +65,8 @@ class Strikes:
         return self.host.open + self.slow.open > 0
 
     def _lives(self, name: str) -> bool:
-        """Whether a process lives; `up` is started again if need be, as whoever runs it would."""
-        if self.up.process is None or self.up.process.poll() is not None:
-            self.up.launch()
+        """Whether a process lives; what nobody else starts again is started, as whoever runs it would."""
+        self.up.revive()
         return name in self.up.pids()
 
     def _strike(self, fault: Fault) -> None:
@@ -142,25 +144,26 @@ class Stage:
 
 
 @contextmanager
-def stage(folder: Path, *, seed: int, rate: float) -> Iterator[Stage]:
-    """Set all up on an empty folder; `rate` is deliveries a second."""
+def stage(folder: Path, *, seed: int, rate: float, running: Running = running_up) -> Iterator[Stage]:
+    """Set all up on an empty folder; `rate` is deliveries a second, `running` how it is run."""
     slow = Slow()
     with ExitStack() as stack:
         host = stack.enter_context(file_host())
         simulator = stack.enter_context(Simulator(retry_delays=RETRY_DELAYS))
         downstream = stack.enter_context(recorder(answer=slow))
         settings = {"REPLICATE_WEBHOOK_SECRET": simulator.secret, "OUTKEEP_OUTPUT_HOSTS": host.url}
-        up = stack.enter_context(running_up(folder, handlers=downstream.handler(), settings=settings))
+        up = stack.enter_context(running(folder, handlers=downstream.handler(), settings=settings))
         traffic = Traffic(None, seed=seed, host=host, simulator=simulator, up=up, repeats=True, rate=rate)
         yield Stage(up, traffic, host, slow, downstream)
 
 
-def run(folder: Path, *, seed: int, kills: int) -> Outcome:
-    """Play the story on an empty folder."""
-    with stage(folder, seed=seed, rate=RATE) as set_up:
+def run(folder: Path, *, seed: int, kills: int, running: Running = running_up) -> Outcome:
+    """Play the story on an empty folder; `up` is among the victims when it is what runs all."""
+    kinds = [kind for kind in VICTIMS if running is running_up or kind is not Kind.UP]
+    with stage(folder, seed=seed, rate=RATE, running=running) as set_up:
         strikes = Strikes(set_up.up, set_up.host, set_up.slow)
         with set_up.traffic.flowing():
-            strikes.run(draw(seed, kills))
+            strikes.run(draw(seed, kills, kinds))
         strikes.recover()
         found = set_up.balance()
     return Outcome(seed, dict(set_up.traffic.deliveries), strikes.struck, found)

@@ -7,6 +7,8 @@ import pytest
 
 from tests.e2e.loss import story
 from tests.e2e.loss.faults import VICTIMS, draw
+from tests.e2e.running import running_up
+from tests.e2e.separate import running_separately
 
 pytestmark = pytest.mark.slow
 
@@ -19,9 +21,13 @@ def test_faults_are_drawn_from_the_seed_alone() -> None:
     assert {fault.kind for fault in draw(7, 40)} == set(VICTIMS)
 
 
-def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    outcome = story.run(tmp_path, seed=SEED, kills=KILLS)
+@pytest.mark.parametrize(
+    ("running", "kills"), [(running_up, KILLS), (running_separately, KILLS // 2)], ids=["up", "separate"]
+)
+def test_nothing_acknowledged_is_lost(tmp_path: Path, running: story.Running, kills: int) -> None:
+    """Under `outkeep up`, and with receiver, workers and Valkey as processes of their own."""
+    outcome = story.run(tmp_path, seed=SEED, kills=kills, running=running)
     print(story.report(f"seed {SEED}", outcome.figures()))
     assert not outcome.balance.wrong
-    assert len(outcome.struck) == KILLS
+    assert len(outcome.struck) == kills
     assert outcome.balance.acknowledged
