@@ -19,6 +19,7 @@ from yarl import URL
 from app.core.addresses import is_private, is_public
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.hosts import PORTS, Origin
+from app.core.notation import proxy_url
 
 Endpoint = tuple[str, int]
 """Host (lower case) and port."""
@@ -36,7 +37,8 @@ def guarded_session(
 
     `origins` may have any address; all else must be public, or on one's own network with `private`.
     `proxy` is an egress proxy (`http://host:port`): it looks names up itself, so that it must guard them,
-    and only literal addresses are judged here. `tls` replaces the system's certificates, `names` the
+    and only literal addresses are judged here. One that cannot be read raises `Permanent` (`bad_url`): each
+    request would fail as if its own URL were wrong. `tls` replaces the system's certificates, `names` the
     system's look-up.
 
     Nothing is decoded, no cookie kept, no proxy or password read from the environment. Callers pass
@@ -45,7 +47,7 @@ def guarded_session(
     """
     trusted = {(origin.host, origin.port) for origin in origins}
     if proxy is not None:
-        trusted.add(_endpoint(URL(proxy)))
+        trusted.add(_endpoint(URL(proxy_url(proxy))))
     connector = aiohttp.TCPConnector(
         resolver=GuardedResolver(names or ThreadedResolver(), trusted=trusted, private=private),
         ssl=tls or True,
@@ -95,6 +97,9 @@ def network_errors(host: str) -> Iterator[None]:
         yield
     except TimeoutError:
         raise Transient("stalled", f"{host} sent nothing, or almost nothing, for too long") from None
+    except UnicodeError:
+        # An empty or overlong label in a name: the look-up says so by an error of its own.
+        raise Transient("dns_failed", f"{host}: the name cannot be looked up") from None
     except aiohttp.InvalidURL:
         raise Permanent("url_malformed", f"the URL on {host} cannot be requested") from None
     except (aiohttp.ClientError, OSError) as error:

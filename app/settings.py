@@ -48,8 +48,12 @@ def _webhook_secret(text: str) -> SecretStr:
     return SecretStr(text)
 
 
+def _proxy(text: str) -> SecretStr:
+    return SecretStr(notation.proxy_url(text))
+
+
 Duration = Annotated[int, _with_reason(notation.duration)]
-HttpUrl = Annotated[str, _with_reason(notation.http_url)]
+BaseUrl = Annotated[str, _with_reason(notation.base_url)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _with_reason(str.lower)]
 
 
@@ -71,11 +75,11 @@ class Settings(BaseModel):
         None, alias="REPLICATE_WEBHOOK_SECRET"
     )
     api_token: SecretStr | None = Field(None, alias="REPLICATE_API_TOKEN", min_length=1)
-    api_url: HttpUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
+    api_url: BaseUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
     redis_url: Annotated[str, _with_reason(_redis_url)] | None = Field(None, alias="REDIS_URL", repr=False)
     data: Path = Field(Path("data"), alias="OUTKEEP_DATA")
     storage: Annotated[str, _with_reason(notation.storage_url)] | None = Field(None, alias="OUTKEEP_STORAGE")
-    public_url: HttpUrl | None = Field(None, alias="OUTKEEP_PUBLIC_URL")
+    public_url: BaseUrl | None = Field(None, alias="OUTKEEP_PUBLIC_URL")
     admin_token: SecretStr | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN", min_length=1)
     secret_keys: Annotated[tuple[bytes, ...], _with_reason(parse_secret_keys)] | None = Field(
         None, alias="OUTKEEP_SECRET_KEY", repr=False
@@ -100,14 +104,16 @@ class Settings(BaseModel):
     allowed_hosts: Annotated[AllowedHosts, _with_reason(AllowedHosts.parse)] | None = Field(
         None, alias="OUTKEEP_ALLOWED_HOSTS"
     )
-    storage_public_url: HttpUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
-    proxy: SecretStr | None = Field(None, alias="OUTKEEP_PROXY")
+    storage_public_url: BaseUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
+    proxy: Annotated[SecretStr, _with_reason(_proxy)] | None = Field(None, alias="OUTKEEP_PROXY")
     cog_token: SecretStr | None = Field(None, alias="OUTKEEP_COG_TOKEN", min_length=1)
-    host: str = Field("127.0.0.1", alias="HOST", min_length=1)
+    host: Annotated[str, _with_reason(notation.listen_host)] = Field("127.0.0.1", alias="HOST")
     port: int = Field(8000, alias="PORT", ge=0, le=65535)
     log_level: LogLevel = Field("info", alias="LOG_LEVEL")
     log_format: Literal["json", "text"] | None = Field(None, alias="LOG_FORMAT")
-    forwarded_allow_ips: str = Field("127.0.0.1", alias="FORWARDED_ALLOW_IPS")
+    forwarded_allow_ips: Annotated[str, _with_reason(notation.trusted_proxies)] = Field(
+        "127.0.0.1", alias="FORWARDED_ALLOW_IPS"
+    )
 
     @property
     def storage_url(self) -> str:

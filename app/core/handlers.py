@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app.core.errors import ConfigurationError, Permanent
+from app.core.hosts import is_host
 from app.core.keys import SigningKey, parse_signing_keys
 from app.core.names import ID, Kind
 from app.core.prediction import TERMINAL, Prediction
@@ -121,7 +122,7 @@ def _is_url(value: Any) -> bool:
         return False
     try:
         parts = urlsplit(value)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in {"http", "https"} and is_host(parts.hostname or "") and parts.port != 0
     except ValueError:
         return False
 

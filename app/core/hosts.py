@@ -6,7 +6,7 @@ Only the URL is judged here. That a permitted name does not lead to a private ad
 
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -17,6 +17,9 @@ PORTS = {"http": 80, "https": 443}
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}", re.ASCII)
+_SERVICE_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_SERVICE = re.compile(rf"(?=.{{1,253}}\Z)(?:{_SERVICE_LABEL}\.)*{_SERVICE_LABEL}", re.ASCII)
+"""Names on one's own network, such as those of containers, may hold underscores."""
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 """A name whose last label looks like this is an IPv4 address to `inet_aton`."""
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
@@ -143,6 +146,24 @@ def parse_origin(url: str) -> Origin:
     if not match or not 0 < port < 1 << 16:
         raise Permanent("url_malformed", "the URL has no sensible host and port")
     return Origin(parts.scheme, _canonical_host(match["host"]), port)
+
+
+def is_host(text: str) -> bool:
+    """Whether the host of a URL, without brackets, is an address or a name that can be looked up at all.
+
+    For hosts that the operator names: one's own network, underscores and names that are not ASCII are fine.
+    """
+    try:
+        ip_address(text)
+    except ValueError:
+        pass
+    else:
+        return True
+    try:
+        name = text.lower().removesuffix(".").encode("idna").decode()
+    except UnicodeError:  # an empty label, or one of more than 63 characters
+        return False
+    return bool(_SERVICE.fullmatch(name)) and not _NUMBER.fullmatch(name.rpartition(".")[2])
 
 
 def _canonical_host(text: str) -> str:

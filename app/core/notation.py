@@ -1,9 +1,11 @@
 """How people write durations and addresses in settings; no message repeats what may hold a password."""
 
 import re
+from ipaddress import ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from app.core.errors import Permanent
+from app.core.hosts import is_host
 
 _DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)?", re.ASCII)
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -23,10 +25,49 @@ def duration(text: str) -> int:
 
 def http_url(text: str) -> str:
     """An http or https URL without a slash at its end; raises `Permanent`."""
-    parts = _split(text, ("https", "http"))
-    if not parts.hostname:
-        raise Permanent("bad_url", "it names no host")
+    _require_host(_split(text, ("https", "http")))
     return text.rstrip("/")
+
+
+def base_url(text: str) -> str:
+    """What URLs begin with: scheme, host, perhaps a port and a path; raises `Permanent`."""
+    url = http_url(text)
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise Permanent("bad_url", "it must not hold a user name or password: whoever gets a link sees it")
+    if "?" in url or "#" in url:
+        raise Permanent("bad_url", "it must end with its host or path, without ? and #")
+    return url
+
+
+def proxy_url(text: str) -> str:
+    """`http://host:port`, perhaps with `user:password@` before the host; raises `Permanent`."""
+    parts = _split(text, ("http",))
+    _require_host(parts)
+    if not parts.port or parts.path.strip("/") or "?" in text or "#" in text:
+        raise Permanent("bad_url", "write http://host:port, or http://user:password@host:port")
+    return text.rstrip("/")
+
+
+def listen_host(text: str) -> str:
+    """An address or name to listen on; raises `Permanent`."""
+    if not is_host(text):
+        hint = "; write an IPv6 address without brackets" if text.startswith("[") else ""
+        raise Permanent("bad_host", f"it is neither an address nor a host name{hint}")
+    return text
+
+
+def trusted_proxies(text: str) -> str:
+    """Addresses and networks separated by commas, or `*` for all; raises `Permanent`."""
+    for entry in text.split(","):
+        try:
+            _ = entry.strip() == "*" or ip_network(entry.strip())
+        except ValueError:
+            raise Permanent(
+                "bad_host",
+                "write addresses or networks with commas between, such as 127.0.0.1,10.0.0.0/8, or *",
+            ) from None
+    return text
 
 
 def redis_url(text: str) -> str:
@@ -34,12 +75,18 @@ def redis_url(text: str) -> str:
     parts = _split(text, ("redis", "rediss", "unix"))
     if parts.scheme == "unix" and not parts.path.strip("/"):
         raise Permanent("bad_url", "it names no socket; write unix:///path/of/the/socket")
+    if parts.hostname:
+        _require_host(parts)
     return text.rstrip("/")
 
 
 def storage_url(text: str) -> str:
     """The URL of an object store without a slash at its end; raises `Permanent`."""
     parts = _split(text, ("file", "s3", "gs", "az"))
+    if "@" in parts.netloc:
+        raise Permanent("bad_url", "it must not hold credentials; set the variables of the store instead")
+    if "?" in text or "#" in text:
+        raise Permanent("bad_url", "it must not hold ? or #; in the path of a folder write %3F or %23")
     if parts.scheme == "file":
         # In `file://data/outputs` the folder `data` would be taken for a host and be lost.
         if parts.netloc or not parts.path.strip("/"):
@@ -61,3 +108,10 @@ def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
             "bad_url", "its host or port cannot be read; in a password, write special characters as %XX"
         ) from None
     return parts
+
+
+def _require_host(parts: SplitResult) -> None:
+    if not parts.hostname:
+        raise Permanent("bad_url", "it names no host")
+    if not is_host(parts.hostname):
+        raise Permanent("bad_url", "its host is neither an address nor a name that can be looked up")

@@ -383,7 +383,7 @@ def test_config_shows_what_holds_and_where_it_comes_from(tmp_path: Path) -> None
         "REPLICATE_WEBHOOK_SECRET": SECRET,
         "OUTKEEP_SECRET_KEY": SECRET_KEY,
         "REDIS_URL": "redis://:hunter2@localhost",
-        "OUTKEEP_PROXY": "http://u:hunter2@proxy",
+        "OUTKEEP_PROXY": "http://u:hunter2@proxy:3128",
     }
 
     done = outkeep("config", settings=settings, cwd=tmp_path)

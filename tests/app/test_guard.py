@@ -151,6 +151,27 @@ def test_a_proxy_may_be_private_and_does_not_open_private_targets() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("proxy", ["proxy.internal:3128", "http://a..b:3128", "socks5://proxy:1080"])
+def test_a_proxy_that_cannot_be_read_is_not_laid_to_the_urls_that_are_asked_for(proxy: str) -> None:
+    async def scenario() -> None:
+        with pytest.raises(Permanent) as caught:
+            guarded_session(proxy=proxy)
+        assert caught.value.code == "bad_url"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", f"{'a' * 64}.example"])
+def test_a_name_that_cannot_be_looked_up_is_told_as_one(host: str) -> None:
+    async def scenario() -> None:
+        async with guarded_session() as session:
+            error = await refusal(session, f"http://{host}/")
+            assert isinstance(error, Transient)
+            assert error.code == "dns_failed"
+
+    asyncio.run(scenario())
+
+
 def free_port() -> int:
     with closing(socket()) as unused:
         unused.bind(("127.0.0.1", 0))

@@ -136,11 +136,33 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("REDIS_URL", "redis://:hunter2@host?db=x", "client cannot read it"),
         ("REDIS_URL", "redis://:hunter2@host?sokket_timeout=1", "client cannot read it"),
         ("REDIS_URL", "unix://", "names no socket"),
+        ("REDIS_URL", "redis://:hunter2@a..b", "neither an address nor a name"),
+        ("REDIS_URL", f"redis://{'a' * 64}", "neither an address nor a name"),
+        ("REPLICATE_BASE_URL", "https://a..b", "neither an address nor a name"),
+        ("OUTKEEP_PUBLIC_URL", "https://u:hunter2@x.example", "user name or password"),
+        ("OUTKEEP_PUBLIC_URL", "https://x.example/?token=hunter2", "without ? and #"),
+        ("OUTKEEP_PUBLIC_URL", "https://x.example/#", "without ? and #"),
+        ("OUTKEEP_STORAGE_PUBLIC_URL", "https://hunter2@x.example", "user name or password"),
+        ("OUTKEEP_PROXY", "proxy.internal:3128", "must start with http://"),
+        ("OUTKEEP_PROXY", "socks5://u:hunter2@proxy:1080", "must start with http://"),
+        ("OUTKEEP_PROXY", "http://u:hunter2@proxy", "write http://host:port"),
+        ("OUTKEEP_PROXY", "http://u:hunter2@proxy:3128/x", "write http://host:port"),
+        ("OUTKEEP_PROXY", "http://:3128", "names no host"),
+        ("OUTKEEP_PROXY", "http://a..b:3128", "neither an address nor a name"),
+        ("OUTKEEP_ALLOWED_HOSTS", "!!", "is not a host name"),
+        ("HOST", "a b", "neither an address nor a host name"),
+        ("HOST", "[::1]", "without brackets"),
+        ("FORWARDED_ALLOW_IPS", "banana", "addresses or networks"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8", "addresses or networks"),
+        ("FORWARDED_ALLOW_IPS", "127.0.0.1,", "addresses or networks"),
         ("OUTKEEP_STORAGE", "outputs", "must start with file://, s3://, gs://, az://"),
         ("OUTKEEP_STORAGE", "file://outputs/here", "three slashes"),
         ("OUTKEEP_STORAGE", "file://./outputs", "three slashes"),
         ("OUTKEEP_STORAGE", "file:///", "three slashes"),
         ("OUTKEEP_STORAGE", "s3://", "names no bucket"),
+        ("OUTKEEP_STORAGE", "s3://key:hunter2@bucket", "must not hold credentials"),
+        ("OUTKEEP_STORAGE", "s3://bucket?secret=hunter2", "must not hold ? or #"),
+        ("OUTKEEP_STORAGE", "file:///a#b", "must not hold ? or #"),
         ("OUTKEEP_SECRET_KEY", "hunter2", "32 or more"),
         ("OUTKEEP_SECRET_KEY", " ", "it is empty"),
         ("OUTKEEP_NOTIFY_PRIVATE", "maybe", "valid boolean"),
@@ -202,7 +224,8 @@ def test_no_secret_shows_in_the_settings_or_in_a_message(tmp_path: Path) -> None
     canary = "canary-0123456789-0123456789-0123456789"
     good = {name: GOOD[name][1] for name in GOOD if name not in (*SECRETS, *SPARE)}
     for name in SECRETS:
-        good[name] = f"redis://:{canary}@host" if name == "REDIS_URL" else canary
+        good[name] = canary
+    good |= {"REDIS_URL": f"redis://:{canary}@host", "OUTKEEP_PROXY": f"http://u:{canary}@proxy:3128"}
     settings, told = examine(good)
     assert [problem.partition(":")[0] for problem in told] == ["REPLICATE_WEBHOOK_SECRET"]
     assert canary not in f"{settings!r} {settings} {told}"

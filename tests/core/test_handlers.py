@@ -81,6 +81,13 @@ def test_a_handler_is_read_whole() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "my_service:8000", "10.0.0.7", "[::1]:80", "example.com.", "bücher.example"]
+)
+def test_a_handler_may_be_on_ones_own_network(host: str) -> None:
+    assert handler(url=f"http://{host}/hook").url == f"http://{host}/hook"
+
+
 def test_the_order_of_the_file_is_kept() -> None:
     text = "".join(GALLERY.replace("gallery", name) for name in ("c", "a", "b"))
     assert [found.name for found in parse(text, read_secret)] == ["c", "a", "b"]
@@ -115,6 +122,8 @@ MISTAKES = [
             '"https:///x"', '"https://[::1"', '"https://example.com:99999/"', '"https://example.com:x/"',
             '"https://example.com:0/"', '"https://exa mple.com/"', '"https://example.com/\\n"',
             '"https://example.com/\\tx"', '" https://example.com/"', '"https://example.com/ "',
+            '"http://a..b/"', '"http://./"', '"http://.example.com/"', f'"http://{"a" * 64}.example/"',
+            '"https://ü..x/"', '"http://127.1/"', '"http://a%20b/"',
         )
     ),
     *(
