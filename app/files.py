@@ -3,8 +3,10 @@
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from pydantic import SecretStr
 from starlette.requests import Request
@@ -18,6 +20,9 @@ from app.core.names import ID, Kind, object_name
 from app.core.ranges import parse_range
 from app.storage import Storage, Stored
 
+THREADS = 16
+"""Look-ups in storage at the same time."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
 _KINDS = {kind.folder: kind for kind in Kind}
 
@@ -30,14 +35,19 @@ class Files:
     keys: LinkKeys
     admin_token: SecretStr | None
     clock: Callable[[], datetime]
+    # Their own: should storage hang, it must hang for nobody else.
+    _threads: ThreadPoolExecutor = field(
+        init=False, repr=False, default_factory=partial(ThreadPoolExecutor, THREADS, "files")
+    )
 
     async def serve(self, request: Request) -> Response:
         """Answer one request, in full or by range."""
         try:
             kind, prediction_id, name = _place(request)
             self._admit(request, file_path(kind, prediction_id, name))
-            stored = await asyncio.to_thread(self._find, object_name(kind, prediction_id, name))
-            return self._answer(request, object_name(kind, prediction_id, name), stored)
+            wanted = object_name(kind, prediction_id, name)
+            stored = await asyncio.get_running_loop().run_in_executor(self._threads, self._find, wanted)
+            return self._answer(request, wanted, stored)
         except Rejected as error:
             return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
         except Transient as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import cast
@@ -21,11 +21,18 @@ from app.core.findings import Finding, Level
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.handler_states import HandlerStates
+from app.recent import Recent
 from app.spool import Spool
 from app.storage import Storage
 
+KEPT = 1.0
+"""Seconds for which findings are told again, however many ask."""
 
-@dataclass(frozen=True)
+STORAGE_PATIENCE = 2.0
+"""Seconds after which storage is said to hang; without it, deliveries are acknowledged all the same."""
+
+
+@dataclass
 class Health:
     """The checks of one receiver."""
 
@@ -35,6 +42,12 @@ class Health:
     admin_token: SecretStr | None
     spool: Spool | None
     """Takes deliveries while Redis is away; None when that is switched off."""
+    _recent: Recent[list[Finding]] = field(init=False, repr=False)
+    _recent_storage: Recent[Finding] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._recent = Recent(self.findings, kept=KEPT)
+        self._recent_storage = Recent(self._storage, kept=KEPT)
 
     async def live(self, _: Request) -> Response:
         """`GET /healthz`."""
@@ -42,14 +55,14 @@ class Health:
 
     async def ready(self, request: Request) -> Response:
         """`GET /readyz`: a line per check; details only for who may see them."""
-        findings = await asyncio.to_thread(self.findings)
+        findings = [*await self._recent.get(), await self._patient_storage()]
         detailed = self._may_see_details(request)
         lines = [f"{f.level} {f.check}{': ' + f.detail if detailed and f.detail else ''}\n" for f in findings]
         failed = any(finding.level is Level.FAIL for finding in findings)
         return PlainTextResponse("".join(lines), status_code=503 if failed else 200)
 
     def findings(self) -> list[Finding]:
-        """Run every check; blocks for about two seconds at most when Redis hangs."""
+        """Run every check but that of storage; blocks for about two seconds at most when Redis hangs."""
         try:
             findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
             findings += switched_off(self.redis)
@@ -59,7 +72,7 @@ class Health:
             findings = [self._without_redis(f"takes no writes ({type(error).__name__})")]
         except RedisError as error:
             findings = [self._without_redis(f"no answer ({type(error).__name__})")]
-        return [*findings, *spooled(self.spool), self._storage()]
+        return [*findings, *spooled(self.spool)]
 
     def _without_redis(self, state: str) -> Finding:
         if self.spool is None or self.spool.trouble() is not None:
@@ -86,6 +99,12 @@ class Health:
             detail = f"{count} running" if count else f"none runs; start `outkeep work {name}`"
             findings.append(Finding(level, f"workers of {name}", detail))
         return findings
+
+    async def _patient_storage(self) -> Finding:
+        try:
+            return await asyncio.wait_for(self._recent_storage.get(), STORAGE_PATIENCE)
+        except TimeoutError:
+            return Finding(Level.WARN, "storage", f"no answer within {STORAGE_PATIENCE:.0f} s")
 
     def _storage(self) -> Finding:
         try:

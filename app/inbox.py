@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -23,6 +24,9 @@ DEADLINE = 1.25
 PROBE_INTERVAL = 1.0
 MAX_BATCH = 256
 MAX_BATCH_BYTES = 8 << 20
+
+THREADS = 8
+"""One sends and one probes; the others are for calls that still hang after their batch was given up."""
 
 log = logging.getLogger("outkeep.inbox")
 
@@ -57,6 +61,8 @@ class Inbox:
         self._waiting: list[_Waiting] = []
         self._sender: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
+        # Not those that all others share: whatever else hangs, a storage for example, must not hold us up.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inbox")
 
     async def accept(self, arrival: Arrival) -> Accepted:
         """Wait until a delivery is durable; raises `Transient` when that is not confirmed."""
@@ -75,6 +81,7 @@ class Inbox:
         if self._prober is not None:
             self._prober.cancel()
             await asyncio.gather(self._prober, return_exceptions=True)
+        self._threads.shutdown(wait=False)
 
     async def _send(self) -> None:
         try:
@@ -99,7 +106,8 @@ class Inbox:
     async def _commit(self, batch: list[_Waiting]) -> None:
         arrivals = [waiting.arrival for waiting in batch]
         try:
-            sending = asyncio.to_thread(self._records.accept, arrivals, self._clock())
+            loop = asyncio.get_running_loop()
+            sending = loop.run_in_executor(self._threads, self._records.accept, arrivals, self._clock())
             outcomes = await asyncio.wait_for(sending, DEADLINE)
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 _answer(waiting, outcome)
@@ -115,7 +123,7 @@ class Inbox:
         while True:
             await asyncio.sleep(PROBE_INTERVAL)
             try:
-                await asyncio.to_thread(self._redis.ping)
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._redis.ping)
             except RedisError:
                 continue
             log.info("Redis answers again")

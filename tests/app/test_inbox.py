@@ -110,6 +110,46 @@ def test_a_redis_that_drips_its_answers_is_answered_within_the_bound(tmp_path: P
         refused(web)
 
 
+def test_a_storage_that_hangs_holds_up_no_delivery(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with silent() as (port, asked), ExitStack() as stack:
+        storage = {"AWS_ENDPOINT": f"http://127.0.0.1:{port}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "x"}
+        keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "OUTKEEP_ADMIN_TOKEN": "token"}
+        settings = {"OUTKEEP_STORAGE": "s3://bucket", **storage, **keys}
+        web, _ = stack.enter_context(in_process(valkey.url, tmp_path, **settings))
+        for _ in range(40):
+            hanging = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+            path = b"/files/predictions/abc/output-0.png"
+            hanging.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\n\r\n")
+        wait_until(lambda: len(asked) >= 8)  # more than the threads that all parts of a small machine share
+
+        assert web.deliver(prediction(), timeout=BOUND).status == 202
+        ready = web.ask("GET", "/readyz")
+        assert (ready.status, b"ok redis" in ready.body) == (200, True)
+
+
+@contextmanager
+def silent() -> Iterator[tuple[int, list[socket.socket]]]:
+    """The port of a server that takes connections and never answers, and what it has taken."""
+    taken: list[socket.socket] = []
+
+    def take() -> None:
+        with suppress(OSError):
+            while True:
+                taken.append(server.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=take)
+        thread.start()
+        try:
+            yield server.getsockname()[1], taken
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for one in taken:
+                one.close()
+
+
 @contextmanager
 def dripping() -> Iterator[int]:
     """A server that answers anything with an endless line, one byte before each time-out of the client."""
