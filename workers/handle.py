@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import RedisError
 from rq import Worker
 from rq.job import Job
 from rq.queue import Queue
@@ -77,6 +78,23 @@ class HandleWorker(Worker):
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         """Seconds of silence after which a run is given up."""
         return self.pace.silence
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Wait for a job that can be read; RQ's worker would end at one that cannot."""
+        while True:
+            try:
+                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            except RedisError:
+                raise
+            except Exception as error:
+                job_id = getattr(error, "job_id", None)  # RQ attaches it when the hash cannot be read
+                if job_id is None:
+                    raise
+                [queue] = self.queues
+                assert isinstance(queue, JobQueue)
+                queue.bury(job_id, f"{type(error).__name__}: {error}")
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Fork a work-horse and wait for it."""

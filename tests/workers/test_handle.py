@@ -109,3 +109,14 @@ def test_a_pickle_is_not_opened(redis: Redis, valkey_url: str, here: Path) -> No
     assert not (here / "betrayed").exists()
     assert not (here / "note").exists()
     assert job.get_status() == JobStatus.FAILED
+
+
+@pytest.mark.parametrize("field", ["created_at", "timeout"])
+def test_a_job_that_cannot_even_be_read_is_a_dead_letter_and_the_next_one_runs(
+    redis: Redis, valkey_url: str, here: Path, field: str
+) -> None:
+    bad, good = enqueue(redis, LISTED, "x", "x"), enqueue(redis, LISTED, str(here / "note"), "x")
+    redis.hset(bad.key, field, b"\xff")
+    work(valkey_url, LISTED)
+    assert good.get_status() == JobStatus.FINISHED
+    assert queues.queue(HANDLE_QUEUE, redis).failed_job_registry.get_job_ids() == [bad.id]
