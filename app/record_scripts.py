@@ -1,4 +1,7 @@
-"""What Redis does in one step with records and their jobs: the Lua scripts of `app.records`."""
+"""What Redis does in one step with records and their jobs: the Lua scripts of `app.records`.
+
+A record that holds a body is the only copy of what was acknowledged, so it does not expire; one without does.
+"""
 
 ACCEPT = """
 -- KEYS: 1 record, 2 index of records, 3 job, 4 queue of the job, 5 RQ's set of queues, 6 its failed jobs
@@ -19,9 +22,8 @@ end
 local last = 10 + tonumber(ARGV[10])
 if outcome == 'accepted' or outcome == 'progress' then
   redis.call('HSET', KEYS[1], unpack(ARGV, 11, last))
-  redis.call('EXPIRE', KEYS[1], ARGV[4])
+  if outcome == 'accepted' then redis.call('PERSIST', KEYS[1]) else redis.call('EXPIRE', KEYS[1], ARGV[4]) end
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5] - ARGV[4])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
 end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
@@ -55,7 +57,7 @@ for _ = 1, tonumber(ARGV[5]) do
   if legal then
     redis.call('HSET', KEYS[1], 'state', to, unpack(ARGV, at, at + count - 1))
     if to == 'stored' then redis.call('HDEL', KEYS[1], 'body') end
-    redis.call('EXPIRE', KEYS[1], ARGV[1])
+    if redis.call('HEXISTS', KEYS[1], 'body') == 0 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
     redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
     redis.call('PUBLISH', ARGV[4], ARGV[3])
     moves = moves + 1
@@ -77,9 +79,11 @@ return moves
 
 KEEP = """
 -- KEYS: 1 record
--- ARGV: 1 ttl (s), then fields to set
+-- ARGV: fields to set; in slices, since Lua's stack is small
 -- A record that is gone stays gone: these fields alone would be none.
-if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 1 and #ARGV > 1 then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  for first = 1, #ARGV, 1000 do
+    redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
+  end
 end
 """

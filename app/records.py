@@ -76,7 +76,7 @@ class Records:
     """Records over one Redis connection. Methods block; errors are redis-py's, except where said."""
 
     def __init__(self, connection: Redis, *, ttl: int) -> None:
-        """Keep records for `ttl` seconds after their latest change."""
+        """Keep records for `ttl` seconds after their latest change; with an event in them, until stored."""
         self._redis = connection
         self._ttl = ttl
         self._accept = hashlib.sha1(ACCEPT.encode(), usedforsecurity=False).hexdigest()
@@ -164,9 +164,9 @@ class Records:
         return int(self._move(keys=keys, args=arguments))
 
     def keep(self, kind: Kind, prediction_id: str, kept: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember by number how files ended, so that later attempts skip them; it lives another `ttl`."""
+        """Remember by number how files ended, so that later attempts skip them."""
         pairs = [item for number, file in kept.items() for item in (f"kept:{number}", json.dumps(dict(file)))]
-        self._keep(keys=[record_key(kind, prediction_id)], args=[self._ttl, *pairs])
+        self._keep(keys=[record_key(kind, prediction_id)], args=pairs)
 
     def get(self, kind: Kind, prediction_id: str) -> Record | None:
         """The record of one prediction."""

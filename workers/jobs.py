@@ -5,7 +5,6 @@ the next.
 """
 
 import asyncio
-import logging
 import math
 
 from rq import Retry
@@ -16,12 +15,10 @@ from app.core.errors import OutkeepError, Permanent, Rejected
 from app.core.names import ID, Kind
 from app.core.tries import Tries
 from workers.notify import Notify
-from workers.persist import Persist, RecordMissing
+from workers.persist import Persist
 
 _ENDLESS = 1_000_000
 """Our policies decide when to stop, not RQ's counter."""
-
-log = logging.getLogger("outkeep.worker")
 
 
 async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> Retry | None:
@@ -30,11 +27,6 @@ async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> 
     tries = Tries(job.meta.setdefault("tries", {}))
     try:
         wait = await service.run(*place, tries, attempt=_run(job))
-    except RecordMissing as error:
-        # No trace of the job may stay: it would keep a repeat of the event from getting one.
-        job.result_ttl = 0
-        log.error("not kept: %s", error.message, extra={"kind": kind, "id": prediction_id})  # noqa: TRY400
-        return None
     except (Permanent, Rejected) as error:
         await asyncio.to_thread(service.give_up, *place, error)
         raise _final(job, error) from None

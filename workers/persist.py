@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -31,13 +30,6 @@ from workers.keep import Keeper
 log = logging.getLogger("outkeep.persist")
 
 
-class RecordMissing(Permanent):
-    """The event itself is gone, and nothing was stored of it."""
-
-    def __init__(self) -> None:
-        super().__init__("record_missing", "there is neither a manifest nor a record with a body")
-
-
 @dataclass(frozen=True)
 class Persist:
     """What the job works with. Running twice, or two at once, ends in the same objects."""
@@ -56,7 +48,7 @@ class Persist:
         """Do what is left to do; seconds to wait before the next run, or None when all is done.
 
         `attempt` counts the runs of this job from 1; `tries` is what earlier ones learned about the files.
-        Raises `RecordMissing` when nothing is left to work on, and `Permanent` or `Unusable` for good.
+        Raises `Permanent` or `Unusable` for good: `record_missing` when nothing is left to work on.
         """
         try:
             loaded = await asyncio.to_thread(self._load, kind, prediction_id, tries, attempt)
@@ -65,7 +57,7 @@ class Persist:
                 return await asyncio.to_thread(self.conclude, loaded, results)
             await asyncio.to_thread(self.dispatch, loaded)
         except (Transient, RedisError) as error:
-            return await asyncio.to_thread(self._put_off, kind, prediction_id, error, attempt)
+            return self._put_off(kind, prediction_id, error, attempt)
         return None
 
     def conclude(self, run: Run, results: Sequence[Result]) -> float | None:
@@ -126,7 +118,7 @@ class Persist:
         if manifest is not None:
             return manifest
         if record is None or record.body is None:
-            raise RecordMissing
+            raise Permanent("record_missing", "there is neither a manifest nor a record with a body")
         run = Run.of(record, parse(record.body, kind), tries, attempt, self.clock().timestamp())
         self.collector.require_room(run)
         return run
@@ -140,8 +132,6 @@ class Persist:
         facts = _facts(kind, prediction_id) | {"code": code}
         log.warning("trying again in %.0f s: %s", delay, message, extra=facts)
         self.tally.add(RETRIES, "persist", code)
-        with suppress(RedisError):
-            self.records.keep(kind, prediction_id, {})  # it must not expire while we wait for the operator
         return delay
 
 

@@ -20,7 +20,6 @@ from app.core.names import (
     NOTIFY_QUEUE,
     PERSIST_JOB,
     PERSIST_QUEUE,
-    RECORDS,
     Kind,
     persist_job_id,
     record_key,
@@ -157,7 +156,6 @@ def test_a_record_holds_all_that_arrived(redis: Redis, records: Records) -> None
     assert record.body == body
     assert record.receipt == receipt
     assert (record.received_at, record.updated_at) == (NOW, NOW)
-    assert redis.ttl(record_key(Kind.PREDICTION, "abc")) > TTL - 60
 
 
 def test_progress_holds_no_body_and_no_job(redis: Redis, records: Records) -> None:
@@ -276,14 +274,26 @@ def test_the_newest_records_come_first_over_many_pages(redis: Redis, records: Re
     assert [record.id for record in records.newest()] == [f"p{number}" for number in reversed(range(count))]
 
 
-def test_expired_records_leave_the_index(redis: Redis, records: Records) -> None:
-    records.accept([arrival(redis, prediction("old"))], NOW)
-    redis.delete(record_key(Kind.PREDICTION, "old"))  # as its time to live does
-    assert list(records.newest()) == []
+def test_what_holds_the_only_copy_of_an_event_does_not_expire(redis: Redis, records: Records) -> None:
+    key = record_key(Kind.PREDICTION, "abc")
+    records.accept([arrival(redis, prediction("abc", status="processing"))], NOW)
+    assert redis.ttl(key) > 0
+    records.accept([arrival(redis, prediction("abc"))], NOW)
+    assert redis.ttl(key) == -1
+    records.keep(Kind.PREDICTION, "abc", {"0": {"name": "output-0.png"}})
+    assert redis.ttl(key) == -1
+    assert records.move(Kind.PREDICTION, "abc", Move.FAIL, NOW)
+    assert redis.ttl(key) == -1
+    assert records.move(Kind.PREDICTION, "abc", Move.STORE, NOW)
+    assert 0 < redis.ttl(key) <= TTL
 
-    records.accept([arrival(redis, prediction("new"))], NOW + timedelta(seconds=TTL + 1))
 
-    assert redis.zrange(RECORDS, 0, -1) == [b"prediction:new"]
+def test_any_number_of_files_can_be_remembered(redis: Redis, records: Records) -> None:
+    records.accept([arrival(redis, prediction("abc"))], NOW)
+    records.keep(Kind.PREDICTION, "abc", {str(number): {} for number in range(20_000)})
+    record = records.get(Kind.PREDICTION, "abc")
+    assert record is not None
+    assert len(record.kept) == 20_000
 
 
 def test_a_script_that_redis_has_forgotten_is_loaded_again(redis: Redis, records: Records) -> None:

@@ -130,11 +130,11 @@ def test_a_failed_job_that_is_requeued_is_kept(desk: Desk) -> None:
     assert desk.file("output.txt") == b"a text"
 
 
-def test_a_job_without_a_record_leaves_no_trace_so_that_a_repeat_of_its_event_is_kept(desk: Desk) -> None:
+def test_a_job_without_a_record_is_a_dead_letter_and_a_repeat_of_its_event_is_kept(desk: Desk) -> None:
     desk.receive("a text")
     desk.redis.delete(f"outkeep:record:prediction:{ID}")
     work(desk)
-    assert job(desk) is None
+    assert len(desk.queue(PERSIST_QUEUE).failed_job_registry) == 1
     assert desk.files() == {}
     desk.receive("a text")
     work(desk)

@@ -9,7 +9,6 @@ import pytest
 from redis import Redis
 
 from app.core.lifecycle import State
-from app.core.names import Kind
 from app.simulator import Simulator
 from tests.raw_host import RawHost, Script, ok, raw_host, then_reset
 from tests.workers.desk import ID, PNG, WAV, Desk
@@ -411,16 +410,6 @@ def test_temporary_files_that_cannot_be_written_are_our_trouble_not_the_files(
     desk.temporary.mkdir()
     assert desk.work() is None
     assert codes(desk) == [None]
-
-
-def test_the_record_outlives_any_wait(desk: Desk) -> None:
-    desk.receive("a text")
-    (desk.outputs / "predictions").mkdir(parents=True)
-    (desk.outputs / "predictions" / ID).touch()
-    key = f"outkeep:record:{Kind.PREDICTION}:{ID}"
-    desk.redis.expire(key, 5)
-    assert desk.work() is not None
-    assert desk.redis.ttl(key) > 86000
 
 
 def test_a_record_that_vanishes_during_a_run_does_not_come_back_in_pieces(desk: Desk) -> None:
