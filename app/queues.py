@@ -5,15 +5,13 @@ it drops the job of a killed worker; its default description would log the argum
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 
 from redis import Redis
 from rq import Queue, Retry
 from rq.exceptions import DuplicateJobError
-from rq.job import Job, JobStatus
-from rq.results import Result
+from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker.base import BaseWorker
@@ -27,19 +25,13 @@ from app.core.names import (
     notify_job_id,
     persist_job_id,
     replay_job_id,
-    split_notify_job_id,
 )
-
-Place = tuple[str, Kind, str]
-"""What a notification is about: handler, kind and id."""
 
 RESULT_TTL = 3600
 """Seconds for which the id of a finished job blocks the same job; records guard for longer."""
 
 FAILURE_TTL = 365 * 86400
 NOTIFY_TIMEOUT = 60
-
-ENDED = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED})
 
 _KILLS = Retry(max=20, interval=5)
 """How often a job whose worker died, or that raised, is run again. What fails in an expected way asks for
@@ -123,14 +115,12 @@ def enqueue_notify(connection: Redis, handler: str, kind: Kind, prediction_id: s
 
 def enqueue_replay(connection: Redis, handler: str, kind: Kind, prediction_id: str) -> str:
     """Tell one handler once more, by a job of its own with all attempts before it; the id of the job."""
-    for number in itertools.count(1):
-        job_id = replay_job_id(handler, kind, prediction_id, number)
-        job = notify_job(connection, handler, kind, prediction_id, job_id=job_id)
-        if _enqueue(connection, job):
-            # RQ lists a failed job for longer than it may be known by its hash.
-            queue(NOTIFY_QUEUE, connection).failed_job_registry.remove(job_id)
-            return job_id
-    raise AssertionError
+    ids = (replay_job_id(handler, kind, prediction_id, number) for number in itertools.count(1))
+    jobs = (notify_job(connection, handler, kind, prediction_id, job_id=job_id) for job_id in ids)
+    new = next(job for job in jobs if _enqueue(connection, job))
+    # RQ lists a failed job for longer than it may be known by its hash.
+    queue(NOTIFY_QUEUE, connection).failed_job_registry.remove(new.id)
+    return new.id
 
 
 def _enqueue(connection: Redis, job: Job) -> bool:
@@ -140,75 +130,6 @@ def _enqueue(connection: Redis, job: Job) -> bool:
     except DuplicateJobError:
         return False
     return True
-
-
-def replace_persist(connection: Redis, job: Job) -> bool:
-    """Enqueue a persist job in the place of one that ended; False when that one has not ended."""
-    old = queue(PERSIST_QUEUE, connection).fetch_job(job.id)
-    if old is not None and old.get_status() not in ENDED:
-        return False
-    target = queue(PERSIST_QUEUE, connection)
-    with connection.pipeline() as pipeline:
-        target.failed_job_registry.remove(job.id, pipeline=pipeline)
-        pipeline.delete(job.key)
-        pipeline.hset(job.key, items=list(fields(job)))
-        pipeline.sadd(target.redis_queues_keys, target.key)
-        target.push_job_id(job.id, pipeline=pipeline)
-        pipeline.execute()
-    return True
-
-
-def hasten(connection: Redis, job_id: str) -> bool:
-    """Run a job now that waits for its time; False when it does not wait any more.
-
-    RQ's scheduler may do the same at the same moment; then the job runs twice, as any job may.
-    """
-    target = queue(NOTIFY_QUEUE, connection)
-    job = target.fetch_job(job_id)
-    if job is None or job.get_status() != JobStatus.SCHEDULED:
-        return False
-    with connection.pipeline() as pipeline:
-        target.enqueue_job(job, pipeline=pipeline)  # first: it begins the transaction itself
-        target.scheduled_job_registry.remove(job_id, pipeline=pipeline)
-        pipeline.execute()
-    return True
-
-
-def forget_failed(connection: Redis, name: str, job_id: str) -> None:
-    """Take a job off the list of those that failed, and forget it: another one has taken its place."""
-    with connection.pipeline() as pipeline:
-        queue(name, connection).failed_job_registry.remove(job_id, pipeline=pipeline)
-        pipeline.delete(Job.key_for(job_id), Result.get_key(job_id))  # type: ignore[no-untyped-call]
-        pipeline.execute()
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """The ids of the jobs of one queue, by where they stand."""
-
-    queued: Sequence[str]
-    running: Sequence[str]
-    scheduled: Sequence[str]
-    failed: Sequence[str]
-
-
-def backlog(name: str, connection: Redis) -> Backlog:
-    """What waits, runs and has failed in a queue of ours, the oldest first."""
-    jobs = queue(name, connection)
-    return Backlog(
-        jobs.job_ids,
-        jobs.started_job_registry.get_job_ids(cleanup=False),
-        jobs.scheduled_job_registry.get_job_ids(cleanup=False),
-        jobs.failed_job_registry.get_job_ids(cleanup=False),
-    )
-
-
-def by_place(job_ids: Iterable[str]) -> Iterator[tuple[Place, str]]:
-    """What each notify job is about, with its id; the ids of other jobs are passed over."""
-    for job_id in job_ids:
-        place = split_notify_job_id(job_id)
-        if place is not None:
-            yield place, job_id
 
 
 def worker_count(name: str, connection: Redis) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from redis import Redis
 
 from app import queues
+from app.backlog import Place, backlog, by_place, forget_failed, hasten, replace_persist
 from app.core.errors import Permanent
 from app.core.handlers import Handler, interested
 from app.core.lifecycle import State
@@ -20,15 +21,13 @@ from app.core.manifest import Manifest
 from app.core.names import (
     MANIFEST_NAME,
     NOTIFY_QUEUE,
-    PERSIST_QUEUE,
     Kind,
     manifest_name,
     split_notify_job_id,
-    split_persist_job_id,
 )
 from app.core.policy import HOUR, PERSIST_MARGIN
+from app.failures import failed_predictions
 from app.handler_states import HandlerStates
-from app.queues import Place
 from app.records import Records
 from app.storage import Storage
 
@@ -78,13 +77,13 @@ class Replay:
         self._handlers = {handler.name: handler for handler in handlers}
         self._only = only
         self._off = HandlerStates(redis).switched_off()
-        backlog = queues.backlog(NOTIFY_QUEUE, redis)
-        self._coming = dict(queues.by_place([*backlog.queued, *backlog.running]))
-        self._scheduled = dict(queues.by_place(backlog.scheduled))
+        jobs = backlog(NOTIFY_QUEUE, redis)
+        self._coming = dict(by_place([*jobs.queued, *jobs.running]))
+        self._scheduled = dict(by_place(jobs.scheduled))
         self._dead: dict[Place, list[str]] = defaultdict(list)
-        for place, job_id in queues.by_place(backlog.failed):
+        for place, job_id in by_place(jobs.failed):
             self._dead[place].append(job_id)
-        self._foreign = [job_id for job_id in backlog.failed if split_notify_job_id(job_id) is None]
+        self._foreign = [job_id for job_id in jobs.failed if split_notify_job_id(job_id) is None]
 
     def one(self, prediction_id: str) -> Iterator[Replayed]:
         """Tell the handlers about a prediction or training; keep its outputs when that had failed.
@@ -110,7 +109,7 @@ class Replay:
     def failed(self) -> Iterator[Replayed]:
         """Tell all dead letters again, and keep the predictions whose outputs could not be kept."""
         if self._only is None:
-            for kind, prediction_id in sorted(self._failed_predictions()):
+            for kind, prediction_id in failed_predictions(self._redis, self._records):
                 yield self._keep(kind, prediction_id)
         for place in list(self._dead):
             if self._only in {None, place[0]}:
@@ -156,12 +155,12 @@ class Replay:
         job_id, outcome = self._coming.get(place), Outcome.WAITING
         if job_id is None:
             job_id, outcome = self._scheduled.get(place), Outcome.HASTENED
-            if job_id is None or not queues.hasten(self._redis, job_id):
+            if job_id is None or not hasten(self._redis, job_id):
                 job_id, outcome = queues.enqueue_replay(self._redis, *place), Outcome.ENQUEUED
             self._coming[place] = job_id
         for dead in self._dead.pop(place, ()):
             if dead != job_id:
-                queues.forget_failed(self._redis, NOTIFY_QUEUE, dead)
+                forget_failed(self._redis, NOTIFY_QUEUE, dead)
         return Replayed(outcome, kind, prediction_id, handler, job_id)
 
     def _obstacle(self, handler: str, kind: Kind, prediction_id: str) -> str | None:
@@ -173,11 +172,6 @@ class Replay:
             return "nothing is stored of it"
         return None
 
-    def _failed_predictions(self) -> set[tuple[Kind, str]]:
-        ids = queues.backlog(PERSIST_QUEUE, self._redis).failed
-        places = {place for place in map(split_persist_job_id, ids) if place is not None}
-        return places | {(one.kind, one.id) for one in self._records.newest() if one.state is State.FAILED}
-
     def _keep(self, kind: Kind, prediction_id: str) -> Replayed:
         """Run the persist job of a prediction anew."""
         record = self._records.get(kind, prediction_id)
@@ -186,7 +180,7 @@ class Replay:
             return _refused(kind, prediction_id, None, "its event is gone, and nothing is stored of it")
         timeout = int(HOUR) + PERSIST_MARGIN
         job = queues.persist_job(self._redis, kind, prediction_id, timeout=timeout)
-        new = queues.replace_persist(self._redis, job)
+        new = replace_persist(self._redis, job)
         return Replayed(Outcome.ENQUEUED if new else Outcome.WAITING, kind, prediction_id, None, job.id)
 
 

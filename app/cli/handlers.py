@@ -8,7 +8,8 @@ from typing import Any
 import click
 from redis import Redis
 
-from app import deployment, queues
+from app import deployment
+from app.backlog import backlog, by_place
 from app.cli.look import TIMEOUT, table
 from app.core.names import NOTIFY_QUEUE
 from app.handler_states import HandlerState, HandlerStates
@@ -81,10 +82,10 @@ def _open() -> tuple[Redis, list[str]]:
 
 def _counts(redis: Redis) -> tuple[Counter[str], Counter[str]]:
     """How many notifications wait or run for each handler, and how many are dead letters."""
-    backlog = queues.backlog(NOTIFY_QUEUE, redis)
-    live = [*backlog.queued, *backlog.running, *backlog.scheduled]
-    waiting = Counter(handler for (handler, *_), _ in queues.by_place(live))
-    return waiting, Counter(handler for (handler, *_), _ in queues.by_place(backlog.failed))
+    jobs = backlog(NOTIFY_QUEUE, redis)
+    live = [*jobs.queued, *jobs.running, *jobs.scheduled]
+    waiting = Counter(handler for (handler, *_), _ in by_place(live))
+    return waiting, Counter(handler for (handler, *_), _ in by_place(jobs.failed))
 
 
 def _last(state: HandlerState) -> str:

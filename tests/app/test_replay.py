@@ -11,6 +11,7 @@ from redis import Redis
 from rq.job import Job, JobStatus
 
 from app import queues
+from app.backlog import backlog
 from app.core import handlers
 from app.core.lifecycle import Move
 from app.core.manifest import Manifest, Receipt
@@ -91,7 +92,7 @@ class Past:
         return list(queues.queue(name, self.redis).job_ids)
 
     def failed(self, name: str = NOTIFY_QUEUE) -> list[str]:
-        return list(queues.backlog(name, self.redis).failed)
+        return list(backlog(name, self.redis).failed)
 
 
 @pytest.fixture
@@ -249,6 +250,15 @@ def test_a_failed_prediction_of_which_nothing_is_left_stays_on_the_list(past: Pa
     past.redis.delete("outkeep:record:prediction:c")
     assert "its event is gone" in reason(past.replay().failed())
     assert past.failed(PERSIST_QUEUE) == [job.id]
+
+
+def test_a_job_whose_hash_nobody_can_read_is_replayed_all_the_same(past: Past) -> None:
+    past.store("abc")
+    dead, job = past.kill("abc"), past.fail_to_keep("c")
+    for job_id in (dead, job.id):
+        past.redis.hset(Job.key_for(job_id), mapping={"data": b"\xff", "meta": b"\xff", "created_at": b"x"})
+    assert outcomes(past.replay().failed()) == [("enqueued", None), ("enqueued", "gallery")]
+    assert past.failed() == past.failed(PERSIST_QUEUE) == []
 
 
 def test_a_failed_job_of_somebody_else_is_named(past: Past) -> None:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -342,6 +343,14 @@ def test_retry_after_is_honoured_up_to_a_day(office: Office, asked: str, least: 
         job = office.tell(url_of(host))
         office.work()
     assert least - 1 <= office.wait(job) <= most + 1
+
+
+def test_a_date_in_retry_after_is_honoured(office: Office) -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+    with raw(ok(b"", f"Retry-After: {later}", status="429 Too Many Requests")) as host:
+        job = office.tell(url_of(host))
+        office.work()
+    assert 7100 <= office.wait(job) <= 7201
 
 
 def test_the_schedule_is_kept_and_ends_in_a_dead_letter(office: Office) -> None:

@@ -13,6 +13,7 @@ from rq import Retry
 from rq.job import Job, JobStatus
 
 from app import queues
+from app.backlog import hasten
 from app.core import handlers
 from app.core.downstream import TIMEOUTS
 from app.core.manifest import Manifest, Receipt
@@ -50,12 +51,12 @@ class Floor:
         for one in ids:
             assert queues.enqueue_notify(self.redis, handler, PREDICTION, one)
 
-    def jobs(self, *, patience: float) -> AbstractAsyncContextManager[Jobs]:
+    def jobs(self, *, patience: float, redis: Redis | None = None) -> AbstractAsyncContextManager[Jobs]:
         text = self.dead.handler("dead") + self.alive.handler("alive")
         deployment = Deployment(
             load(self.environment), "", (b"k" * 32,), handlers.parse(text, lambda secret: secret)
         )
-        return notify_jobs(deployment, self.redis, patience=patience)
+        return notify_jobs(deployment, redis or self.redis, patience=patience)
 
     def work(self, *, patience: float = 60) -> None:
         """Take every job that waits, once."""
@@ -135,7 +136,7 @@ def test_a_job_that_was_put_back_is_told_later_with_all_its_attempts_left(
     assert floor.dead.ids() == {"a"}
     for one in ("b", "c"):
         assert floor.job("dead", one).get_status() == JobStatus.SCHEDULED
-        queues.hasten(floor.redis, floor.job("dead", one).id)
+        hasten(floor.redis, floor.job("dead", one).id)
         floor.work()
     assert floor.dead.ids() == {"a", "b", "c"}
     for one in ("b", "c"):
@@ -158,3 +159,23 @@ def test_a_handler_that_timed_out_five_times_in_a_row_is_left_alone_until_it_is_
     assert asyncio.run(attempts_in_a_row(floor, ids)) == [1] * TIMEOUTS + [0] * 3
     state = HandlerStates(floor.redis).get("dead")
     assert (state.word, state.timeouts) == ("slow", TIMEOUTS)
+
+
+async def run_without_redis(floor: Floor, prediction_id: str) -> Retry:
+    away = Redis.from_url("redis://127.0.0.1:1")
+    job = floor.job("alive", prediction_id)
+    async with floor.jobs(patience=5, redis=away) as known:
+        said = await known[NOTIFY_JOB](job, *job.args)
+    assert isinstance(said, Retry)
+    assert job.meta == {"attempts": [], "faults": 1}
+    return said
+
+
+def test_nothing_is_sent_while_redis_cannot_say_whether_a_handler_is_off(floor: Floor) -> None:
+    floor.store("a")
+    floor.tell("alive", "a")
+    said = asyncio.run(run_without_redis(floor, "a"))
+    assert 1 <= said.intervals[0] <= 4
+    assert floor.alive.received == []
+    floor.work()
+    assert floor.alive.ids() == {"a"}
