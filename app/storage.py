@@ -108,15 +108,20 @@ class Storage:
         return self._root is not None and not self._root.exists()
 
     def put_file(self, name: str, path: Path) -> None:
-        """Store the file at `path` under `name`, overwriting: names and bytes are deterministic."""
+        """Store the file at `path` under `name`, overwriting: names and bytes are deterministic.
+
+        It is gone from `path` then: moved where that is the same disk, else copied. After an error it may be.
+        """
         with _translated(name):
-            with (
-                path.open("rb") as source,
-                obstore.open_writer(self._prepare(), name, buffer_size=CHUNK) as target,
-            ):
+            store = self._prepare()
+            if self._root is not None and _moved(path, self._root / name):
+                self._sync_folders(name)
+                return
+            with path.open("rb") as source, obstore.open_writer(store, name, buffer_size=CHUNK) as target:
                 while chunk := source.read(CHUNK):
                     target.write(chunk)
             self._sync(name)
+            path.unlink()
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """Store a small object under `name`, overwriting."""
@@ -198,14 +203,33 @@ class Storage:
 
     def _sync(self, name: str) -> None:
         # obstore offers no fsync for local files, so we do it: the bytes first, then each folder entry.
-        if self._root is None:
-            return
-        path = self._root / name
-        fsync(path)
-        for folder in path.parents:
+        if self._root is not None:
+            fsync(self._root / name)
+            self._sync_folders(name)
+
+    def _sync_folders(self, name: str) -> None:
+        assert self._root is not None
+        for folder in (self._root / name).parents:
             fsync(folder)
             if folder == self._root:
                 break
+
+
+def _moved(path: Path, target: Path) -> bool:
+    """Move a file, whole and its bytes on the disk, to `target`; False when that is on another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent.stat()
+    if path.stat().st_dev != folder.st_dev:
+        return False
+    path.chmod(folder.st_mode & 0o666)  # as readable as what is written there
+    fsync(path)  # before it takes the place of what may be a whole file
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # one disk, mounted twice
+            raise
+        return False
+    return True
 
 
 @contextmanager

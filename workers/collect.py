@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 from redis.exceptions import RedisError
@@ -24,6 +25,9 @@ from workers.keep import Keeper, Wanted
 
 PARALLEL_FILES = 8
 """Downloads of one prediction at a time; one with 249 files must not starve the others."""
+
+NAMED_SURPLUS = 1000
+"""Files over the limit that are reported lost one by one; a model can put a million URLs into one output."""
 
 LATE_START = 60.0
 """Seconds after the hour, or after the begin of a late run, in which downloads are still started. With
@@ -53,14 +57,26 @@ class Run:
     began: float
     ends: float
     """When the outputs are gone from their hosts."""
+    more: bool
+    """Whether the output holds files beyond those in `files`, of which there are too many to name."""
 
     @classmethod
-    def of(cls, record: Record, prediction: Prediction, tries: Tries, attempt: int, began: float) -> "Run":
-        """Walks the whole output: use a thread."""
-        places = enumerate(find_files(prediction.output))
-        files = [Wanted.of(record.kind, record.id, number, place) for number, place in places]
+    def of(
+        cls,
+        record: Record,
+        prediction: Prediction,
+        tries: Tries,
+        attempt: int,
+        began: float,
+        *,
+        max_files: int,
+    ) -> "Run":
+        """Walks the output: use a thread."""
+        named = max_files + NAMED_SURPLUS
+        places = list(islice(find_files(prediction.output), named + 1))
+        files = [Wanted.of(record.kind, record.id, *numbered) for numbered in enumerate(places[:named])]
         ends = keep_until(prediction.completed_at, record.received_at).timestamp()
-        return cls(record, prediction, files, tries, attempt, began, ends)
+        return cls(record, prediction, files, tries, attempt, began, ends, more=len(places) > named)
 
     @property
     def last_start(self) -> float:
@@ -99,18 +115,16 @@ class Collector:
     async def collect(self, run: Run) -> list[Result]:
         """Try every file; how each one ended, in order of appearance, for `decide`."""
         gate = asyncio.Semaphore(PARALLEL_FILES)
+        limit = self.limits.max_files
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._attempt(run, wanted, gate)) for wanted in run.files]
-        return [task.result() for task in tasks]
+            tasks = [group.create_task(self._attempt(run, wanted, gate)) for wanted in run.files[:limit]]
+        surplus = Permanent("too_many_files", f"only {limit} files are kept (OUTKEEP_MAX_FILES)")
+        return [*(task.result() for task in tasks), *(surplus for _ in run.files[limit:])]
 
     async def _attempt(self, run: Run, wanted: Wanted, gate: asyncio.Semaphore) -> Result:
         known = run.record.kept.get(str(wanted.number))
         if known is not None and known["source"] == wanted.source:
             return KeptFile(**known)
-        if wanted.number >= self.limits.max_files:
-            return Permanent(
-                "too_many_files", f"only {self.limits.max_files} files are kept (OUTKEEP_MAX_FILES)"
-            )
         wait = run.tries.wait(str(wanted.number), run.began)
         if wait > 0:
             return _Later(wait)
@@ -118,7 +132,9 @@ class Collector:
             if self._now() > run.last_start:
                 return _Later(1.0)
             try:
-                kept = await self.keeper.keep(wanted, timeout=attempt_timeout(run.ends - self._now()))
+                held = await asyncio.to_thread(self.keeper.held, wanted) if run.attempt > 1 else None
+                timeout = attempt_timeout(run.ends - self._now())
+                kept = await self.keeper.keep(wanted, held, timeout=timeout)
             except OutkeepError as error:
                 return error
             if len(run.files) > 1:
@@ -141,7 +157,8 @@ class Collector:
                     delays.append(result.seconds)
                 case error:
                     delay = self._delay(run, wanted, error, jitter)
-                    _report(wanted, error, delay)
+                    if wanted.number <= self.limits.max_files:  # of the surplus, one line is enough
+                        _report(wanted, error, delay)
                     if delay is None:
                         ended[wanted.number] = KeptFile(wanted.place.pointer, wanted.source, error=error.code)
                     else:

@@ -10,13 +10,14 @@ from workers.fetch import Fetched
 from workers.spill import HEAD_BYTES
 
 
-def hold(fetched: Fetched, kind: Kind, prediction_id: str, number: int) -> None:
-    """Give a temporary file the name under which `held` finds it; best effort, it never raises.
+def hold(fetched: Fetched, folder: Path, kind: Kind, prediction_id: str, number: int) -> None:
+    """Put a temporary file where `held` finds it; best effort, it never raises.
 
-    The name holds the hash: after a power cut the file may not have all its bytes.
+    `folder` outlives the process, unlike the one for what is being downloaded. The name holds the hash: after
+    a power cut the file may not have all its bytes.
     """
     with suppress(OSError):
-        fetched.path.rename(fetched.path.with_name(_name(kind, prediction_id, number, fetched.sha256)))
+        fetched.path.rename(folder / _name(kind, prediction_id, number, fetched.sha256))
 
 
 def held(folder: Path, kind: Kind, prediction_id: str, number: int) -> Fetched | None:

@@ -46,23 +46,25 @@ class Keeper:
     folder: Path
     """Where downloads wait that the storage did not take."""
 
-    async def keep(self, wanted: Wanted, *, timeout: float) -> KeptFile:  # noqa: ASYNC109 - the fetcher's
-        """Bring a file into storage; a download gets `timeout` seconds.
+    def held(self, wanted: Wanted) -> Fetched | None:
+        """The download that an earlier run on this host could not store; it is read whole: use a thread."""
+        if wanted.place.is_inline:
+            return None
+        return held(self.folder, wanted.kind, wanted.id, wanted.number)
+
+    async def keep(self, wanted: Wanted, fetched: Fetched | None, *, timeout: float) -> KeptFile:  # noqa: ASYNC109 - the fetcher's
+        """Bring a file into storage: what `held` found, else a download of at most `timeout` seconds.
 
         Raises what `Fetcher.fetch`, `decode_data_uri` and `Storage` raise.
         """
         if wanted.place.is_inline:
             return await asyncio.to_thread(self._keep_inline, wanted)
-        place = (wanted.kind, wanted.id, wanted.number)
-        fetched = await asyncio.to_thread(held, self.folder, *place)
         fetched = fetched or await self.fetcher.fetch(wanted.source, timeout=timeout)
         try:
-            kept = await asyncio.to_thread(self._store_file, wanted, fetched)
+            return await asyncio.to_thread(self._store_file, wanted, fetched)
         except BaseException:
-            await asyncio.to_thread(hold, fetched, *place)
+            await asyncio.to_thread(hold, fetched, self.folder, wanted.kind, wanted.id, wanted.number)
             raise
-        await asyncio.to_thread(fetched.path.unlink, missing_ok=True)
-        return kept
 
     def keep_text(self, kind: Kind, prediction_id: str, text: str) -> KeptFile:
         """Store the text of an output."""

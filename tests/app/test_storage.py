@@ -38,18 +38,59 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder on another disk than that of the storage."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
 def test_a_stored_file_is_byte_exact(storage: Storage, source: Path, tmp_path: Path) -> None:
+    content = source.read_bytes()
     storage.put_file(NAME, source)
 
-    assert (tmp_path / "kept here" / NAME).read_bytes() == source.read_bytes()
-    assert storage.get(NAME) == source.read_bytes()
+    assert (tmp_path / "kept here" / NAME).read_bytes() == content
+    assert storage.get(NAME) == content
+    assert not source.exists()
+
+
+def test_a_file_on_another_disk_is_stored_all_the_same(storage: Storage, elsewhere: Path) -> None:
+    source = elsewhere / "source"
+    source.write_bytes(b"x" * (3 << 20))
+    assert source.stat().st_dev != Path(tempfile.gettempdir()).stat().st_dev
+    storage.put_file(NAME, source)
+
+    assert storage.get(NAME) == b"x" * (3 << 20)
+    assert not source.exists()
+
+
+def test_a_private_file_is_stored_as_readable_as_the_others(
+    storage: Storage, source: Path, tmp_path: Path
+) -> None:
+    source.chmod(0o600)
+    storage.put_file(NAME, source)
+    storage.put_bytes("predictions/abc/prediction.json", b"{}")
+
+    folder = tmp_path / "kept here" / "predictions" / "abc"
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_file_that_cannot_be_moved_stays(storage: Storage, source: Path, tmp_path: Path) -> None:
+    content = source.read_bytes()
+    (tmp_path / "kept here" / NAME / "a folder in its place").mkdir(parents=True)
+    with pytest.raises(Transient):
+        storage.put_file(NAME, source)
+
+    assert source.read_bytes() == content
 
 
 def test_a_file_is_overwritten_and_a_created_object_is_not(storage: Storage, source: Path) -> None:
+    content = source.read_bytes()
     storage.put_bytes(NAME, b"before")
     storage.put_file(NAME, source)
     assert storage.create(NAME, b"other") is False
-    assert storage.get(NAME) == source.read_bytes()
+    assert storage.get(NAME) == content
 
     assert storage.create("new", b"first") is True
     assert storage.get("new") == b"first"
@@ -204,13 +245,14 @@ storage.put_file("predictions/abc/output-0.bin", Path(sys.argv[2]))
 
     lines = run_child(code, storage, str(source)).stdout.splitlines()
 
-    wanted = [root.parent, root / NAME, root / "predictions/abc", root / "predictions", root]
+    # The bytes before the move: a power cut must not put half a file in the place of a whole one.
+    wanted = [root.parent, source, root / "predictions/abc", root / "predictions", root]
     assert lines == [str(path) for path in wanted]
 
 
-def test_a_killed_write_leaves_nothing_visible(storage: Storage, tmp_path: Path) -> None:
+def test_a_killed_write_leaves_nothing_visible(storage: Storage, tmp_path: Path, elsewhere: Path) -> None:
     storage.put_bytes(NAME, b"the whole file from before")
-    pipe = tmp_path / "slow source"
+    pipe = elsewhere / "slow source"
     os.mkfifo(pipe)
     command = [
         sys.executable,
