@@ -24,7 +24,9 @@ from app.handler_states import HandlerStates
 from app.settings import load
 from app.storage import Storage
 from tests.e2e.recorder import Received, Recorder, recorder
-from tests.workers.desk import Quick
+from tests.workers.desk import Desk, Quick
+from tests.workers.test_jobs import process
+from tests.workers.worker_process import wait_until
 from workers.services import Jobs, notify_jobs
 
 PREDICTION = Kind.PREDICTION
@@ -179,3 +181,20 @@ def test_nothing_is_sent_while_redis_cannot_say_whether_a_handler_is_off(floor: 
     assert floor.alive.received == []
     floor.work()
     assert floor.alive.ids() == {"a"}
+
+
+def test_a_worker_process_brings_back_what_it_put_back(
+    floor: Floor, release: threading.Event, tmp_path: Path, valkey_url: str
+) -> None:
+    ids = ["a", "b", "c"]
+    (tmp_path / "outkeep.toml").write_text(floor.dead.handler("dead"))
+    floor.store(*ids)
+    floor.tell("dead", *ids)
+    with process(Desk(floor.redis, tmp_path), "notify", REDIS_URL=valkey_url, OUTKEEP_SLOTS="4") as running:
+        wait_until(lambda: len(floor.queue.scheduled_job_registry) == 2)
+        assert floor.dead.ids() == set()
+        release.set()
+        floor.dead.wait_for(lambda it: it.ids() == set(ids), "all are told")
+        wait_until(lambda: floor.job("dead", "c").get_status() == JobStatus.FINISHED)
+        assert running.stop() == 0
+    assert {len(floor.job("dead", one).meta["attempts"]) for one in ids} == {1}
