@@ -16,7 +16,7 @@ from app.core.handlers import Handler, interested
 from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import Kind, object_name, outcome_name
-from app.core.outputs import joined_text
+from app.core.outputs import OutputFile, joined_text
 from app.core.policy import store_delay
 from app.core.prediction import parse
 from app.core.tries import Tries
@@ -75,6 +75,8 @@ class Persist:
         text_file = self.keeper.keep_text(record.kind, record.id, text) if text is not None else None
         places = [wanted.place for wanted in run.files]
         kept = list(zip(places, ended, strict=True))
+        if run.more:
+            kept.append((OutputFile("/output", ""), KeptFile("/output", None, error="too_many_files")))
         manifest = self.storage.commit(
             manifests.build(prediction, kept, text_file, record.receipt, self.clock())
         )
@@ -119,7 +121,14 @@ class Persist:
             return manifest
         if record is None or record.body is None:
             raise Permanent("record_missing", "there is neither a manifest nor a record with a body")
-        run = Run.of(record, parse(record.body, kind), tries, attempt, self.clock().timestamp())
+        run = Run.of(
+            record,
+            parse(record.body, kind),
+            tries,
+            attempt,
+            self.clock().timestamp(),
+            max_files=self.collector.limits.max_files,
+        )
         self.collector.require_room(run)
         return run
 

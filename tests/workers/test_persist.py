@@ -306,7 +306,8 @@ async def committed(desk: Desk) -> None:
     async with desk.service() as service:
         record = desk.record()
         assert record.body is not None
-        run = Run.of(record, prediction.parse(record.body, record.kind), Tries({}), 1, desk.now.timestamp())
+        parsed = prediction.parse(record.body, record.kind)
+        run = Run.of(record, parsed, Tries({}), 1, desk.now.timestamp(), max_files=1000)
         ended = service.collector.decide(run, await service.collector.collect(run))
         assert not isinstance(ended, float)
         service.commit(run, ended)

@@ -12,7 +12,7 @@ from app.core.lifecycle import State
 from app.simulator import Simulator
 from tests.raw_host import RawHost, Script, ok, raw_host, then_reset
 from tests.workers.desk import ID, PNG, WAV, Desk
-from workers.collect import PARALLEL_FILES, Limits
+from workers.collect import NAMED_SURPLUS, PARALLEL_FILES, Limits
 
 MISSING = ok(b"", status="404 Not Found")
 FORBIDDEN = ok(b"", status="403 Forbidden")
@@ -266,6 +266,17 @@ def test_files_over_the_limit_are_lost_with_a_reason(desk: Desk, simulator: Simu
     assert codes(desk) == [None, None, None, "too_many_files", "too_many_files"]
     assert [simulator.downloads(url) for url in urls] == [1, 1, 1, 0, 0]
     assert desk.manifest()["output"][3:] == urls[3:]
+
+
+def test_an_output_of_very_many_urls_is_reported_without_naming_each(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.limits = Limits(max_files=0, disk_floor=0)
+    desk.receive([f"https://replicate.delivery/{number}" for number in range(NAMED_SURPLUS + 50)])
+    assert desk.work() is None
+    assert codes(desk) == ["too_many_files"] * (NAMED_SURPLUS + 1)
+    assert desk.manifest()["files"][-1]["pointer"] == "/output"
+    assert sum("OUTKEEP_MAX_FILES" in line for line in caplog.messages) == 1
 
 
 def test_a_prediction_takes_no_more_than_its_share_of_downloads(desk: Desk) -> None:
