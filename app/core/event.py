@@ -1,7 +1,7 @@
 """What a handler is told: one event per prediction, made afresh for every attempt."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from app.core.manifest import KeptFile, Manifest, format_time
@@ -10,6 +10,8 @@ from app.core.names import MANIFEST_NAME
 MAX_BYTES = 256 * 1024
 MAX_LOGS = 64 * 1024
 _NEVER_CUT = frozenset({"id", "kind", "status", "truncated"})
+_BRIEF = {"files": ("name", "url", "media_type", "size"), "lost": ("pointer", "error")}
+"""What the entries of a long list keep: all that is needed to fetch a file. The rest is in the manifest."""
 
 Link = Callable[[str], str]
 """From the name of a stored file of this prediction to a URL that is good for at least seven days."""
@@ -23,8 +25,9 @@ def event_type(manifest: Manifest) -> str:
 def build(manifest: Manifest, link: Link) -> dict[str, Any]:
     """The event about a stored prediction, within 256 KiB.
 
-    What is too large is replaced by a link to the manifest, largest first; `data.truncated` lists the
-    JSON pointers (into the event) of what was cut.
+    What is too large is replaced by a link to the manifest, largest first. `files` and `lost` stay lists:
+    their entries are made brief, and only if that is not enough the last ones are left out.
+    `data.truncated` lists the JSON pointers (into the event) of what was cut.
     """
     prediction = manifest.prediction
     raw = prediction.raw
@@ -53,9 +56,9 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
     return event
 
 
-def encode(event: dict[str, Any]) -> bytes:
+def encode(value: Any) -> bytes:
     """The bytes that are signed and sent."""
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _file(file: KeptFile, link: Link) -> dict[str, Any]:
@@ -79,17 +82,37 @@ def _cut_logs(data: dict[str, Any]) -> None:
     logs = data["logs"].encode()
     if len(logs) > MAX_LOGS:
         data["logs"] = logs[-MAX_LOGS:].decode(errors="ignore")  # a character may be cut in two
-        data["truncated"].append("/data/logs")
+        _name(data, "logs")
 
 
 def _shrink(event: dict[str, Any], data: dict[str, Any], whole: str) -> None:
-    """Put the link `whole` in the place of one value after the other until the event is small enough."""
-    if len(encode(event)) <= MAX_BYTES:
-        return
-    sizes = {key: len(encode({key: value})) for key, value in data.items() if key not in _NEVER_CUT}
+    """Cut one value after the other until the event is small enough; `whole` is the link to all of them."""
+    sizes = {key: len(encode(value)) for key, value in data.items() if key not in _NEVER_CUT}
     for key in sorted(sizes, key=lambda key: -sizes[key]):
-        data[key] = whole
-        if f"/data/{key}" not in data["truncated"]:
-            data["truncated"].append(f"/data/{key}")
-        if len(encode(event)) <= MAX_BYTES:
+        if _excess(event) <= 0:
             return
+        if key in _BRIEF:
+            data[key] = [{name: entry[name] for name in _BRIEF[key]} for entry in data[key]]
+            _name(data, key)
+        elif sizes[key] > len(encode(whole)):
+            data[key] = whole
+            _name(data, key)
+    _drop_last([data[key] for key in _BRIEF], _excess(event))
+
+
+def _drop_last(lists: Sequence[list[dict[str, Any]]], excess: int) -> None:
+    """Leave out the last entries of the longer list until `excess` bytes are saved."""
+    while excess > 0 and (longest := max(lists, key=len)):
+        excess -= len(encode(longest.pop())) + len(",")
+
+
+def _excess(event: dict[str, Any]) -> int:
+    """Bytes by which an event is too large."""
+    return len(encode(event)) - MAX_BYTES
+
+
+def _name(data: dict[str, Any], key: str) -> None:
+    """Say that a value was cut."""
+    pointer = f"/data/{key}"
+    if pointer not in data["truncated"]:
+        data["truncated"].append(pointer)

@@ -185,12 +185,49 @@ def test_everything_can_be_huge_at_once() -> None:
     assert len(event["data"]["truncated"]) == len(keys)
 
 
-@pytest.mark.parametrize(("losses", "key"), [(0, "files"), (3000, "lost")])
-def test_too_many_files_become_a_link(losses: int, key: str) -> None:
-    event = event_of({"output": [URL.format(number) for number in range(3000)]}, losses=losses)
-    assert len(encode(event)) <= MAX_BYTES
-    assert f"/data/{key}" in event["data"]["truncated"]
-    assert event["data"][key] == WHOLE
+BRIEF_FILE = {"name", "url", "media_type", "size"}
+SIGNED = (
+    "https://keep.example.com/files/predictions/ype2b3w02xrme0cqadzrms82nm/{}?expires=1789000000&signature="
+)
+
+
+def signed_link(name: str) -> str:
+    """As long as those of a real deployment."""
+    return SIGNED.format(name) + "s" * 43
+
+
+def many(count: int, *, losses: int = 0, **more: Any) -> dict[str, Any]:
+    """The data of an event of a prediction with `count` outputs."""
+    raw = {"output": [URL.format(number) for number in range(count)], **more}
+    encoded = encode(events.build(manifest_of(raw, losses=losses), signed_link))
+    assert len(encoded) <= MAX_BYTES
+    data: dict[str, Any] = json.loads(encoded)["data"]
+    return data
+
+
+def test_each_of_a_thousand_files_can_be_fetched_by_its_link() -> None:
+    data = many(1000)
+    assert [file["url"] for file in data["files"]] == [signed_link(f"output-{n}.png") for n in range(1000)]
+    assert all(file.keys() == BRIEF_FILE for file in data["files"])
+    assert data["output"] == [f"output-{number}.png" for number in range(1000)]
+    assert data["truncated"] == ["/data/files"]
+
+
+def test_other_values_are_cut_before_a_file_is_left_out() -> None:
+    data = many(1000, input={"prompt": "x" * 200_000}, version="hidden")
+    assert len(data["files"]) == 1000
+    assert data["truncated"] == ["/data/files", "/data/input"]
+    assert data["version"] == "hidden"
+
+
+@pytest.mark.parametrize(("losses", "key"), [(0, "files"), (10_000, "lost"), (5_000, "files")])
+def test_of_far_too_many_files_the_first_ones_are_told_in_a_list(losses: int, key: str) -> None:
+    data = many(10_000, losses=losses)
+    assert f"/data/{key}" in data["truncated"]
+    first = {"files": {"name": f"output-{losses}.png"}, "lost": {"pointer": "/output/0", "error": "gone"}}
+    assert isinstance(data["files"], list)
+    assert isinstance(data["lost"], list)
+    assert first[key].items() <= data[key][0].items()
 
 
 def test_the_most_files_ever_seen_still_come_as_a_list(samples: list[dict[str, Any]]) -> None:
