@@ -56,7 +56,6 @@ EVENTS: Final[Mapping[str, str]] = {
     "queue %s held no job id: %s": "job_id_unreadable",
     # keeping outputs
     "stored": "prediction_stored",
-    "not kept: %s": "prediction_not_kept",
     "given up until it is replayed: %s": "prediction_given_up",
     "trying again in %.0f s: %s": "job_put_off",
     "an output is lost: %s": "output_lost",

@@ -16,6 +16,7 @@ from redis import Redis
 from app.core.keys import generate_secret
 from app.demo.stage import free_port
 from app.embedded import running_url
+from tests.e2e.canary import SECRET_SETTINGS, leaks
 
 PATIENCE = 120.0
 PARTS = {
@@ -167,8 +168,18 @@ def running_up(
         yield up
         if up.process is not None and up.process.poll() is None:
             up.stop()
+        require_no_secret(up)
     finally:
         up.clear()
+
+
+def require_no_secret(up: Up) -> None:
+    """Whatever a test is about: no secret that it gave away stands in the log."""
+    secrets = {up.environment[name] for name in SECRET_SETTINGS if name in up.environment}
+    key_file = up.data / "secret.key"
+    if key_file.exists():
+        secrets.add(key_file.read_text())
+    assert leaks(secrets, [("the log", up.log.read_bytes())]) == []
 
 
 def processes_of(data: Path) -> list[psutil.Process]:
