@@ -3,16 +3,21 @@
 import asyncio
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
 class FileHost:
-    """Files by path; `open` counts the answers on their way, `hurry` ends all slowness from then on."""
+    """Files by path; `hurry` ends all slowness from then on.
+
+    `open` counts the answers on their way, `asked` how often each path was requested.
+    """
 
     def __init__(self, *, pieces: int, pause: float) -> None:
         self.url = ""
         self.open = 0
+        self.asked: Counter[str] = Counter()
         self._files: dict[str, bytes] = {}
         self._pieces = pieces
         self._pause = pause
@@ -37,7 +42,9 @@ class FileHost:
         self.open += 1
         with suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
-            content = self._files[head.split()[1].decode()]
+            path = head.split()[1].decode()
+            self.asked[path] += 1
+            content = self._files[path]
             writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(content))
             step = len(content) // self._pieces + 1
             for start in range(0, len(content), step):

@@ -108,33 +108,34 @@ class Traffic:
         if way == AGAIN and self._sent:
             self._deliver(*self._random.choice(self._sent))
         else:
-            kind, finished = self._finished()
-            webhook_id = self._deliver(kind, finished)
+            kind, ended = self._draw()
+            webhook_id = self._deliver(kind, ended)
             if way == TWICE:
-                self._deliver(kind, finished, webhook_id)
-            self._sent.append((kind, finished, webhook_id))
+                self._deliver(kind, ended, webhook_id)
+            self._sent.append((kind, ended, webhook_id))
         self.deliveries[way] += 1
 
-    def _deliver(self, kind: Kind, finished: dict[str, Any], webhook_id: str | None = None) -> str:
+    def _deliver(self, kind: Kind, ended: dict[str, Any], webhook_id: str | None = None) -> str:
         hook = self._up.hook if kind is Kind.PREDICTION else f"{self._up.hook}/trainings"
-        self._due[finished["id"]] += 1
-        sent = self._simulator.finish(kind, finished, hook, webhook_id=webhook_id)
+        self._due[ended["id"]] += 1
+        sent = self._simulator.finish(kind, ended, hook, webhook_id=webhook_id)
         assert sent is not None
         return sent
 
-    def _finished(self) -> tuple[Kind, dict[str, Any]]:
+    def _draw(self) -> tuple[Kind, dict[str, Any]]:
         kind = self._random.choices([Kind.PREDICTION, Kind.TRAINING], [9, 1])[0]
         identity = "".join(self._random.choices(_ALPHABET, k=26))
         files = self._random.choices([0, 1, 2, 5], [1, 6, 2, 1])[0]
         sources = self.sources[kind, identity] = [self._file(number) for number in range(files)]
-        return kind, _object(identity, sources)
+        return kind, finished(identity, sources)
 
     def _file(self, number: int) -> str:
         content = b"\x00outkeep" + self._random.randbytes(self._random.randint(1, 60_000))
         return self._host.add(f"out-{number}.bin", content)
 
 
-def _object(identity: str, sources: list[str]) -> dict[str, Any]:
+def finished(identity: str, sources: list[str]) -> dict[str, Any]:
+    """A prediction that has just succeeded, with `sources` as its output, or text without any."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     return {
         "completed_at": now,
