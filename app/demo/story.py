@@ -14,6 +14,7 @@ import click
 from redis.exceptions import RedisError
 from replicate.client import Client
 
+from app.core.errors import ConfigurationError
 from app.core.keys import generate_secret
 from app.core.lifecycle import State
 from app.core.manifest import KeptFile
@@ -70,10 +71,10 @@ class _Followed:
 def run(data: Path | None, *, stay: bool) -> int:
     """Show it, then stop everything; 0 when all was kept and handed on.
 
-    Raises `Permanent` that says what went wrong and names the log.
+    Raises `Permanent` that says what went wrong and names the log, or `ConfigurationError` for a folder
+    `data` that is not empty or cannot be made.
     """
-    data = (data or Path(tempfile.mkdtemp(prefix="outkeep-demo-"))).absolute()
-    data.mkdir(parents=True, exist_ok=True)
+    data = _own_folder(data) if data else Path(tempfile.mkdtemp(prefix="outkeep-demo-"))
     heard, secret = _Heard(), generate_secret(os.urandom(32))
     click.echo("Outkeep, from a webhook to your next step. Replicate is simulated here, all else is real.")
     with Simulator(pace=1.0) as simulator, downstream(secret, heard.hear) as handler_url:
@@ -91,6 +92,18 @@ def run(data: Path | None, *, stay: bool) -> int:
             else:
                 words.try_next(data, example)
     return 0
+
+
+def _own_folder(data: Path) -> Path:
+    """An empty folder: what lies in another one may be somebody's work, and be in use."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        empty = not any(data.iterdir())
+    except OSError as error:
+        raise ConfigurationError([f"--data: cannot use {data}: {error.strerror}"]) from None
+    if not empty:
+        raise ConfigurationError([f"--data: {data} is not empty; name a new folder for the demonstration"])
+    return data.absolute()
 
 
 def _perform(

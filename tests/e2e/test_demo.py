@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.claim import claim
+from app.demo.stage import failure
 from tests.e2e.running import kill_all, processes_of, until
 
 pytestmark = pytest.mark.slow
@@ -66,10 +66,10 @@ def read_until(process: "subprocess.Popen[str]", beginning: str) -> None:
     raise AssertionError(f"it never said {beginning!r}: {process.stderr and process.stderr.read()}")
 
 
-def one_line(process: "subprocess.Popen[str]") -> str:
+def one_line(process: "subprocess.Popen[str]", code: int = 1) -> str:
     """The one line of complaint of a demonstration that failed."""
     _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
+    assert process.returncode == code
     (line,) = errors.splitlines()
     return line
 
@@ -107,12 +107,27 @@ def test_what_it_says_to_try_next_works(tmp_path: Path) -> None:
         assert "output-0.png" in shown.stdout
 
 
-def test_a_failure_is_one_line_that_says_why_and_names_the_log(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with claim(data), demo(data) as process:
-        line = one_line(process)
-    assert line.startswith("outkeep: Outkeep did not start: outkeep up already runs on")
-    assert line.endswith(f"its log is {data}/outkeep.log")
+    data.mkdir()
+    (data / "outkeep.toml").write_text("# mine\n")
+    with demo(data) as process:
+        line = one_line(process, code=2)
+    assert line == "outkeep: --data: data is not empty; name a new folder for the demonstration"
+    assert [(path.name, path.read_text()) for path in data.iterdir()] == [("outkeep.toml", "# mine\n")]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_text("a file in its place")
+    with demo(data) as process:
+        assert one_line(process, code=2) == "outkeep: --data: cannot use data: File exists"
+
+
+def test_a_failure_is_one_line_that_says_why_and_names_the_log(tmp_path: Path) -> None:
+    (tmp_path / "outkeep.log").write_text('{"level": "info"}\noutkeep: PORT: taken\n{"level": "info"}\n')
+    error = failure("Outkeep did not start", tmp_path)
+    assert error.message == f"Outkeep did not start: PORT: taken; its log is {tmp_path}/outkeep.log"
 
 
 def test_an_end_in_the_middle_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
