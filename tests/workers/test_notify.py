@@ -637,9 +637,9 @@ def test_no_more_than_20_kb_of_an_answer_are_read(office: Office) -> None:
         writer.transport.set_write_buffer_limits(0)
         writer.write(HEAD)
         while True:
-            writer.write(b"1000\r\n" + b"a" * 4096 + b"\r\n")
+            writer.write(b"100000\r\n" + b"a" * (1 << 20) + b"\r\n")
             await writer.drain()
-            sent += 4096
+            sent += 1 << 20
 
     with raw(endless) as host:
         office.tell(url_of(host))
