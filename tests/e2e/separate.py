@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.e2e.running import PATIENCE, Up, until
+from tests.e2e.running import PATIENCE, Up, require_no_secret, until
 
 COMMANDS = {"receiver": ("serve",), "persist": ("work", "persist"), "notify": ("work", "notify")}
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
@@ -87,5 +87,7 @@ def running_separately(
         try:
             running.start()
             yield running
+            running.stop()
+            require_no_secret(running)
         finally:
             running.clear()
