@@ -8,22 +8,29 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
+from math import ceil
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from app.bodies import Bodies
 from app.core.errors import Permanent
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.drain import TIMEOUT as DRAIN_TIMEOUT
 from app.drain import Drainer
 from app.files import Files
+from app.floods import Floods
 from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
 from app.inbox import Inbox, connect
+from app.limits import Limits
 from app.metrics import Metrics
+from app.protocol import BoundedProtocol
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
 from app.settings import Settings
@@ -31,8 +38,8 @@ from app.spool import Spool
 from app.storage import Storage
 from app.tally import Tally
 
-GRACE = 20
-"""Seconds that requests in flight get after SIGTERM."""
+LIMITS = Limits()
+GRACE = LIMITS.grace_seconds
 
 BACKLOG = 2048
 """Connections that the system holds for us until we take them."""
@@ -40,7 +47,7 @@ BACKLOG = 2048
 log = logging.getLogger("outkeep.receiver")
 
 
-def create_app(deployment: Deployment) -> Starlette:
+def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     """The ASGI application; connects to Redis when it first needs to, so it starts while Redis is away."""
     settings = deployment.settings
     redis = connect(deployment.redis_url)
@@ -55,7 +62,8 @@ def create_app(deployment: Deployment) -> Starlette:
         redis=redis,
         storage=storage,
         keys=settings.webhook_keys,
-        max_body=settings.max_body,
+        bodies=Bodies(limits, max_body=settings.max_body, folder=settings.temporary),
+        floods=Floods(),
         clock=_now,
         tally=tally,
     )
@@ -95,7 +103,7 @@ def create_app(deployment: Deployment) -> Starlette:
 def serve(deployment: Deployment) -> None:
     """Run the receiver until SIGTERM or SIGINT, then exit with 0; raises `Permanent` when the port is taken.
 
-    Main thread only. What was acknowledged is durable already; requests in flight get `GRACE` seconds.
+    Main thread only. What was acknowledged is durable already; requests in flight get some seconds more.
     """
     # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -118,12 +126,15 @@ def listen(settings: Settings) -> socket.socket:
         raise Permanent("port_unusable", message) from None
 
 
-def server(deployment: Deployment) -> uvicorn.Server:
+def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:
     """The web server, ready to run on a socket."""
     settings = deployment.settings
+    app = create_app(deployment, limits)
     return uvicorn.Server(
         uvicorn.Config(
-            Gate(create_app(deployment), allowed=settings.allowed_hosts, admin_token=settings.admin_token),
+            Gate(app, allowed=settings.allowed_hosts, admin_token=settings.admin_token),
+            # Of the right shape, if not of the type: uvicorn only calls it to make one for each connection.
+            http=cast(type[asyncio.Protocol], partial(BoundedProtocol, limits=limits)),
             headers=ON_EVERY_ANSWER,
             log_config=None,
             # What it says of its own start and stop, we say in a line.
@@ -133,8 +144,8 @@ def server(deployment: Deployment) -> uvicorn.Server:
             ws="none",
             proxy_headers=True,
             forwarded_allow_ips=settings.forwarded_allow_ips,
-            timeout_graceful_shutdown=GRACE,
-            timeout_keep_alive=75,
+            timeout_graceful_shutdown=ceil(limits.grace_seconds),
+            timeout_keep_alive=ceil(limits.keep_alive_seconds),
         )
     )
 

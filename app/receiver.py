@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from http import HTTPStatus
+from typing import TypeVar
 
 from redis import Redis
 from starlette.exceptions import HTTPException
@@ -16,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from app.arrivals import make_arrival
+from app.bodies import Bodies
 from app.core.errors import Rejected, Transient, Unusable
 from app.core.keys import VerifyingKey
 from app.core.manifest import Receipt, format_time
@@ -23,6 +26,7 @@ from app.core.names import Kind, quarantine_name
 from app.core.prediction import parse
 from app.core.signature import Delivery, verify
 from app.core.vocabulary import RECEIVED, REFUSED
+from app.floods import Floods
 from app.inbox import Inbox
 from app.records import Accepted, Arrival
 from app.spool import Spool, Spooled
@@ -34,12 +38,15 @@ RETRY_AFTER = 2
 
 SPOOLED = "spooled"
 
-_UNREAD = frozenset({413, 415})
+_UNREAD = frozenset({"body_too_large", "content_encoding", "busy", "no_room"})
+_BAD_SIGNATURES = frozenset({"signature_mismatch", "signature_malformed"})
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers that are not written down: some proxies add their own."""
 
 LARGE = 1 << 20
-"""Bytes from which a body is verified in a thread."""
+"""Bytes from which a body is worked on in a thread."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("outkeep.receiver")
 
@@ -54,8 +61,8 @@ class Receiver:
     redis: Redis
     storage: Storage
     keys: Sequence[VerifyingKey]
-    max_body: int
-    """Bytes."""
+    bodies: Bodies
+    floods: Floods
     clock: Callable[[], datetime]
     tally: Tally
 
@@ -69,9 +76,9 @@ class Receiver:
 
     async def _receive(self, request: Request, kind: Kind) -> Response:
         try:
-            body = await _read(request, self.max_body)
-            delivery = await self._verify(request, body)
-            outcome = await self._keep(request, delivery, kind)
+            async with self.bodies.received(request) as body:
+                delivery = await self._verify(request, body)
+                outcome = await self._keep(request, delivery, kind)
         except (Rejected, Transient) as error:
             self.tally.add(REFUSED, error.code)
             return _refusal(error)
@@ -82,13 +89,19 @@ class Receiver:
         return JSONResponse({"outcome": outcome}, status_code=202)
 
     async def _verify(self, request: Request, body: bytes) -> Delivery:
-        check = partial(verify, request.headers.raw, body, self.keys, now=self.clock().timestamp())
-        # Hashing a large body takes tens of milliseconds, during which nobody else would be answered.
-        return await asyncio.to_thread(check) if len(body) > LARGE else check()
+        now = self.clock().timestamp()
+        try:
+            return await _apart(len(body), partial(verify, request.headers.raw, body, self.keys, now=now))
+        except Rejected as error:
+            address = request.client.host if request.client else ""
+            if error.code in _BAD_SIGNATURES and self.floods.count(address, now):
+                message = "too many bad signatures from this address; good ones are still accepted"
+                raise Rejected("too_many_refused", message, status=429) from None
+            raise
 
     async def _keep(self, request: Request, delivery: Delivery, kind: Kind) -> str:
         try:
-            prediction = parse(delivery.body, kind)
+            prediction = await _apart(len(delivery.body), partial(parse, delivery.body, kind))
         except Unusable as error:
             await asyncio.to_thread(self._set_aside, request, delivery, kind, error)
             return "quarantined"
@@ -138,34 +151,21 @@ class Receiver:
         )
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise Rejected("content_encoding", "compressed bodies are not accepted", status=415)
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit)
-    return bytes(body)
-
-
-def _too_large(limit: int) -> Rejected:
-    return Rejected("body_too_large", f"the body is larger than {limit} bytes", status=413)
+async def _apart(size: int, work: Callable[[], T]) -> T:
+    """Work on a body of `size` bytes; a large one takes so long that others would wait for their answers."""
+    return await asyncio.to_thread(work) if size > LARGE else work()
 
 
 def _refusal(error: Rejected | Transient) -> JSONResponse:
     content = {"error": error.code, "message": error.message}
+    # The rest of a body that we do not want to read must not follow.
+    headers = {"connection": "close"} if error.code in _UNREAD else {}
     if isinstance(error, Rejected):
-        log.info("delivery refused", extra={"code": error.code, "status": error.status})
-        # The rest of a body that we do not want to read must not follow.
-        headers = {"connection": "close"} if error.status in _UNREAD else None
+        level = logging.DEBUG if error.status == HTTPStatus.TOO_MANY_REQUESTS else logging.INFO
+        log.log(level, "delivery refused", extra={"code": error.code, "status": error.status})
         return JSONResponse(content, status_code=error.status, headers=headers)
     log.warning("delivery not acknowledged; it must be sent again", extra={"code": error.code})
-    headers = {"retry-after": str(int(error.retry_after or RETRY_AFTER))}
+    headers["retry-after"] = str(int(error.retry_after or RETRY_AFTER))
     return JSONResponse(content, status_code=503, headers=headers)
 
 

@@ -22,6 +22,9 @@ from app.core.vocabulary import Counter, Histogram
 INTERVAL: Final = 1.0
 """Seconds between two batches."""
 
+LAST: Final = 3.0
+"""Seconds that the end of a process waits for the last batch."""
+
 MOST_SERIES: Final = 200
 """Label values that one process counts apart for one metric; more go under `OTHER`."""
 
@@ -88,6 +91,7 @@ class Tally:
         def work() -> None:
             while not ended.wait(INTERVAL):
                 self.flush(redis)
+            self.flush(redis)
 
         thread = threading.Thread(target=work, name="tally", daemon=True)
         thread.start()
@@ -95,8 +99,8 @@ class Tally:
             yield self
         finally:
             ended.set()
-            thread.join()
-            self.flush(redis)
+            # A Redis that drips its answer byte by byte runs into no time-out.
+            thread.join(LAST)
 
     def _field(self, counter: Counter, labels: tuple[object, ...]) -> str:
         values = [str(value) if _VALUE.fullmatch(str(value)) else OTHER for value in labels]

@@ -17,7 +17,8 @@ from typing import Any
 from app.core.keys import parse_signing_keys
 from app.core.signature import signed_headers
 from app.deployment import connect, prepare
-from app.main import server
+from app.limits import Limits
+from app.main import LIMITS, server
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
@@ -109,10 +110,10 @@ def environment(redis_url: str, folder: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def in_thread(redis_url: str, folder: Path, **more: str) -> Iterator[Web]:
+def in_thread(redis_url: str, folder: Path, limits: Limits = LIMITS, /, **more: str) -> Iterator[Web]:
     """Run the receiver's own server in a thread, until the block ends."""
     deployment = connect(*prepare(environment(redis_url, folder, **more), receives=True))
-    web_server = server(deployment)
+    web_server = server(deployment, limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=web_server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -1,0 +1,35 @@
+"""What one sender may take of the receiver: time, memory and connections. Small ones make quick tests."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times are in seconds, sizes in bytes."""
+
+    head_seconds: float = 10.0
+    """For the head of a request, and for the first byte of a new connection."""
+    body_seconds: float = 60.0
+    """For a whole body."""
+    stall_seconds: float = 10.0
+    """Longest pause within a body."""
+    keep_alive_seconds: float = 75.0
+    """Between two requests on one connection."""
+    unread_seconds: float = 60.0
+    """How long a client may read nothing of an answer that waits for it."""
+    linger_seconds: float = 30.0
+    """For the last bytes of an answer before a connection that we closed is cut."""
+    grace_seconds: float = 20.0
+    """For requests in flight after SIGTERM."""
+
+    head_bytes: int = 64 << 10
+    headers: int = 128
+    connections: int = 2000
+    small_body: int = 64 << 10
+    """Up to here a body takes nothing from `bodies`: no flood of large ones can shut real deliveries out."""
+    spilled_body: int = 1 << 20
+    """From here a body waits in a temporary file until it is whole."""
+    bodies: int = 256 << 20
+    """For all larger bodies in flight together."""
+    large_at_once: int = 2
+    """Bodies from `spilled_body` that are verified and parsed at the same time."""

@@ -1,0 +1,200 @@
+"""uvicorn's HTTP protocol with the bounds that it lacks: deadlines for what comes in, and caps.
+
+A connection is always in one phase, and each phase has an end. uvicorn itself waits for ever for a head or a
+body, and reads heads of any size.
+"""
+
+import json
+from asyncio import TimerHandle, Transport
+from enum import Enum
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.limits import Limits
+
+
+class Phase(Enum):
+    """What we wait for."""
+
+    IDLE = "the first byte of a request"
+    HEAD = "the rest of its head"
+    BODY = "the rest of its body"
+    ANSWER = "our own answer"
+    CLOSING = "the last bytes of our answer to leave"
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. Methods are callbacks of asyncio, of the parser, and of uvicorn's server."""
+
+    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._phase = Phase.IDLE
+        self._deadline = 0.0
+        self._body_ends = 0.0
+        self._timer: TimerHandle | None = None
+        self._head_bytes = 0
+        self._parsed_bytes = 0
+        self._deaf = False
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request, or say at once that there are too many connections."""
+        super().connection_made(transport)
+        self._enter(Phase.IDLE, self._limits.head_seconds)
+        if len(self.connections) > self._limits.connections:
+            self._refuse(503, "too_many_connections", "too many connections; try again", "retry-after: 2\r\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a head must not go on for ever, neither in time nor in bytes."""
+        if self._deaf or self.transport.is_closing():
+            return
+        if self._phase is Phase.IDLE:
+            self._enter(Phase.HEAD, self._limits.head_seconds)
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._phase is Phase.HEAD and self._head_bytes > self._limits.head_bytes:
+            self._refuse_head()
+        elif self._phase is Phase.BODY:
+            pause = self.loop.time() + self._limits.stall_seconds
+            self._set_deadline(min(pause, self._body_ends))
+
+    def on_message_begin(self) -> None:
+        """A head begins, perhaps behind a request that is not answered yet."""
+        super().on_message_begin()
+        self._parsed_bytes = 0
+        if self._phase is not Phase.CLOSING:
+            self._enter(Phase.HEAD, self._limits.head_seconds)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
+        super().on_header(name, value)
+        self._parsed_bytes += len(name) + len(value) + 4
+
+    def on_headers_complete(self) -> None:
+        """Start the request unless its head is too large."""
+        if self._phase is Phase.CLOSING:
+            return
+        self._head_bytes = 0
+        size = self._parsed_bytes + len(self.url)
+        if size > self._limits.head_bytes or len(self.headers) > self._limits.headers:
+            self._refuse_head()
+            return
+        super().on_headers_complete()
+        self._body_ends = self.loop.time() + self._limits.body_seconds
+        self._enter(Phase.BODY, min(self._limits.stall_seconds, self._limits.body_seconds))
+
+    def on_body(self, body: bytes) -> None:
+        """Pass on a piece of a body."""
+        if self._phase is not Phase.CLOSING:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole; from here the time is ours."""
+        if self._phase is Phase.CLOSING:
+            return
+        super().on_message_complete()
+        self._enter(Phase.ANSWER, None)
+        self._rest()
+
+    def on_response_complete(self) -> None:
+        """The answer is on its way; what follows is the next request or the end."""
+        super().on_response_complete()
+        self._rest()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        if self._phase is Phase.ANSWER:
+            self._enter(Phase.ANSWER, self._limits.unread_seconds)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        if self._phase is Phase.ANSWER:
+            self._enter(Phase.ANSWER, None)
+
+    def shutdown(self) -> None:
+        """Let the request in flight end in time: what is still open at the end of the grace is cut off."""
+        super().shutdown()
+        half = self.loop.time() + self._limits.grace_seconds / 2
+        self._body_ends = min(self._body_ends, half)
+        if self._phase is Phase.BODY:
+            self._set_deadline(min(self._deadline, half))
+        self.loop.call_later(self._limits.grace_seconds * 0.9, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """What the parser refuses, answered in our form."""
+        self._refuse(400, "bad_request", "this is not HTTP as it should be")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: anyone can ask, and the request is answered as if it had not."""
+
+    def _rest(self) -> None:
+        """Wait for the next request once this one is both whole and answered."""
+        if self.transport.is_closing():
+            self._enter(Phase.CLOSING, self._limits.linger_seconds)
+        elif self._phase is Phase.ANSWER and self.cycle.response_complete:
+            self._enter(Phase.IDLE, self._limits.keep_alive_seconds)
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, "headers_too_large", "the headers of this request are too large or too many")
+
+    def _refuse(self, status: int, code: str, message: str, more: str = "") -> None:
+        """Answer in the place of the application where that is possible, and close."""
+        cycle = self.cycle
+        is_open = cycle is not None and not cycle.response_complete
+        if is_open and self._phase is not Phase.BODY:
+            # An earlier request is being answered, and our words would be taken for that answer.
+            cycle.keep_alive = False
+            self._deaf = True
+            self._enter(Phase.ANSWER, None)
+            return
+        if is_open:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        may_speak = self._phase is not Phase.BODY or (is_open and not cycle.response_started)
+        if may_speak and not self.pipeline:
+            self.transport.write(self._answer(status, code, message, more))
+        self.transport.close()
+        self._enter(Phase.CLOSING, self._limits.linger_seconds)
+
+    def _enter(self, phase: Phase, seconds: float | None) -> None:
+        self._phase = phase
+        self._set_deadline(None if seconds is None else self.loop.time() + seconds)
+
+    def _set_deadline(self, deadline: float | None) -> None:
+        # A timer that fires too early only looks again: that is cheaper than a new one for each piece.
+        self._deadline = float("inf") if deadline is None else deadline
+        if deadline is None or (self._timer is not None and self._timer.when() <= deadline):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(deadline, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self.loop.time() < self._deadline:
+            if self._deadline < float("inf"):
+                self._set_deadline(self._deadline)
+        elif self._phase is Phase.IDLE:
+            self.transport.close()
+            self._enter(Phase.CLOSING, self._limits.linger_seconds)
+        elif self._phase in {Phase.HEAD, Phase.BODY}:
+            self._refuse(408, "too_slow", "the request did not arrive in time")
+        else:
+            self.transport.abort()
+
+    def _answer(self, status: int, code: str, message: str, more: str) -> bytes:
+        body = json.dumps({"error": code, "message": message}).encode()
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+        lines += [name + b": " + value for name, value in self.server_state.default_headers]
+        lines += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
+        return b"\r\n".join(lines) + f"\r\n{more}\r\n".encode() + body

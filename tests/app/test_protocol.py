@@ -1,0 +1,434 @@
+"""Senders that are slow, silent, many, huge or malformed, against the receiver's own server."""
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+
+from app.floods import LIMIT
+from app.limits import Limits
+from tests.app.web import BOUND, WEBHOOK, Web, in_process, in_thread, prediction, signed, wait_until
+
+QUICK = Limits(
+    head_seconds=0.6,
+    body_seconds=1.5,
+    stall_seconds=0.6,
+    keep_alive_seconds=1,
+    unread_seconds=0.6,
+    linger_seconds=0.6,
+    grace_seconds=2,
+)
+MANY = 500
+
+
+@pytest.fixture(autouse=True)
+def _no_traceback(redis: Redis, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Every test begins on an empty database, and nothing is logged as an error or with a traceback."""
+    yield
+    assert [one for one in caplog.records if one.levelno >= logging.ERROR or one.exc_info] == []
+
+
+@pytest.fixture(scope="module")
+def quick(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with in_thread(valkey_url, tmp_path_factory.mktemp("quick"), QUICK) as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def patient(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with in_thread(valkey_url, tmp_path_factory.mktemp("patient")) as web:
+        yield web
+
+
+def connect(web: Web) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", web.port), timeout=20)
+
+
+def head(body: bytes, **more: str) -> bytes:
+    """The head of a genuine delivery of `body`."""
+    headers = {**signed(body), "content-length": str(len(body)), "host": "x", **more}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {WEBHOOK} HTTP/1.1\r\n{lines}\r\n".encode()
+
+
+def rest(connection: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def error(answer: bytes) -> str:
+    top, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in top
+    assert b"x-content-type-options: nosniff" in top.lower()
+    return str(json.loads(body)["error"])
+
+
+def drip(connection: socket.socket, piece: bytes, *, pause: float = 0.1) -> None:
+    """Send `piece` again and again until the other side has closed."""
+    connection.settimeout(pause)
+    for _ in range(200):
+        with suppress(TimeoutError):
+            if not connection.recv(1, socket.MSG_PEEK):
+                return
+            # There is an answer: what follows it is the end.
+            connection.settimeout(20)
+            return
+        try:
+            connection.sendall(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+    raise AssertionError("the other side goes on listening")
+
+
+def test_a_silent_connection_is_closed_without_a_word(quick: Web) -> None:
+    with connect(quick) as connection:
+        assert rest(connection) == b""
+
+
+def test_dripped_headers_end_with_408_and_hold_nobody_up(quick: Web) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor(10) as pool:
+        connections = [stack.enter_context(connect(quick)) for _ in range(10)]
+        for connection in connections:
+            connection.sendall(f"POST {WEBHOOK} HTTP/1.1\r\n".encode())
+        dripping = [pool.submit(drip, connection, b"x-more: y\r\n") for connection in connections]
+        assert quick.outcome(prediction("meanwhile")) == "accepted"
+        for one in dripping:
+            one.result()
+        answers = [rest(connection) for connection in connections]
+
+    assert {(status(answer), error(answer)) for answer in answers} == {(408, "too_slow")}
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"id": "'])
+def test_a_stalled_body_ends_with_408(quick: Web, redis: Redis, sent: bytes) -> None:
+    with connect(quick) as connection:
+        connection.sendall(head(prediction()) + sent)
+        answer = rest(connection)
+
+    assert (status(answer), error(answer)) == (408, "too_slow")
+    assert redis.keys("outkeep:record:*") == []
+
+
+def test_a_dripped_body_ends_with_408_although_it_makes_progress(quick: Web) -> None:
+    with connect(quick) as connection:
+        connection.sendall(head(b" " * 1000))
+        drip(connection, b" ")
+        answer = rest(connection)
+
+    assert (status(answer), error(answer)) == (408, "too_slow")
+
+
+def test_a_body_that_pauses_briefly_is_accepted(quick: Web) -> None:
+    body = prediction("pauses")
+    with connect(quick) as connection:
+        connection.sendall(head(body, connection="close"))
+        for piece in (body[:5], body[5:20], body[20:]):
+            threading.Event().wait(0.2)
+            connection.sendall(piece)
+        assert b'{"outcome":"accepted"}' in rest(connection)
+
+
+def test_a_body_that_drips_on_after_its_answer_is_cut_off_without_a_second_one(quick: Web) -> None:
+    with connect(quick) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+        drip_until = threading.Event()
+        answer = connection.recv(65536)
+        with suppress(OSError):
+            while not drip_until.wait(0.1):
+                connection.sendall(b" ")
+                connection.settimeout(0.01)
+                with suppress(TimeoutError):
+                    piece = connection.recv(65536)
+                    answer += piece
+                    if not piece:
+                        break
+    assert status(answer) == 404
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_an_idle_connection_is_closed_after_its_answer(quick: Web) -> None:
+    with connect(quick) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = rest(connection)
+
+    assert status(answer) == 200
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_byte_does_not_keep_an_idle_connection(quick: Web) -> None:
+    with connect(quick) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        connection.recv(65536)
+        connection.sendall(b"\r\n")
+        assert b"HTTP/1.1 2" not in rest(connection)
+
+
+def test_a_client_that_does_not_read_is_cut_off(valkey_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "predictions" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "output-0.bin").write_bytes(b"x" * (64 << 20))
+    ask = b"GET /files/predictions/abc/output-0.bin HTTP/1.1\r\nhost: x\r\nauthorization: Bearer t\r\n\r\n"
+    with in_thread(valkey_url, tmp_path, QUICK, OUTKEEP_ADMIN_TOKEN="t") as web, connect(web) as connection:
+        connection.sendall(ask)
+        assert connection.recv(1, socket.MSG_PEEK)
+        wait_until(lambda: not established(web.port, connection))
+        received = rest(connection)
+
+    assert status(received) == 200
+    assert len(received) < 64 << 20
+
+
+def established(port: int, connection: socket.socket) -> bool:
+    """Whether the server still holds its end of a connection."""
+    own = connection.getsockname()[1]
+    return any(
+        one.status == psutil.CONN_ESTABLISHED and (one.laddr.port, one.raddr.port) == (port, own)
+        for one in psutil.Process().net_connections(kind="tcp")
+    )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"x: " + b"y" * (64 << 10) + b"\r\n",
+        b"x: y\r\n" * 5000,
+        b"x: y\r\n" * 129,
+        b"".join(b"x-%d: y\r\n" % n for n in range(200)),
+    ],
+)
+def test_too_large_a_head_is_refused(patient: Web, lines: bytes) -> None:
+    with connect(patient) as connection:
+        connection.sendall(f"POST {WEBHOOK} HTTP/1.1\r\nhost: x\r\n".encode() + lines + b"\r\n")
+        answer = rest(connection)
+
+    assert (status(answer), error(answer)) == (431, "headers_too_large")
+
+
+def test_a_head_without_end_is_refused(patient: Web) -> None:
+    with connect(patient) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(b"GET /" + b"a" * (256 << 10))
+        answer = rest(connection)
+
+    assert status(answer) in {400, 431}
+
+
+def test_more_connections_than_the_cap_are_told_503(valkey_url: str, tmp_path: Path) -> None:
+    with in_thread(valkey_url, tmp_path, replace(Limits(), connections=20)) as web, ExitStack() as stack:
+        held = [stack.enter_context(connect(web)) for _ in range(20)]
+        with connect(web) as one_more:
+            answer = rest(one_more)
+        assert (status(answer), error(answer)) == (503, "too_many_connections")
+        assert b"\r\nretry-after: 2\r\n" in answer
+
+        held[0].close()
+        wait_until(lambda: answers(web))
+
+
+def answers(web: Web) -> bool:
+    with suppress(OSError):
+        return web.deliver(prediction()).status == 202
+    return False
+
+
+def test_idle_connections_do_not_hold_up_a_delivery(patient: Web) -> None:
+    with ExitStack() as stack:
+        for _ in range(MANY):
+            stack.enter_context(connect(patient))
+        assert patient.deliver(prediction("between"), timeout=BOUND).status == 202
+
+
+def test_large_bodies_share_a_budget_and_small_ones_pass(valkey_url: str, tmp_path: Path) -> None:
+    limits = replace(Limits(), bodies=3 << 20)
+    large = prediction("large", logs="x" * (2 << 20))
+    with in_thread(valkey_url, tmp_path, limits) as web, promised(web, large) as first:
+        with connect(web) as second:
+            second.sendall(head(large, expect="100-continue"))
+            answer = rest(second)
+        assert (status(answer), error(answer)) == (503, "busy")
+        assert b"\r\nretry-after: 5\r\n" in answer
+        assert web.outcome(prediction("small")) == "accepted"
+
+        first.sendall(large)
+        assert b'{"outcome":"accepted"}' in first.recv(65536)
+        assert web.outcome(large) == "duplicate"
+        assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@contextmanager
+def promised(web: Web, body: bytes) -> Iterator[socket.socket]:
+    """A delivery whose body the receiver has agreed to take."""
+    with connect(web) as connection:
+        connection.sendall(head(body, expect="100-continue"))
+        assert status(connection.recv(4096)) == 100
+        yield connection
+
+
+def test_a_chunked_body_is_counted_as_it_comes(valkey_url: str, tmp_path: Path) -> None:
+    limits = replace(Limits(), bodies=1 << 20)
+    large = prediction(logs="x" * (2 << 20))
+    with in_thread(valkey_url, tmp_path, limits) as web, connect(web) as connection:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in signed(large).items())
+        connection.sendall(f"POST {WEBHOOK} HTTP/1.1\r\n{lines}transfer-encoding: chunked\r\n\r\n".encode())
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(b"%x\r\n" % len(large) + large + b"\r\n0\r\n\r\n")
+        answer = rest(connection)
+
+    assert (status(answer), error(answer)) == (503, "busy")
+
+
+def test_a_large_body_needs_a_place_for_its_temporary_file(valkey_url: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").write_text("a file in its place")
+    with in_thread(valkey_url, tmp_path) as web:
+        answer = web.deliver(prediction(logs="x" * (2 << 20)))
+        assert (answer.status, answer.json()["error"]) == (503, "no_room")
+        assert web.outcome(prediction("small")) == "accepted"
+
+
+def test_five_hundred_large_bodies_leave_memory_flat_and_let_good_ones_pass(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    size = 32 << 20
+    with in_process(valkey_url, tmp_path) as (web, process), ExitStack() as stack:
+        assert web.outcome(prediction("before", logs="x" * (4 << 20))) == "accepted"
+        before = psutil.Process(process.pid).memory_info().rss
+        admitted = []
+        for _ in range(MANY):
+            connection = stack.enter_context(connect(web))
+            connection.sendall(head(b"", **{"content-length": str(size), "expect": "100-continue"}))
+            if status(connection.recv(4096)) == 100:
+                admitted.append(connection)
+        assert len(admitted) == (256 << 20) // size
+        for connection in admitted:
+            connection.sendall(b"x" * (size - 1))
+        assert web.deliver(prediction("good"), timeout=BOUND).status == 202
+        grown = psutil.Process(process.pid).memory_info().rss - before
+        stack.close()
+        process.terminate()
+        assert process.wait(30) == 0
+    assert grown < 64 << 20
+    assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: a\x00b\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
+        b"CONNECT x HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(patient: Web, garbage: bytes) -> None:
+    with connect(patient) as connection:
+        connection.sendall(garbage)
+        answer = rest(connection)
+
+    assert (status(answer), error(answer)) == (400, "bad_request")
+
+
+def test_a_broken_chunk_ends_a_delivery(patient: Web, redis: Redis) -> None:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in signed(prediction()).items())
+    with connect(patient) as connection:
+        connection.sendall(f"POST {WEBHOOK} HTTP/1.1\r\n{lines}transfer-encoding: chunked\r\n\r\n".encode())
+        connection.sendall(b'5\r\n{"id"\r\nzz\r\n')
+        answer = rest(connection)
+
+    assert (status(answer), error(answer)) == (400, "bad_request")
+    assert redis.keys("outkeep:record:*") == []
+
+
+def test_an_upgrade_is_not_made(patient: Web, caplog: pytest.LogCaptureFixture) -> None:
+    with connect(patient) as connection:
+        connection.sendall(
+            b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n"
+        )
+        assert status(rest(connection)) == 200
+    assert caplog.text == ""
+
+
+def test_requests_sent_together_are_answered_in_their_order(patient: Web) -> None:
+    with connect(patient) as connection:
+        connection.sendall(
+            b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n"
+            + head(prediction("third"), connection="close")
+            + prediction("third")
+        )
+        answer = rest(connection)
+    assert [status(b"HTTP/1.1 " + one) for one in answer.split(b"HTTP/1.1 ")[1:]] == [200, 404, 202]
+
+
+def test_garbage_behind_a_delivery_does_not_touch_its_answer(patient: Web) -> None:
+    with connect(patient) as connection:
+        connection.sendall(head(prediction("first")) + prediction("first") + b"\x00 garbage \r\n\r\n")
+        answer = rest(connection)
+
+    assert status(answer) == 202
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("first", ["identity", "gzip"])
+def test_a_doubled_content_encoding_does_not_hide_one(patient: Web, first: str) -> None:
+    second = {"identity": "gzip", "gzip": "identity"}[first]
+    body = prediction()
+    with connect(patient) as connection:
+        top = head(body, **{"content-encoding": first, "connection": "close"})
+        connection.sendall(top[:-2] + f"content-encoding: {second}\r\n\r\n".encode() + body)
+        answer = rest(connection)
+
+    assert (status(answer), error(answer)) == (415, "content_encoding")
+
+
+def test_a_stalled_upload_does_not_hold_up_the_end(valkey_url: str, tmp_path: Path) -> None:
+    """The block ends only when the server has."""
+    limits = replace(Limits(), grace_seconds=1)
+    with ExitStack() as stack:
+        with in_thread(valkey_url, tmp_path, limits) as web:
+            stalled = stack.enter_context(promised(web, prediction()))
+        answer = rest(stalled)
+
+    assert (status(answer), error(answer)) == (408, "too_slow")
+
+
+def test_a_flood_of_bad_signatures_is_told_429_and_good_ones_pass(patient: Web) -> None:
+    bad = {"webhook-signature": f"v1,{'A' * 43}="}
+    with closing(connect(patient)) as connection:
+        top = head(prediction(), **bad, **{"x-forwarded-for": "203.0.113.7"})
+        statuses = []
+        for _ in range(LIMIT + 2):
+            connection.sendall(top + prediction())
+            statuses.append(status(connection.recv(65536)))
+    assert statuses == [401] * LIMIT + [429] * 2
+
+    def ask(address: str, headers: dict[str, str]) -> int:
+        return patient.deliver(prediction(), headers={**headers, "x-forwarded-for": address}).status
+
+    assert ask("203.0.113.7", bad) == 429
+    assert ask("203.0.113.7", {}) == 202
+    assert ask("203.0.113.8", bad) == 401
