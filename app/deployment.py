@@ -131,19 +131,31 @@ def _handlers(settings: Settings, environment: Mapping[str, str]) -> tuple[tuple
 def _secret_reader(environment: Mapping[str, str]) -> handlers_file.ReadSecret:
     def read(reference: str) -> str:
         kind, _, place = reference.partition(":")
+        if place.startswith(("whsec_", "whsk_")):
+            # Its place would be named in what follows.
+            raise Permanent(
+                "bad_secret", f"what follows {kind}: is a secret itself; write it without {kind}:"
+            )
         if kind == "env":
             if place not in environment:
                 raise Permanent("bad_secret", f"the environment variable {place} is not set")
             return environment[place]
         if kind == "file":
-            try:
-                return Path(place).read_text(encoding="ascii").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
-                raise Permanent("bad_secret", f"cannot read {place}: {reason}") from None
+            return _contents(Path(place))
         return reference
 
     return read
+
+
+def _contents(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise Permanent("bad_secret", f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Permanent("bad_secret", f"cannot read {path}: it is not plain text") from None
+    except ValueError:
+        raise Permanent("bad_secret", "no file has such a name") from None
 
 
 def _storage_problems(settings: Settings) -> list[str]:

@@ -105,10 +105,23 @@ def demo(*, stay: bool, data: Path | None) -> None:
     sys.exit(story.run(data, stay=stay))
 
 
+def _signing_secret(_: click.Context, __: click.Parameter, secret: str | None) -> str | None:
+    from app.simulator.webhooks import signing_key
+
+    try:
+        if secret is not None:
+            signing_key(secret)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return secret
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8100, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--secret", help="Webhook signing secret (whsec_...); by default a new one.")
+@click.option(
+    "--secret", callback=_signing_secret, help="Webhook signing secret (whsec_...); by default a new one."
+)
 @click.option("--token", help="API token that clients must send; by default a new one.")
 @click.option("--pace", default=3.0, show_default=True, help="Seconds that a model takes.")
 def simulate(host: str, port: int, secret: str | None, token: str | None, pace: float) -> None:

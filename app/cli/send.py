@@ -4,11 +4,12 @@ import http.client
 import json
 import os
 import secrets
+import string
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import click
 
@@ -102,9 +103,7 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
     try:
-        connection.request(
-            "POST", f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}", body, headers
-        )
+        connection.request("POST", _request_target(parts), body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read(2000).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
@@ -113,3 +112,9 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
         ) from None
     finally:
         connection.close()
+
+
+def _request_target(parts: SplitResult) -> str:
+    """Path and query as a request line can hold them; what is encoded already stays as it is."""
+    text = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    return quote(text, safe=string.punctuation)

@@ -222,12 +222,32 @@ def test_send_to_nobody_ends_with_1(settings: dict[str, str]) -> None:
     assert complaint == f"{url} does not answer: [Errno 111] Connection refused"
 
 
+def test_send_encodes_what_a_request_line_cannot_hold(settings: dict[str, str], web: Web) -> None:
+    url = f"http://127.0.0.1:{web.port}/webhooks/replicate?für=a b%20c"
+
+    done = outkeep("send", "--to", url, settings=settings)
+
+    assert (done.returncode, done.stdout) == (0, '202 {"outcome":"accepted"}\n')
+
+
+@pytest.mark.parametrize("secret", ["hunter2", "whsec_!hunter2", "whsk_hunter2"])
+def test_a_simulator_with_a_mistaken_secret_ends_with_2(secret: str) -> None:
+    done = outkeep("simulate", "--port", "0", "--secret", secret)
+
+    assert done.returncode == 2
+    assert "Invalid value for '--secret'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("--to", "ftp://x"), "must start with"),
         (("--to", "http://[::1"), "cannot be read"),
         (("--to", "http://"), "names no host"),
+        (("--to", "http://a..b/"), "neither an address nor a name"),
+        (("--to", f"http://{'a' * 64}/"), "neither an address nor a name"),
         (("--secret", "hunter2"), "does not start with"),
         (("/none.json",), "cannot read /none.json"),
     ],

@@ -91,6 +91,9 @@ def test_a_mistaken_storage_does_not_leave_a_default_one_behind(tmp_path: Path) 
         (HANDLER.format(secret="hunter2").encode(), "does not start with"),
         (HANDLER.format(secret="env:NOT_THERE").encode(), "the environment variable NOT_THERE is not set"),
         (HANDLER.format(secret="file:/none").encode(), "cannot read /none"),
+        (HANDLER.format(secret="file:a\\u0000b").encode(), "no file has such a name"),
+        (HANDLER.format(secret="env:whsec_hunter2").encode(), "is a secret itself; write it without env:"),
+        (HANDLER.format(secret="file:whsk_hunter2").encode(), "is a secret itself; write it without file:"),
     ],
 )
 def test_a_handlers_file_with_a_mistake_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
