@@ -81,9 +81,9 @@ class Supervisor:
     def run(self) -> int:
         """Run until SIGTERM, SIGINT, SIGHUP or `stop`; main thread only, once.
 
-        Gives 0, or 1 when something had to be killed at the end (a second signal asks for it), or 2 when a
-        child refused its configuration at its first start. Raises Permanent when a service cannot be started
-        for the first time. Whatever happens, no process is left.
+        Gives 0, or 1 when something had to be killed at the end (a later second signal asks for it), or 2
+        when a child refused its configuration at its first start. Raises Permanent when a service cannot be
+        started for the first time. Whatever happens, no process is left.
         """
         with self._wakeups:
             try:
@@ -103,7 +103,7 @@ class Supervisor:
     def _watch(self) -> None:
         patient_until = time.monotonic() + PATIENCE
         waiting = True
-        while not (self._stopped or self._refused or self._wakeups.requests):
+        while not (self._stopped or self._refused or self._wakeups.requested):
             now = time.monotonic()
             for watched in self._foundation:
                 self._attend(watched, now)
@@ -184,7 +184,7 @@ class Supervisor:
             for watched in [each for each in left if each.service.settle()]:
                 left.remove(watched)
                 self._tell(watched, Change.STOPPED, "")
-            if not left or time.monotonic() > deadline or self._wakeups.requests > 1:
+            if not left or time.monotonic() > deadline or self._wakeups.hasty:
                 return left
             self._wakeups.wait(TICK / 4)
 

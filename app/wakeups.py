@@ -3,18 +3,26 @@
 import select
 import signal
 import socket
+import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+ECHO = 1.0
+"""Seconds after the first request within which others are its echo: a terminal, a service manager and a
+script may all pass on the same wish to stop."""
+
 
 class Wakeups:
-    """While entered (main thread only), counts requests to stop. Signals that were ignored stay ignored."""
+    """While entered (main thread only), notes requests to stop. Signals that were ignored stay ignored."""
 
     def __init__(self) -> None:
-        self.requests = 0
+        self.requested = False
+        self.hasty = False
+        """Whether another request came after `ECHO`."""
+        self._first = 0.0
         self._reading, self._writing = socket.socketpair()
         self._reading.settimeout(0)
         self._writing.settimeout(0)
@@ -49,4 +57,8 @@ class Wakeups:
             self._writing.send(b"\0")
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
-        self.requests += 1
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._first = True, now
+        elif now - self._first >= ECHO:
+            self.hasty = True

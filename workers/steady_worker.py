@@ -28,13 +28,11 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now
 from rq.worker.base import BaseWorker, WorkerStatus
 
+from app.wakeups import ECHO
 from workers.async_job import AsyncJob, NoDeathPenalty
 from workers.job_queue import JobQueue
 
 log = logging.getLogger("outkeep.worker")
-
-FORCE_AFTER = 1.0
-"""Seconds after the first signal within which a second one is taken for its echo."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class SteadyWorker(BaseWorker):
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Second signal: the end, with status 1."""
-        if self._stopping_since is not None and time.monotonic() - self._stopping_since >= FORCE_AFTER:
+        if self._stopping_since is not None and time.monotonic() - self._stopping_since >= ECHO:
             os._exit(1)
 
     @property

@@ -57,6 +57,11 @@ POLITE = (
     "import time\nsignal.signal(signal.SIGTERM, lambda *_: (say('asked', ''), sys.exit(0)))\n"
     "say('pid', os.getpid())\nsignal.pause()"
 )
+PATIENT = (
+    "signal.signal(signal.SIGTERM, lambda *_: say('asked', ''))\n"
+    "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))\n"
+    "say('pid', os.getpid())\nwhile True: signal.pause()"
+)
 FAMILY = (
     "child = subprocess.Popen(['sleep', '600'], process_group=0); say('grandchild', child.pid)\n"
     + STEADY_CHILD
@@ -123,6 +128,13 @@ class Supervised:
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+    def tells(self, name: str, event: str, *, within: float) -> bool:
+        """Whether the next event, should one come within so many seconds, is this one."""
+        try:
+            return self.told.get(timeout=within)[:2] == (name, event)
+        except queue.Empty:
+            return False
 
     def code(self) -> int:
         assert self.process is not None
@@ -215,11 +227,25 @@ def test_what_does_not_stop_in_time_is_killed_with_its_family(supervised: Superv
     assert ended(pid, *supervised.pids)
 
 
-def test_a_second_signal_kills_at_once(supervised: Supervised) -> None:
+def test_the_echo_of_a_signal_kills_nothing(supervised: Supervised) -> None:
+    pid = supervised.run(grace=600, patient=PATIENT).pid("patient")
+    supervised.signal(signal.SIGTERM)
+    supervised.signal(signal.SIGINT)
+    supervised.signal(signal.SIGHUP)
+    supervised.wait("patient", "asked")
+    os.kill(pid, signal.SIGUSR1)
+    assert supervised.order(("patient", "stopped")) == [("patient", "stopped")]
+    assert supervised.code() == 0
+
+
+def test_a_later_second_signal_kills_at_once(supervised: Supervised) -> None:
     pid = supervised.run(grace=600, stubborn=STUBBORN).pid("stubborn")
     supervised.signal(signal.SIGINT)
     supervised.wait("stubborn", "stopping")
-    supervised.signal(signal.SIGINT)
+    until = time.monotonic() + 30
+    while not supervised.tells("stubborn", "killed", within=0.2):
+        assert time.monotonic() < until, "impatience was not heard"
+        supervised.signal(signal.SIGINT)
     assert supervised.code() == 1
     assert ended(pid)
 
