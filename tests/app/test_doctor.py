@@ -90,6 +90,7 @@ def workers(valkey: OwnValkey, folder: Path) -> Iterator[dict[str, "subprocess.P
                 valkey.redis.exists(SWEPT, "rq:scheduler-lock:persist", "rq:scheduler-lock:notify") == 3
                 and all(valkey.redis.scard(f"rq:workers:{queue}") for queue in running)
             ),
+            timeout=90,
         )
         yield running
     finally:

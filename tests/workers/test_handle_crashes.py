@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,13 @@ from rq.job import Job, JobStatus
 
 from app import queues
 from app.core.names import HANDLE_QUEUE
-from tests.workers.worker_process import FAST, ROOT, failure, has, status, wait_until
+from tests.workers import worker_process
+from tests.workers.worker_process import FAST, ROOT, failure, has, status
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> float:
+    """Patient, since processes start one after another here; return the seconds that took."""
+    return worker_process.wait_until(condition, seconds=seconds)
 
 
 @contextmanager
@@ -107,7 +113,7 @@ def test_the_job_of_a_killed_parent_runs_again_elsewhere(
             os.kill(victim.pid, signal.SIGSTOP)  # else it would see the death of the other and report it
             os.kill(first, signal.SIGKILL)
         victim.kill()
-        wait_until(lambda: len(horses(tmp_path)) == 2, seconds=40)
+        wait_until(lambda: len(horses(tmp_path)) == 2)
         [second] = set(horses(tmp_path)) - {first}
         assert not lives(first), "two runs would overlap"
         assert psutil.Process(second).ppid() == heir.pid
@@ -150,7 +156,7 @@ def test_sigterm_lets_the_job_finish(redis: Redis, valkey_url: str, tmp_path: Pa
         wait_until(lambda: horses(tmp_path))
         process.send_signal(signal.SIGTERM)
         finish(tmp_path, job)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert redis.scard("rq:workers") == 0
 
 
@@ -167,6 +173,6 @@ def test_a_second_sigterm_leaves_the_job_to_another(redis: Redis, valkey_url: st
     [first] = horses(tmp_path)
     wait_until(lambda: not lives(first))
     with worker(valkey_url, tmp_path, **FAST):
-        wait_until(lambda: len(horses(tmp_path)) == 2, seconds=40)
+        wait_until(lambda: len(horses(tmp_path)) == 2)
         finish(tmp_path, job)
     assert_clean(redis)

@@ -298,7 +298,7 @@ def test_sweeps_that_are_killed_leave_one_job_for_each_event(redis: Redis, valke
     while not redis.exists("done"):
         made = queue.count
         with subprocess.Popen([sys.executable, "-c", SWEEP_ONCE, valkey_url], cwd=ROOT) as process:
-            wait_until(lambda: queue.count > made or redis.exists("done"))  # noqa: B023
+            wait_until(lambda: queue.count > made or redis.exists("done"), seconds=60)  # noqa: B023
             if killed < 3:
                 process.kill()
                 killed += 1
