@@ -184,11 +184,22 @@ class AsyncWorker(SteadyWorker):
             if admitted:
                 self._launch(job, queue, execution)
         except Exception as error:
-            log.warning("job %s was not begun, maintenance brings it back: %s", job.id, error, exc_info=True)
+            log.warning(
+                "job %s was not begun, maintenance brings it back: %s",
+                job.id,
+                error,
+                exc_info=True,
+                extra={"job": job.id},
+            )
             self._forget(job)
             return
         if not admitted:
-            log.error("job %s is refused and stands with the failed jobs: %s", job.id, job.refusal)
+            log.error(
+                "job %s is refused and stands with the failed jobs: %s",
+                job.id,
+                job.refusal,
+                extra={"job": job.id},
+            )
             self._finish(job, queue, execution)
 
     def _launch(self, job: AsyncJob, queue: Queue, execution: Execution) -> None:
@@ -203,11 +214,21 @@ class AsyncWorker(SteadyWorker):
     def _finish(self, job: AsyncJob, queue: Queue, execution: Execution) -> None:
         try:
             if self._given_up(job, execution):
-                log.warning("job %s was given up while it ran; its outcome does not count", job.id)
+                log.warning(
+                    "job %s was given up while it ran; its outcome does not count",
+                    job.id,
+                    extra={"job": job.id},
+                )
             else:
                 self.perform_job(job, queue, execution)
         except Exception as error:
-            log.warning("the end of job %s was not saved, it runs again: %s", job.id, error, exc_info=True)
+            log.warning(
+                "the end of job %s was not saved, it runs again: %s",
+                job.id,
+                error,
+                exc_info=True,
+                extra={"job": job.id},
+            )
         finally:
             self._forget(job)
 

@@ -121,7 +121,11 @@ class TakenJobs(IntermediateQueue):
             assert isinstance(queue, JobQueue)
             queue.bury(job_id, f"{type(error).__name__}: {error}")
         else:
-            log.warning("job %s was taken by a worker that died before it began: it goes back", job_id)
+            log.warning(
+                "job %s was taken by a worker that died before it began: it goes back",
+                job_id,
+                extra={"job": job_id},
+            )
             job.origin = queue.name
             worker.handle_job_failure(job, queue, exc_string="Job was stuck in intermediate queue.")
             self.remove(job_id)
