@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from app.core.handlers import Handler
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import prepare
 from app.embedded import Embedded
+from app.listening import open_listener
 from app.redaction import secrets_of
 from app.service import Child
 from app.settings import Settings
@@ -65,7 +65,7 @@ def _free_port(host: str, port: int) -> int:
     until = time.monotonic() + ORPHANS_LEAVE
     while True:
         try:
-            with closing(socket.create_server((host, port), family=_family(host))) as probe:
+            with closing(open_listener(host, port)) as probe:
                 found: int = probe.getsockname()[1]
                 return found
         except OSError as error:
@@ -83,10 +83,6 @@ def _port_unusable(host: str, port: int, error: OSError) -> Permanent:
         # Python adds the address, which stands in the message already.
         reason = f"{os.strerror(error.errno)}; set HOST or PORT"
     return Permanent("port_unusable", f"cannot listen on {host}:{port}: {reason}")
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _report(name: str, change: Change, detail: str) -> None:

@@ -10,6 +10,7 @@ from app import queues
 from app.core.errors import Permanent
 from app.deployment import find_redis
 from app.inbox import connect
+from app.listening import reached_at
 from app.settings import Settings
 
 TIMEOUT = 3.0
@@ -22,7 +23,7 @@ _OK = 200
 def check(part: str, settings: Settings) -> None:
     """Raise `Permanent` unless `receiver`, or a worker of this host on the queue `part`, lives."""
     if part == "receiver":
-        _check_receiver("127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host, settings.port)  # noqa: S104
+        _check_receiver(reached_at(settings.host), settings.port)
     else:
         _check_worker(part, find_redis(settings))
 

@@ -29,6 +29,7 @@ from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
 from app.inbox import Inbox, connect
 from app.limits import Limits
+from app.listening import open_listener
 from app.metrics import Metrics
 from app.protocol import BoundedProtocol
 from app.receiver import Receiver, http_error, internal_error
@@ -117,9 +118,8 @@ def serve(deployment: Deployment) -> None:
 
 def listen(settings: Settings) -> socket.socket:
     """The listening socket; raises `Permanent` when there can be none."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        return open_listener(settings.host, settings.port, backlog=BACKLOG)
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
         message = f"cannot listen on {where}: {error.strerror}; stop what uses it, or set HOST or PORT"

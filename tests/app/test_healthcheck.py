@@ -12,7 +12,7 @@ from app.core.errors import Permanent
 from app.healthcheck import check
 from app.settings import Settings, load
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import environment, free_port, in_thread
+from tests.app.web import environment, free_port, in_process, in_thread
 
 
 @pytest.fixture
@@ -30,6 +30,16 @@ def test_a_receiver_that_answers_lives(valkey: OwnValkey, tmp_path: Path) -> Non
     with in_thread(valkey.url, tmp_path) as web:
         check("receiver", settings(valkey, tmp_path, PORT=str(web.port)))
         check("receiver", settings(valkey, tmp_path, PORT=str(web.port), HOST="0.0.0.0"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::0", "localhost"])
+def test_a_receiver_on_all_addresses_answers_ipv4_and_lives(
+    valkey: OwnValkey, tmp_path: Path, host: str
+) -> None:
+    with in_process(valkey.url, tmp_path, HOST=host) as (web, process):
+        assert process.poll() is None
+        assert web.ask("GET", "/healthz").status == 200
+        check("receiver", settings(valkey, tmp_path, PORT=str(web.port), HOST=host))
 
 
 def test_a_port_without_a_receiver_is_dead(valkey: OwnValkey, tmp_path: Path) -> None:
