@@ -66,6 +66,13 @@ class BoundedProtocol(HttpToolsProtocol):
             pause = self.loop.time() + self._limits.stall_seconds
             self._set_deadline(min(pause, self._body_ends))
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer also a client that has only ended its own side, once it has sent a whole request."""
+        if self._phase is not Phase.ANSWER:
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def on_message_begin(self) -> None:
         """A head begins, perhaps behind a request that is not answered yet."""
         super().on_message_begin()
