@@ -36,9 +36,10 @@ def configure(level: str, log_format: str | None, *, secrets: Iterable[str] = ()
         log_format: `json`, `text`, or None: text on a terminal, JSON otherwise.
         secrets: what must not be in any line; see `app.redaction.secrets_of`.
     """
-    as_text = log_format == "text" or (log_format is None and sys.stderr.isatty())
+    terminal = sys.stderr.isatty()
+    as_text = log_format == "text" or (log_format is None and terminal)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(Redactor(secrets), as_text=as_text))
+    handler.setFormatter(_formatter(Redactor(secrets), as_text=as_text, colours=terminal))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -48,13 +49,13 @@ def configure(level: str, log_format: str | None, *, secrets: Iterable[str] = ()
     threading.excepthook = _log_thread_crash
 
 
-def _formatter(redactor: Redactor, *, as_text: bool) -> logging.Formatter:
+def _formatter(redactor: Redactor, *, as_text: bool, colours: bool) -> logging.Formatter:
     def redact(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         clean: dict[str, Any] = redactor.value(event)
         return clean
 
     end: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(colors=colours)]
         if as_text
         else [structlog.processors.JSONRenderer(ensure_ascii=False)]
     )

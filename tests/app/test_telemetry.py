@@ -74,10 +74,13 @@ def test_on_a_terminal_lines_are_for_people() -> None:
 
     assert b"received abc" in seen
     assert b'{"' not in seen
+    assert b"\x1b[" in seen
 
 
-def test_text_can_be_asked_for() -> None:
-    assert any("received abc" in line and not line.startswith("{") for line in logged("info", "text"))
+def test_text_can_be_asked_for_and_has_no_colours_outside_of_a_terminal() -> None:
+    lines = logged("info", "text")
+    assert any("received abc" in line and not line.startswith("{") for line in lines)
+    assert not any("\x1b" in line for line in lines)
 
 
 _HOSTILE = """
