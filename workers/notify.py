@@ -146,8 +146,11 @@ class Notify:
     def _told_since(self, delivery: Delivery, attempts: list[dict[str, Any]]) -> bool:
         """Whether the handler was told after our last attempt: by a replay, or by a run that overlapped."""
         data = self.storage.get(delivery.outcome) if attempts else None
-        told = json.loads(data) if data else {}
-        return bool(told.get("outcome") == "delivered" and told["at"] > attempts[-1]["at"])
+        try:
+            told = json.loads(data or b"{}")
+            return bool(told["outcome"] == "delivered" and told["at"] > attempts[-1]["at"])
+        except (ValueError, KeyError, TypeError):
+            return False  # absent, or torn by a power cut: telling once more is safe
 
     def _report(self, delivery: Delivery, attempt: Attempt, downstream: Downstream) -> None:
         """Show how the handler fares; that alone must not fail a delivery."""

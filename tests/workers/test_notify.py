@@ -609,6 +609,19 @@ def test_a_retry_ends_when_a_replay_has_told_the_handler_meanwhile(office: Offic
     assert (told["outcome"], told["attempts"]) == ("delivered", 1)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"outcome": "dead", "at": "9"}'])
+def test_an_outcome_that_does_not_say_delivered_ends_no_retry(office: Office, content: bytes) -> None:
+    statuses = iter([500, 200])
+    with recorder(answer=lambda _: next(statuses)) as downstream:
+        job = office.tell(downstream.url)
+        office.work()
+        (office.outputs / "predictions" / ID / f"told-{HANDLER}.json").write_bytes(content)
+        office.hasten(job)
+        office.work()
+        assert len(downstream.received) == 2
+    assert job.get_status(refresh=True) == JobStatus.FINISHED
+
+
 def test_how_a_handler_fares_is_shown(office: Office) -> None:
     with raw(then_silence(b"")) as host:
         office.tell(url_of(host))
