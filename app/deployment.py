@@ -12,7 +12,7 @@ from app.core import handlers as handlers_file
 from app.core.errors import ConfigurationError, Permanent
 from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
-from app.disk import fsync, make_folder
+from app.disk import fsync, make_folder, prove_writable
 from app.embedded import Embedded, running_url
 from app.settings import Settings, examine
 from app.storage import Storage
@@ -39,6 +39,16 @@ def prepare(
     Raises:
         ConfigurationError: with one line for each mistake in settings, handlers file and storage.
     """
+    settings, handlers, problems = prove(environment, receives=receives)
+    if problems:
+        raise ConfigurationError(problems)
+    return settings, handlers
+
+
+def prove(
+    environment: Mapping[str, str], *, receives: bool = False
+) -> tuple[Settings, tuple[Handler, ...], list[str]]:
+    """Settings, handlers, and what keeps such a process from starting: one line for each; makes nothing."""
     settings, problems = examine(environment)
     found, mistakes = _handlers(settings, environment)
     problems += mistakes
@@ -52,11 +62,11 @@ def prepare(
             "OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; "
             "set the same 32 random bytes or more everywhere, for example from `openssl rand -hex 32`"
         )
-    if not _blames(problems, "OUTKEEP_STORAGE"):
+    if unwritable := _write_problems("OUTKEEP_DATA", settings.data):
+        problems += unwritable
+    elif not _blames(problems, "OUTKEEP_STORAGE"):
         problems += _storage_problems(settings)
-    if problems:
-        raise ConfigurationError(problems)
-    return settings, found
+    return settings, found, problems
 
 
 def find_redis(settings: Settings) -> str:
@@ -141,7 +151,7 @@ def _secret_reader(environment: Mapping[str, str]) -> handlers_file.ReadSecret:
                 raise Permanent("bad_secret", f"the environment variable {place} is not set")
             return environment[place]
         if kind == "file":
-            return _contents(Path(place))
+            return _contents(Path(place).expanduser())
         return reference
 
     return read
@@ -160,9 +170,17 @@ def _contents(path: Path) -> str:
 
 def _storage_problems(settings: Settings) -> list[str]:
     try:
-        Storage(settings.storage_url).check_writable()
+        folder = Storage(settings.storage_url).folder
     except Permanent as error:
         return [f"OUTKEEP_STORAGE: {error.message}"]
+    return _write_problems("OUTKEEP_STORAGE", folder) if folder else []
+
+
+def _write_problems(name: str, folder: Path) -> list[str]:
+    try:
+        prove_writable(folder)
+    except OSError as error:
+        return [f"{name}: cannot write to {folder}: {error.strerror}; check its owner and mode"]
     return []
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 
@@ -22,6 +23,14 @@ def make_folder(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         fsync(folder.parent)
+
+
+def prove_writable(folder: Path) -> None:
+    """Prove that a folder can be written, or made if it is missing, and leave nothing; raises `OSError`."""
+    folder = folder.absolute()
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    with tempfile.TemporaryFile(dir=place):
+        pass
 
 
 def floor_of(folder: Path, setting: int | None) -> int:

@@ -45,7 +45,7 @@ class Embedded:
     name = "valkey"
 
     def __init__(self, data: Path) -> None:
-        self._data = data.expanduser().resolve()
+        self._data = data.resolve()
         self._folder = self._data / traces.FOLDER
         self._socket = traces.socket_for(self._data)
         self._process: subprocess.Popen[bytes] | None = None

@@ -52,7 +52,19 @@ def _proxy(text: str) -> SecretStr:
     return SecretStr(notation.proxy_url(text))
 
 
+def _path(text: str) -> Path:
+    # What sets the environment is not always a shell.
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise Permanent("bad_path", "the home that ~ stands for cannot be found") from None
+    if "\0" in text:
+        raise Permanent("bad_path", "no file has such a name")
+    return path
+
+
 Duration = Annotated[int, _with_reason(notation.duration)]
+FilePath = Annotated[Path, _with_reason(_path)]
 BaseUrl = Annotated[str, _with_reason(notation.base_url)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _with_reason(str.lower)]
 
@@ -77,14 +89,14 @@ class Settings(BaseModel):
     api_token: SecretStr | None = Field(None, alias="REPLICATE_API_TOKEN", min_length=1)
     api_url: BaseUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
     redis_url: Annotated[str, _with_reason(_redis_url)] | None = Field(None, alias="REDIS_URL", repr=False)
-    data: Path = Field(Path("data"), alias="OUTKEEP_DATA")
+    data: FilePath = Field(Path("data"), alias="OUTKEEP_DATA")
     storage: Annotated[str, _with_reason(notation.storage_url)] | None = Field(None, alias="OUTKEEP_STORAGE")
     public_url: BaseUrl | None = Field(None, alias="OUTKEEP_PUBLIC_URL")
     admin_token: SecretStr | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN", min_length=1)
     secret_keys: Annotated[tuple[bytes, ...], _with_reason(parse_secret_keys)] | None = Field(
         None, alias="OUTKEEP_SECRET_KEY", repr=False
     )
-    handlers: Path | None = Field(None, alias="OUTKEEP_HANDLERS")
+    handlers: FilePath | None = Field(None, alias="OUTKEEP_HANDLERS")
     output_hosts: Annotated[HostRules, _with_reason(HostRules.parse)] = Field(
         "replicate.delivery *.replicate.delivery storage.googleapis.com",  # type: ignore[assignment]
         alias="OUTKEEP_OUTPUT_HOSTS",

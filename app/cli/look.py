@@ -16,7 +16,7 @@ from app.core.manifest import format_time
 from app.failures import failures
 from app.inbox import connect
 from app.records import Record, Records
-from app.settings import VARIABLES, Settings, examine, load
+from app.settings import VARIABLES, Settings, load
 from app.storage import Storage
 
 TIMEOUT = 5.0
@@ -63,13 +63,13 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def config(*, as_json: bool) -> None:
-    """Show every setting, where it comes from, and what is wrong with it. Secrets are not shown.
+    """Show every setting, where it comes from, and what keeps `up` from starting. Secrets are not shown.
 
     \b
     Example:
       outkeep config
     """
-    settings, problems = examine(os.environ)
+    settings, _, problems = deployment.prove(os.environ, receives=True)
     rows = [(name, _shown(settings, name), _origin(name)) for name in VARIABLES]
     if as_json:
         found = {name: {"value": value, "from": origin} for name, value, origin in rows}

@@ -148,6 +148,32 @@ def test_without_a_redis_the_start_ends_with_2(tmp_path: Path, command: tuple[st
     assert complaint.startswith(f"REDIS_URL: not set, and no embedded server runs on {tmp_path}")
 
 
+@pytest.mark.parametrize("command", [("up",), ("serve",), ("work", "persist"), ("work", "notify")])
+def test_a_data_folder_that_cannot_be_written_ends_with_2(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("")
+    settings = {"OUTKEEP_DATA": str(tmp_path / "file" / "data"), "REPLICATE_WEBHOOK_SECRET": SECRET}
+
+    (complaint,) = complaints(outkeep(*command, settings=settings), 2)
+
+    assert complaint.startswith(f"OUTKEEP_DATA: cannot write to {tmp_path}/file/data: Not a directory")
+
+
+def test_a_start_in_a_folder_that_was_removed_is_told_in_one_line(tmp_path: Path) -> None:
+    code = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    for command in (("app.cli", "up"), ("workers", "persist")):
+        (tmp_path / "gone").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", code, "-P", "-m", *command],
+            cwd=tmp_path / "gone",
+            env=clean_environment({"REPLICATE_WEBHOOK_SECRET": SECRET}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (complaint,) = complaints(done, 2)
+        assert complaint.startswith("OUTKEEP_DATA: cannot write to data: No such file or directory")
+
+
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -421,16 +447,24 @@ def test_config_shows_what_holds_and_where_it_comes_from(tmp_path: Path) -> None
 
 
 def test_config_speaks_json_and_ends_with_2_when_something_is_wrong(tmp_path: Path) -> None:
-    right = outkeep("config", "--json", cwd=tmp_path)
+    right = outkeep("config", "--json", settings={"REPLICATE_WEBHOOK_SECRET": SECRET}, cwd=tmp_path)
     assert right.returncode == 0
     document = json.loads(right.stdout)
     assert document["settings"]["OUTKEEP_RECONCILE"] == {"value": "off", "from": "default"}
     assert document["settings"]["REPLICATE_API_TOKEN"] == {"value": None, "from": "default"}
     assert document["problems"] == []
 
-    wrong = outkeep("config", "--json", settings={"PORT": "x", "OUTKEEP_X": ""}, cwd=tmp_path)
+    mistakes = {
+        "PORT": "x",
+        "OUTKEEP_X": "",
+        "OUTKEEP_HANDLERS": "/none.toml",
+        "OUTKEEP_STORAGE": "file:///proc/none",
+    }
+    wrong = outkeep("config", "--json", settings=mistakes, cwd=tmp_path)
     assert wrong.returncode == 2
-    assert len(json.loads(wrong.stdout)["problems"]) == 2
+    told = {problem.partition(":")[0] for problem in json.loads(wrong.stdout)["problems"]}
+    assert told == {*mistakes, "REPLICATE_WEBHOOK_SECRET"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_healthcheck_tells_life_from_death(settings: dict[str, str]) -> None:

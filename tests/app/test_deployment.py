@@ -34,7 +34,7 @@ def test_a_right_configuration_gives_settings_and_handlers(tmp_path: Path) -> No
 
     assert settings.handlers == file
     assert [handler.name for handler in handlers] == ["gallery"]
-    assert (tmp_path / "outputs").is_dir()
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_receiver_needs_a_secret_and_a_worker_does_not(tmp_path: Path) -> None:
@@ -73,6 +73,29 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "REPLICATE_WEBHOOK_SECRET",
     ]
     assert sum(problem.startswith("OUTKEEP_HANDLERS") for problem in told) == 3
+
+
+@pytest.mark.parametrize("name", ["OUTKEEP_DATA", "OUTKEEP_STORAGE"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "below"
+    value = folder.as_uri() if name == "OUTKEEP_STORAGE" else str(folder)
+
+    (problem,) = problems({**environment(tmp_path), name: value})
+
+    assert problem == f"{name}: cannot write to {folder}: Not a directory; check its owner and mode"
+
+
+def test_the_home_of_a_path_is_found_for_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "my.toml").write_text(HANDLER.format(secret="file:~/secret"))
+
+    settings, handlers = prepare({"OUTKEEP_DATA": "~/data", "OUTKEEP_HANDLERS": "~/my.toml"})
+
+    assert settings.data == tmp_path / "data"
+    assert settings.storage_url == (tmp_path / "data" / "outputs").as_uri()
+    assert len(handlers) == 1
 
 
 def test_a_mistaken_storage_does_not_leave_a_default_one_behind(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("OUTKEEP_PROXY", "http://:3128", "names no host"),
         ("OUTKEEP_PROXY", "http://a..b:3128", "neither an address nor a name"),
         ("OUTKEEP_ALLOWED_HOSTS", "!!", "is not a host name"),
+        ("OUTKEEP_DATA", "~nobody-of-this-name/x", "the home that ~ stands for"),
         ("HOST", "a b", "neither an address nor a host name"),
         ("HOST", "[::1]", "without brackets"),
         ("FORWARDED_ALLOW_IPS", "banana", "addresses or networks"),
