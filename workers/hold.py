@@ -9,6 +9,9 @@ from app.core.names import Kind
 from workers.fetch import Fetched
 from workers.spill import HEAD_BYTES
 
+_PREFIX = "held"
+_PARTS = 5
+
 
 def hold(fetched: Fetched, folder: Path, kind: Kind, prediction_id: str, number: int) -> None:
     """Put a temporary file where `held` finds it; best effort, it never raises.
@@ -35,6 +38,14 @@ def held(folder: Path, kind: Kind, prediction_id: str, number: int) -> Fetched |
     return None
 
 
+def held_place(name: str) -> tuple[Kind, str] | None:
+    """The prediction that a held file belongs to; None for any other name."""
+    parts = name.split(".")
+    if len(parts) != _PARTS or parts[0] != _PREFIX or parts[1] not in list(Kind):
+        return None
+    return Kind(parts[1]), parts[2]
+
+
 def _name(kind: Kind, prediction_id: str, number: int, digest: str) -> str:
     # Dots, because an id may contain anything else that separates.
-    return f"held.{kind}.{prediction_id}.{number}.{digest}"
+    return f"{_PREFIX}.{kind}.{prediction_id}.{number}.{digest}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.core.names import Kind
 from app.core.repairs import Repair, is_half_written, is_stray_download
+from workers.hold import held_place
 from workers.scratch import remove_abandoned
 
 WALK_EVERY = 3600.0
@@ -22,7 +23,8 @@ class Leftovers:
     """The half of the sweep that looks at files.
 
     `temporary` is the folder for temporary files, `outputs` the one of stored files (None: a remote store).
-    Downloads that wait for the storage are kept for `held_for` seconds. `now` tells the Unix time.
+    Downloads that wait for the storage stay for `held_for` seconds, and as long as `is_known` says that their
+    prediction has a record: it may wait for the operator. `now` tells the Unix time.
     """
 
     def __init__(
@@ -31,16 +33,18 @@ class Leftovers:
         outputs: Path | None,
         *,
         held_for: float,
+        is_known: Callable[[Kind, str], bool],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._temporary = temporary
         self._outputs = outputs
         self._held_for = held_for
+        self._is_known = is_known
         self._now = now
         self._walked_at: float | None = None
 
     def run(self) -> Counter[Repair]:
-        """Remove what belongs to nobody; how much that was. Raises OSError."""
+        """Remove what belongs to nobody; how much that was. Raises OSError, and what `is_known` raises."""
         removed = remove_abandoned(self._temporary)
         removed += [path for path in self._strays() if _unlink(path)]
         if self._walk_is_due():
@@ -58,14 +62,15 @@ class Leftovers:
         return due
 
     def _strays(self) -> Iterator[Path]:
-        for path, age in self._files_in(self._temporary):
-            if is_stray_download(path.name, age, held_for=self._held_for):
-                yield path
         # Also in the folder of a process that lives and failed to remove one.
-        for folder in self._temporary.glob("worker-*"):
+        for folder in (self._temporary, *self._temporary.glob("worker-*")):
             for path, age in self._files_in(folder):
-                if is_stray_download(path.name, age, held_for=self._held_for):
+                if is_stray_download(path.name, age, held_for=self._held_for) and not self._is_wanted(path):
                     yield path
+
+    def _is_wanted(self, path: Path) -> bool:
+        place = held_place(path.name)
+        return place is not None and self._is_known(*place)
 
     def _half_written(self) -> Iterator[Path]:
         if self._outputs is None:

@@ -12,11 +12,12 @@ from typing import Self
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.core.names import COUNTERS, PERSIST_QUEUE, SWEEP_TURN, SWEPT
+from app.core.names import COUNTERS, PERSIST_QUEUE, SWEEP_TURN, SWEPT, Kind
 from app.core.repairs import Repair
 from app.core.vocabulary import REPAIRS
 from app.deployment import Deployment
 from app.inbox import connect
+from app.records import Records
 from app.storage import Storage
 from app.tally import series
 from workers.leftovers import Leftovers
@@ -41,7 +42,13 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
     local = None
     if queue == PERSIST_QUEUE:
         outputs = Storage(settings.storage_url).folder
-        local = Leftovers(settings.temporary, outputs, held_for=settings.record_ttl).run
+        records = Records(redis, ttl=settings.record_ttl)
+
+        def is_known(kind: Kind, prediction_id: str) -> bool:
+            return records.get(kind, prediction_id) is not None
+
+        held_for = settings.record_ttl
+        local = Leftovers(settings.temporary, outputs, held_for=held_for, is_known=is_known).run
     shared = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC)).run
     return Sweeper(redis, shared=shared, local=local)
 

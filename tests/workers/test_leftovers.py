@@ -8,6 +8,7 @@ import obstore
 import pytest
 from obstore.store import LocalStore
 
+from app.core.names import Kind
 from app.core.repairs import HALF_WRITTEN_AFTER, STRAY_AFTER, Repair
 from tests.workers.test_scratch import holder
 from workers.leftovers import WALK_EVERY, Leftovers
@@ -21,7 +22,14 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.temporary, self.outputs = folder / "tmp", folder / "outputs"
         self.now = time.time()
-        self.leftovers = Leftovers(self.temporary, self.outputs, held_for=WEEK, now=lambda: self.now)
+        self.known: set[tuple[Kind, str]] = set()
+        self.leftovers = Leftovers(
+            self.temporary,
+            self.outputs,
+            held_for=WEEK,
+            is_known=lambda *place: place in self.known,
+            now=lambda: self.now,
+        )
 
     def put(self, path: Path, *, age: float) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +53,7 @@ def test_folders_that_do_not_exist_yet_hold_nothing(disk: Disk) -> None:
 
 
 def test_a_remote_store_has_no_folder_to_walk(tmp_path: Path) -> None:
-    assert Leftovers(tmp_path, None, held_for=WEEK).run()[Repair.FILE_REMOVED] == 0
+    assert Leftovers(tmp_path, None, held_for=WEEK, is_known=lambda *_: True).run()[Repair.FILE_REMOVED] == 0
 
 
 def test_the_folder_of_a_killed_process_goes_while_others_run(disk: Disk) -> None:
@@ -71,6 +79,14 @@ def test_old_downloads_go_and_young_ones_stay(disk: Disk) -> None:
     ]
     assert disk.removed() == len(old)
     assert sorted(disk.temporary.iterdir()) == sorted(young)
+
+
+def test_a_download_whose_prediction_still_waits_for_the_storage_stays_however_old(disk: Disk) -> None:
+    disk.put(disk.temporary / "held.prediction.abc.0.d1e2", age=10 * WEEK)
+    disk.known.add((Kind.PREDICTION, "abc"))
+    assert disk.removed() == 0
+    disk.known.clear()
+    assert disk.removed() == 1
 
 
 def test_an_old_download_of_a_living_process_goes(disk: Disk) -> None:
