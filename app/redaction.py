@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -17,13 +18,16 @@ SHORTEST = 8
 """Characters that a secret must have to be looked for: hiding each `local` would spoil more than it saves."""
 
 _DEEPEST = 8
-_FORMS: Sequence[tuple[re.Pattern[str], str]] = (
-    (re.compile(r"\b(whsec_|whsk_|r8_)[A-Za-z0-9+/=_-]{4,}"), rf"\1{HIDDEN}"),
-    (re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+"), rf"\1{HIDDEN}"),
-    (re.compile(r"(?i)\b((?:x-amz-|x-goog-)?signature=|sig=)[^&\s\"'<>]+"), rf"\1{HIDDEN}"),
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+@"), rf"\1{HIDDEN}@"),
+_FORMS: Sequence[tuple[str, re.Pattern[str], str]] = (
+    ("whs", re.compile(r"\b(whsec_|whsk_)[A-Za-z0-9+/=_-]{4,}"), rf"\1{HIDDEN}"),
+    ("r8_", re.compile(r"\b(r8_)[A-Za-z0-9_-]{4,}"), rf"\1{HIDDEN}"),
+    ("bearer", re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+"), rf"\1{HIDDEN}"),
+    ("sig", re.compile(r"(?i)\b((?:x-amz-|x-goog-)?signature=|sig=)[^&\s\"'<>]+"), rf"\1{HIDDEN}"),
+    ("://", re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+@"), rf"\1{HIDDEN}@"),
 )
-"""What looks like a secret, whoever made it: signing secrets, tokens, signed links, passwords in URLs."""
+"""What looks like a secret, whoever made it: signing secrets, tokens, signed links, passwords in URLs.
+
+Each with a piece that must be in the text, in lower case: most lines hold none, and no search is made then."""
 
 
 class Redactor:
@@ -31,29 +35,31 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         # The longest first: a piece of it may be a secret, too.
-        known = sorted({secret for secret in secrets if len(secret) >= SHORTEST}, key=len, reverse=True)
-        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+        self._known = sorted({secret for secret in secrets if len(secret) >= SHORTEST}, key=len, reverse=True)
 
     def text(self, text: str) -> str:
         """`text` with every secret replaced."""
-        if self._known is not None:
-            text = self._known.sub(HIDDEN, text)
-        for form, replacement in _FORMS:
-            text = form.sub(replacement, text)
+        for secret in self._known:
+            if secret in text:
+                text = text.replace(secret, HIDDEN)
+        folded = text.lower()
+        for hint, form, replacement in _FORMS:
+            if hint in folded:
+                text = form.sub(replacement, text)
         return text
 
     def value(self, value: Any, depth: int = 0) -> Any:
         """Any value as JSON can hold it, without secrets; what JSON does not know becomes its `repr`."""
         match value:
-            case None | bool() | int():
-                return value
             case str():
                 return self.text(str(value))
-            case Mapping() if depth < _DEEPEST:
+            case None | bool() | int():
+                return value
+            case dict() | Mapping() if depth < _DEEPEST:
                 return {self.text(str(key)): self.value(item, depth + 1) for key, item in value.items()}
             case list() | tuple() | set() | frozenset() if depth < _DEEPEST:
                 return [self.value(item, depth + 1) for item in value]
-            case float() if value - value == 0:  # neither infinite nor NaN, which JSON does not know
+            case float() if isfinite(value):  # JSON knows no other
                 return value
             case _:
                 return self.text(_repr(value))
