@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -30,6 +31,7 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.utils import now
 
+from app.core.errors import OutkeepError
 from workers.async_job import AsyncJob, JobFunction
 from workers.job_loop import JobLoop
 from workers.schedule import Schedule
@@ -176,6 +178,15 @@ class AsyncWorker(SteadyWorker):
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:  # noqa: ARG002
         """Note the time. RQ sends a heartbeat for its callbacks, of which there are none."""
         job.ended_at = now()
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Log what a job raised, with a trace only if it is a fault: our own rules say themselves why."""
+        error = exc_info[1]
+        if isinstance(error, OutkeepError):
+            facts = {"job": job.id, "code": error.code}
+            log.info("job %s has ended for good: %s", job.id, error.message, extra=facts)
+        else:
+            super().handle_exception(job, *exc_info)
 
     def _begin(self, job: AsyncJob, queue: Queue) -> None:
         try:

@@ -5,6 +5,7 @@ the next.
 """
 
 import asyncio
+import logging
 import math
 
 from rq import Retry
@@ -19,6 +20,8 @@ from workers.persist import Persist
 
 _ENDLESS = 1_000_000
 """Our policies decide when to stop, not RQ's counter."""
+
+log = logging.getLogger("outkeep.worker")
 
 
 async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> Retry | None:
@@ -64,7 +67,9 @@ def _place(job: Job, kind: str, *ids: str) -> tuple[Kind, str]:
     """
     bind_contextvars(job=job.id)
     if kind not in list(Kind) or not all(isinstance(text, str) and ID.fullmatch(text) for text in ids):
-        raise _final(job, Permanent("job_refused", "its arguments are not a kind and ids"))
+        error = Permanent("job_refused", "its arguments are not a kind and ids")
+        log.error("job %s is refused and stands with the failed jobs: %s", job.id, error.message)
+        raise _final(job, error)
     return Kind(kind), ids[0]
 
 

@@ -46,6 +46,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "scheduled jobs wait, tried again: %s": "scheduler_delayed",
     "the scheduler's locks were not released and stand for a minute: %s": "scheduler_locks_left",
     # jobs as RQ keeps them
+    "job %s has ended for good: %s": "job_ended",
     "job %s is refused and stands with the failed jobs: %s": "job_refused",
     "job %s was not begun, maintenance brings it back: %s": "job_not_begun",
     "job %s was given up while it ran; its outcome does not count": "job_given_up",

@@ -100,6 +100,22 @@ def test_an_event_that_cannot_be_used_is_given_up_at_once_and_visibly(desk: Desk
     assert (desk.record().state, desk.record().error) == (State.FAILED, "not_an_object")
 
 
+def test_what_our_rules_end_is_logged_without_a_trace(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.receive(None)
+    desk.redis.hset(f"outkeep:record:prediction:{ID}", "body", "[]")
+    desk.queue(PERSIST_QUEUE).enqueue(PERSIST_JOB, args=["cat", ID], job_id="planted")
+    work(desk)
+    assert "given up until it is replayed" in caplog.text
+    assert "job planted is refused" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_what_crashes_a_job_is_logged_with_its_trace(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.queue(PERSIST_QUEUE).enqueue(PERSIST_JOB, args=["prediction"], job_id="planted")
+    work(desk)
+    assert "Traceback" in caplog.text
+
+
 def test_a_job_that_always_crashes_ends_with_the_failed_ones_and_its_record_too(desk: Desk) -> None:
     desk.receive(["https://files.example.com/a.png"])
     broken = present(desk)
