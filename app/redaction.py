@@ -27,7 +27,7 @@ _FORMS: Sequence[tuple[str, re.Pattern[str], str]] = (
 )
 """What looks like a secret, whoever made it: signing secrets, tokens, signed links, passwords in URLs.
 
-Each with a piece that must be in the text, in lower case: most lines hold none, and no search is made then."""
+Each with a piece that the text must hold, in lower case: most lines do not, and no search is made then."""
 
 
 class Redactor:
