@@ -28,6 +28,7 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
         "dequeue_timeout": None,
         "execute_job": ["self", "job", "queue"],
         "get_heartbeat_ttl": ["self", "job", "working_time"],
+        "handle_exception": ["self", "job", "exc_info"],
         "handle_execution_ended": ["self", "job", "queue", "heartbeat_ttl"],
         "handle_job_failure": ["self", "job", "queue", "started_job_registry", "exc_string", "execution"],
         "heartbeat": ["self", "timeout", "pipeline"],
