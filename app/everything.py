@@ -1,12 +1,9 @@
 """`outkeep up`: the whole of Outkeep in one terminal."""
 
-import errno
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 
 from app import telemetry
 from app.claim import claim
@@ -15,7 +12,7 @@ from app.core.handlers import Handler
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import prepare
 from app.embedded import Embedded
-from app.listening import open_listener
+from app.listening import IN_USE, listen
 from app.redaction import secrets_of
 from app.service import Child
 from app.settings import Settings
@@ -65,24 +62,13 @@ def _free_port(host: str, port: int) -> int:
     until = time.monotonic() + ORPHANS_LEAVE
     while True:
         try:
-            with closing(open_listener(host, port)) as probe:
+            with listen(host, port) as probe:
                 found: int = probe.getsockname()[1]
                 return found
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() >= until:
-                raise _port_unusable(host, port, error) from None
+        except Permanent as error:
+            if error.code != IN_USE or time.monotonic() >= until:
+                raise
             time.sleep(0.1)
-
-
-def _port_unusable(host: str, port: int, error: OSError) -> Permanent:
-    if error.errno == errno.EADDRINUSE:
-        reason = "another program listens there; stop it, or set PORT"
-    elif error.errno is None or error.errno < 0:  # not of the system, but of the look-up of names
-        reason = "no address is found for this name; set HOST"
-    else:
-        # Python adds the address, which stands in the message already.
-        reason = f"{os.strerror(error.errno)}; set HOST or PORT"
-    return Permanent("port_unusable", f"cannot listen on {host}:{port}: {reason}")
 
 
 def _report(name: str, change: Change, detail: str) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +17,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from app.bodies import Bodies
-from app.core.errors import Permanent
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.drain import TIMEOUT as DRAIN_TIMEOUT
@@ -29,21 +27,17 @@ from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
 from app.inbox import Inbox, connect
 from app.limits import Limits
-from app.listening import open_listener
+from app.listening import listen
 from app.metrics import Metrics
 from app.protocol import BoundedProtocol
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
-from app.settings import Settings
 from app.spool import Spool
 from app.storage import Storage
 from app.tally import Tally
 
 LIMITS = Limits()
 GRACE = LIMITS.grace_seconds
-
-BACKLOG = 2048
-"""Connections that the system holds for us until we take them."""
 
 log = logging.getLogger("outkeep.receiver")
 
@@ -109,21 +103,11 @@ def serve(deployment: Deployment) -> None:
     # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    with listen(deployment.settings) as listener:
+    with listen(deployment.settings.host, deployment.settings.port) as listener:
         host, port = listener.getsockname()[:2]
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}/webhooks/replicate"
         log.info("receiving on %s", where, extra={"public_url": deployment.settings.public_url})
         server(deployment).run(sockets=[listener])
-
-
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket; raises `Permanent` when there can be none."""
-    try:
-        return open_listener(settings.host, settings.port, backlog=BACKLOG)
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        message = f"cannot listen on {where}: {error.strerror}; stop what uses it, or set HOST or PORT"
-        raise Permanent("port_unusable", message) from None
 
 
 def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:

@@ -8,6 +8,7 @@ import click
 
 from app import deployment, lifeline, telemetry
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.listening import refusal
 from app.redaction import secrets_of
 
 _QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
@@ -143,6 +144,4 @@ def simulate(host: str, port: int, secret: str | None, token: str | None, pace: 
     try:
         simulator.run(host, port, announce=announce, token=token, secret=secret, pace=pace)
     except OSError as error:
-        raise click.ClickException(
-            f"cannot listen on {host}:{port}: {error.strerror}; try another --port"
-        ) from None
+        raise refusal(host, port, error, host_option="--host", port_option="--port") from None

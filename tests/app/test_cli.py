@@ -177,17 +177,26 @@ def test_a_start_in_a_folder_that_was_removed_is_told_in_one_line(tmp_path: Path
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = outkeep("serve", settings=environment("redis://localhost", tmp_path, PORT=str(port)))
+        served = outkeep("serve", settings=environment("redis://localhost", tmp_path, PORT=str(port)))
+        simulated = outkeep("simulate", "--port", str(port))
 
-    (complaint,) = complaints(done, 1)
-    assert complaint.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use")
+    beginning = f"cannot listen on 127.0.0.1:{port}: another program listens there; stop it, or set"
+    assert complaints(served, 1) == [f"{beginning} PORT"]
+    assert complaints(simulated, 1) == [f"{beginning} --port"]
 
 
-def test_a_host_that_is_not_ours_is_named(tmp_path: Path) -> None:
-    done = outkeep("serve", settings=environment("redis://localhost", tmp_path, HOST="203.0.113.1"))
+@pytest.mark.parametrize(
+    ("host", "complaint"),
+    [
+        ("203.0.113.1", "203.0.113.1:8000: Cannot assign requested address; set HOST or PORT"),
+        ("2001:db8::1", "[2001:db8::1]:8000: Cannot assign requested address; set HOST or PORT"),
+        ("nowhere.invalid", "nowhere.invalid:8000: no address is found for this name; set HOST"),
+    ],
+)
+def test_a_host_that_is_not_ours_is_named(tmp_path: Path, host: str, complaint: str) -> None:
+    done = outkeep("serve", settings=environment("redis://localhost", tmp_path, HOST=host))
 
-    (complaint,) = complaints(done, 1)
-    assert complaint.startswith("cannot listen on 203.0.113.1:8000: Cannot assign requested address")
+    assert complaints(done, 1) == [f"cannot listen on {complaint}"]
 
 
 def test_a_redis_that_refuses_is_told_in_one_line(tmp_path: Path) -> None:
