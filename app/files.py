@@ -16,7 +16,7 @@ from app.admin import bearer, is_admin
 from app.core import media
 from app.core.errors import Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
-from app.core.names import ID, Kind, object_name
+from app.core.names import ID, TEXT_NAME, Kind, object_name
 from app.core.ranges import parse_range
 from app.storage import Storage, Stored
 
@@ -107,8 +107,10 @@ def _has(listed: str, etag: str) -> bool:
 def _headers(name: str, stored: Stored) -> dict[str, str]:
     file_name = name.rpartition("/")[2]
     extension = file_name.rpartition(".")[2]
+    # Of the text that we wrote, and of JSON as such, it is known; a model's text may be in any.
+    charset = "; charset=utf-8" if file_name == TEXT_NAME or extension == "json" else ""
     headers = {
-        "content-type": media.media_type(extension),
+        "content-type": media.media_type(extension) + charset,
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=3600",
         # A model's output is somebody else's code: it must not run in our origin whatever it says it is.

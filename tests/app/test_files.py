@@ -50,6 +50,21 @@ def test_a_signed_link_gives_the_whole_file(web: Web) -> None:
     assert answer.headers["accept-ranges"] == "bytes"
 
 
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        ("output.txt", "text/plain; charset=utf-8"),
+        ("prediction.json", "application/json; charset=utf-8"),
+        ("output-0.txt", "text/plain"),
+    ],
+)
+def test_the_charset_is_said_where_it_is_known(web: Web, name: str, content_type: str) -> None:
+    Storage((web.folder / "outputs").as_uri()).put_bytes(f"predictions/abc/{name}", "é".encode())
+    assert (
+        get(web, path=link(file_path(Kind.PREDICTION, "abc", name))).headers["content-type"] == content_type
+    )
+
+
 def test_a_file_of_a_training_is_another_place(web: Web) -> None:
     assert get(web, path=link(file_path(Kind.TRAINING, "abc", "output-0.tar"))).body == b"weights"
     assert get(web, path=link(file_path(Kind.PREDICTION, "abc", "output-0.tar"))).status == 404
