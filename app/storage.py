@@ -2,7 +2,6 @@
 
 import errno
 import re
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -94,10 +93,6 @@ class Storage:
     def folder(self) -> Path | None:
         """The local folder; None for a remote store."""
         return self._root
-
-    def free_bytes(self) -> int | None:
-        """Room left on the disk of a local folder; None for a remote store."""
-        return shutil.disk_usage(self._root).free if self._root else None
 
     def _prepare(self) -> Any:
         if self._root is not None:

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
         settings, handlers = prepare(environment)
         telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
         deployment = connect(settings, handlers, expect_redis if options.lifeline else find_redis)
-        redis = _client(deployment.redis_url)
+        redis = Redis.from_url(deployment.redis_url)
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"outkeep: {problem}", file=sys.stderr)  # noqa: T201
@@ -73,20 +73,6 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
     )
     with sweeper_of(queue, deployment):
         worker.work()
-
-
-def _client(url: str) -> Redis:
-    try:
-        redis = Redis.from_url(url)
-        redis.connection_pool.make_connection()  # reads the options of the URL; connects to nothing
-    except (ValueError, TypeError):
-        # What the client says of it can hold a part of the password.
-        problem = (
-            "REDIS_URL: the Redis client does not understand it; it must look like "
-            "redis://user:password@host:6379/0, with special characters percent-encoded"
-        )
-        raise ConfigurationError([problem]) from None
-    return redis
 
 
 def _wait_for(redis: Redis) -> None:

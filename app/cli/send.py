@@ -16,12 +16,12 @@ import click
 from app.core.errors import Permanent
 from app.core.keys import parse_signing_keys
 from app.core.manifest import format_time
+from app.core.names import ID_LETTERS
 from app.core.notation import http_url
 from app.core.signature import signed_headers
 from app.settings import load
 
 TIMEOUT = 15.0
-_ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
@@ -81,7 +81,7 @@ def _sample() -> bytes:
         "completed_at": now,
         "created_at": now,
         "error": None,
-        "id": "".join(secrets.choice(_ID_ALPHABET) for _ in range(26)),
+        "id": "".join(secrets.choice(ID_LETTERS) for _ in range(26)),
         "input": {"prompt": "one pixel"},
         "logs": "",
         "metrics": {"predict_time": 0.1},

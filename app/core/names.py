@@ -12,6 +12,9 @@ from enum import StrEnum
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 """What the id of a prediction, a training or a handler looks like; use `fullmatch`."""
 
+ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""What Replicate makes ids of, 26 of these."""
+
 
 class Kind(StrEnum):
     """What a delivery is about. Nothing in a body tells the two apart; the receiving path does."""

@@ -18,8 +18,9 @@ from starlette.routing import Mount, Route
 
 from app.core.errors import Rejected
 from app.core.names import Kind
+from app.core.ranges import parse_range
 from app.simulator import catalogue, models, state
-from app.simulator.files import FOLDER, FileHost, read_range
+from app.simulator.files import FOLDER, FileHost
 from app.simulator.ledger import Entry, Ledger
 from app.simulator.orders import read_filter, read_order, read_wait
 from app.simulator.refusals import NeedsToken, refuse, refuse_route
@@ -204,10 +205,11 @@ async def _serve_file(request: Request) -> Response:
         "content-type": found.content_type,
         "etag": found.etag,
     }
-    part = read_range(request.headers.get("range"), len(found.content))
+    part = parse_range(request.headers.get("range"), len(found.content))
     if request.method == "GET":
         found.downloads += 1
     if part is None:
         return Response(found.content, headers=headers)
-    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(found.content)}"
-    return Response(found.content[part], 206, headers)
+    start, end = part
+    headers["content-range"] = f"bytes {start}-{end - 1}/{len(found.content)}"
+    return Response(found.content[start:end], 206, headers)

@@ -1,6 +1,5 @@
 """The file host: contents by URL, as `replicate.delivery` serves them."""
 
-import re
 import secrets
 import string
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ FOLDER = "xezq"
 """The four letters of every path here."""
 
 _LETTERS = string.ascii_letters + string.digits
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -68,21 +66,3 @@ class FileHost:
     @staticmethod
     def _identity(url: str) -> str:
         return url.rsplit("/", 2)[1]
-
-
-def read_range(header: str | None, size: int) -> slice | None:
-    """The part of a file a `Range` header asks for; None means the whole, as for several ranges.
-
-    Raises `Rejected` (416) when the range lies outside the `size` bytes.
-    """
-    found = _RANGE.fullmatch(header or "")
-    if found is None or found[0] == "bytes=-":
-        return None
-    first, last = found[1], found[2]
-    if first and last and int(last) < int(first):
-        return None
-    start = int(first) if first else max(size - int(last), 0)
-    stop = min(int(last) + 1, size) if first and last else size
-    if start >= stop:
-        raise Rejected("range", "The requested range cannot be satisfied.", status=416)
-    return slice(start, stop)

@@ -9,14 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.core.errors import Rejected
-from app.core.names import Kind
+from app.core.names import ID_LETTERS, Kind
 from app.simulator import state
 from app.simulator.files import FileHost
 from app.simulator.models import Media, Plan, plan
 from app.simulator.state import Filter, Object, Order
 from app.simulator.webhooks import Sender, Throttle, Webhook, new_webhook_id, to_body
-
-_ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +57,7 @@ class Ledger:
     def create(self, order: Order) -> Entry:
         """A new entry, `starting`, and its life begins. Raises `Rejected` (422) for a bad input."""
         planned = plan(order.kind, order.model, order.input, destination=order.destination)
-        identity = "".join(secrets.choice(_ID_LETTERS) for _ in range(26))
+        identity = "".join(secrets.choice(ID_LETTERS) for _ in range(26))
         fresh = state.created(order, identity=identity, now=datetime.now(UTC), base_url=self._base_url)
         entry = self._enter(order.kind, fresh)
         entry.life = self._spawn(self._live(entry, planned))

@@ -195,23 +195,19 @@ def _settled(attempts: list[Attempt]) -> Attempt | None:
 
 
 def run(
-    host: str = "127.0.0.1",
-    port: int = 8800,
+    host: str,
+    port: int,
     *,
     announce: Callable[[Simulator], None],
     token: str | None = None,
     secret: str | None = None,
     pace: float = 3.0,
-    keep: float = 3600.0,
-    public_url: str | None = None,
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM; `announce` is called once the port is bound.
 
     Raises `OSError` when the port is taken.
     """
-    simulator = Simulator(
-        host=host, port=port, public_url=public_url, token=token, secret=secret, pace=pace, keep=keep
-    )
+    simulator = Simulator(host=host, port=port, token=token, secret=secret, pace=pace)
     announce(simulator)
     # uvicorn raises SIGINT again after a clean shutdown.
     with suppress(KeyboardInterrupt):

@@ -7,10 +7,9 @@ from typing import Any
 
 from app.core.errors import Rejected
 from app.core.names import Kind
+from app.core.prediction import TERMINAL
 
 Object = dict[str, Any]
-
-TERMINAL = frozenset({"succeeded", "failed", "canceled", "aborted"})
 
 MOVES: Mapping[str, frozenset[str]] = {
     "starting": frozenset({"processing", "canceled", "aborted"}),

@@ -11,7 +11,10 @@ import pytest
 
 from app.simulator import Simulator
 
-FOREGROUND = "from app.simulator import run; run(port=0, announce=lambda it: print(it.url, flush=True))"
+FOREGROUND = """
+from app.simulator import run
+run("127.0.0.1", 0, announce=lambda it: print(it.url, flush=True))
+"""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
