@@ -38,10 +38,23 @@ _KILLS = Retry(max=20, interval=5)
 its next run itself and does not count here."""
 
 
+class _Job(Job):
+    """A job that is always JSON; a serializer handed to RQ is examined each time, a tenth of an acceptance."""
+
+    def __init__(
+        self,
+        id: str | None = None,  # noqa: A002  # RQ's name
+        connection: Redis | None = None,
+        serializer: object = None,  # noqa: ARG002
+    ) -> None:
+        super().__init__(id, connection)
+        self.serializer = JSONSerializer
+
+
 @lru_cache(maxsize=8)  # making one takes RQ longer than making a job
 def queue(name: str, connection: Redis) -> Queue:
     """A queue of ours: JSON only, since whoever can write a pickle to Redis could run code."""
-    return Queue(name, connection=connection, serializer=JSONSerializer)
+    return Queue(name, connection=connection, serializer=JSONSerializer, job_class=_Job)
 
 
 @lru_cache(maxsize=8)
