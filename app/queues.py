@@ -39,7 +39,7 @@ its next run itself and does not count here."""
 
 
 class _Job(Job):
-    """A job that is always JSON; a serializer handed to RQ is examined each time, a tenth of an acceptance."""
+    """A job that is always JSON: a serializer handed to RQ is examined anew, a tenth of an acceptance."""
 
     def __init__(
         self,
