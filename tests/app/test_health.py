@@ -1,5 +1,6 @@
 """What `/healthz` and `/readyz` say of a real Redis in every condition."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -216,7 +217,7 @@ def test_a_read_only_replica_is_said(
 def test_storage_that_cannot_be_written_is_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     with in_thread(valkey.url, tmp_path) as web:
-        (tmp_path / "outputs").rmdir()
+        shutil.rmtree(tmp_path / "outputs", ignore_errors=True)
         (tmp_path / "outputs").write_text("a file in its place")
         answer = ready(web)
 

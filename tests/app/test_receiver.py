@@ -312,6 +312,7 @@ def test_a_delivery_signed_with_either_of_two_secrets_is_accepted(valkey_url: st
 
 def test_a_quarantine_that_cannot_be_written_is_answered_with_503(valkey_url: str, tmp_path: Path) -> None:
     with in_thread(valkey_url, tmp_path) as unlucky:
+        (tmp_path / "outputs").mkdir(exist_ok=True)
         (tmp_path / "outputs" / "quarantine").write_text("a file where the folder should be")
         answer = unlucky.deliver(b"[]")
 
