@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from app.cli.terminal import say
 from app.core.findings import Level
 from app.doctor import diagnose
 
@@ -32,7 +33,5 @@ def doctor(*, as_json: bool) -> None:
         click.echo(json.dumps({"ok": not failed, "findings": lines}, indent=1))
     else:
         for finding in findings:
-            click.echo(
-                f"{finding.level:<4} {finding.check}" + (f": {finding.detail}" if finding.detail else "")
-            )
+            say(f"{finding.level:<4} {finding.check}" + (f": {finding.detail}" if finding.detail else ""))
     sys.exit(1 if failed else 0)

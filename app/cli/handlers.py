@@ -10,7 +10,8 @@ from redis import Redis
 
 from app import deployment
 from app.backlog import backlog, by_place
-from app.cli.look import TIMEOUT, table
+from app.cli.look import TIMEOUT
+from app.cli.terminal import table
 from app.core.names import NOTIFY_QUEUE
 from app.handler_states import HandlerState, HandlerStates
 from app.inbox import connect

@@ -11,6 +11,7 @@ import click
 from pydantic import ByteSize, SecretStr
 
 from app import deployment
+from app.cli.terminal import say, table
 from app.core.hosts import HostRules
 from app.core.manifest import format_time
 from app.failures import failures
@@ -43,7 +44,7 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
     settings = load(os.environ)
     if quarantine:
         for name in sorted(Storage(settings.storage_url).names("quarantine"), reverse=True)[:limit]:
-            click.echo(json.dumps({"object": name}) if as_json else name)
+            say(json.dumps({"object": name}) if as_json else name)
         return
     if failed:
         _list_failures(settings, limit, as_json=as_json)
@@ -77,7 +78,7 @@ def config(*, as_json: bool) -> None:
     else:
         table(["SETTING", "VALUE", "FROM"], [[name, value or "-", origin] for name, value, origin in rows])
         for problem in problems:
-            click.echo(f"outkeep: {problem}", err=True)
+            say(f"outkeep: {problem}", err=True)
     if problems:
         raise SystemExit(2)
 
@@ -130,13 +131,6 @@ def _row(record: Record, now: datetime) -> list[str]:
         record.id, record.kind, record.status, record.state,
         str(record.files), str(record.lost), age, record.model or "",
     ]  # fmt: skip
-
-
-def table(header: list[str], rows: list[list[str]]) -> None:
-    """Print rows under a header, in columns."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    for row in [header, *rows]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _shown(settings: Settings, name: str) -> str | None:

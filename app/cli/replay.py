@@ -9,6 +9,7 @@ import click
 
 from app import deployment
 from app.cli.look import TIMEOUT
+from app.cli.terminal import say
 from app.core.errors import Permanent
 from app.core.names import ID
 from app.core.notation import duration
@@ -55,7 +56,7 @@ def replay(
     for line in _lines(_open(handler), ids, moment):
         done += 1
         refused += line.outcome is Outcome.REFUSED
-        click.echo(json.dumps(line.to_object()) if as_json else _sentence(line))
+        say(json.dumps(line.to_object()) if as_json else _sentence(line))
     if not done:
         click.echo("there is nothing to replay", err=True)
     if refused:

@@ -6,6 +6,7 @@ import click
 from redis.exceptions import AuthenticationError, RedisError
 
 from app.cli import doctor, handlers, look, replay, run, send, show
+from app.cli.terminal import say
 from app.core.errors import ConfigurationError, OutkeepError
 
 FAILED = 1
@@ -39,18 +40,18 @@ def main() -> None:
         cli(prog_name="outkeep")
     except ConfigurationError as error:
         for problem in error.problems:
-            click.echo(f"outkeep: {problem}", err=True)
+            say(f"outkeep: {problem}", err=True)
         sys.exit(MISUSE)
     except OutkeepError as error:
-        click.echo(f"outkeep: {error.message}", err=True)
+        say(f"outkeep: {error.message}", err=True)
         sys.exit(FAILED)
     except AuthenticationError:
-        click.echo("outkeep: Redis refuses the user or password of REDIS_URL", err=True)
+        say("outkeep: Redis refuses the user or password of REDIS_URL", err=True)
         sys.exit(FAILED)
     except RedisError as error:
-        click.echo(f"outkeep: Redis does not answer ({type(error).__name__}); is REDIS_URL right?", err=True)
+        say(f"outkeep: Redis does not answer ({type(error).__name__}); is REDIS_URL right?", err=True)
         sys.exit(FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"outkeep: {where}{error.strerror or error}", err=True)
+        say(f"outkeep: {where}{error.strerror or error}", err=True)
         sys.exit(FAILED)

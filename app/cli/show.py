@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
 from redis.exceptions import RedisError
 
 from app.cli.look import open_records, summary
-from app.core.errors import ConfigurationError, Permanent
+from app.cli.terminal import say
+from app.core.errors import ConfigurationError, OutkeepError, Permanent
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import ID, Kind, object_name
 from app.records import Record
@@ -17,37 +19,52 @@ from app.settings import Settings, load
 from app.storage import Storage
 
 
+@dataclass
+class _Known:
+    """What is known under an id and a kind; `trouble` is why the storage could not tell all it has."""
+
+    kind: Kind
+    record: Record | None
+    manifest: Manifest | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    trouble: OutkeepError | None = None
+
+
 @click.command()
 @click.argument("prediction_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Manifest, record and outcomes as one JSON object.")
-def show(prediction_id: str, *, as_json: bool) -> None:
+@click.option(
+    "--kind",
+    type=click.Choice([kind.value for kind in Kind]),
+    help="In case a prediction and a training share the id.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Record, manifest and outcomes as one JSON object.")
+def show(prediction_id: str, *, kind: str | None, as_json: bool) -> None:
     """Show one prediction or training: its state, its files, and who was told.
 
+    Exit code 1 when nothing is known of it, or when not all of it could be read.
+
     \b
-    Example:
+    Examples:
       outkeep show ype2b3w02xrme0cqadzrms82nm
+      outkeep show ype2b3w02xrme0cqadzrms82nm --json
     """
     if not ID.fullmatch(prediction_id):
         raise click.BadParameter("an id has 1 to 64 letters, digits, '_' or '-'")
     settings = load(os.environ)
     storage = Storage(settings.storage_url)
     records = _records(settings, prediction_id)
-    found = False
-    for kind in Kind:
-        manifest = storage.read_manifest(kind, prediction_id)
-        record = records.get(kind)
-        if manifest is None and record is None:
-            continue
-        found = True
-        told = _outcomes(storage, kind, prediction_id)
+    asked = [_look(storage, one, prediction_id, records.get(one)) for one in ([Kind(kind)] if kind else Kind)]
+    found = [one for one in asked if one.record or one.manifest]
+    if as_json and len(found) > 1:
+        raise click.UsageError("a prediction and a training have this id; add --kind")
+    for one in found:
         if as_json:
-            document = json.loads(manifest.to_json()) if manifest else None
-            known = summary(record) if record else None
-            click.echo(json.dumps({"record": known, "manifest": document, "told": told}, indent=1))
+            click.echo(json.dumps(_document(one), indent=1))
         else:
-            click.echo(f"{kind} {prediction_id}")
-            _print(record, manifest, storage.url)
-            _lines(_outcome_line(name, outcome) for name, outcome in told.items())
+            say(f"{one.kind} {prediction_id}")
+            _print(one, storage.url)
+    for trouble in [one.trouble for one in asked if one.trouble]:
+        raise trouble
     if not found:
         raise Permanent("unknown", f"nothing is known of {prediction_id}")
 
@@ -64,34 +81,59 @@ def _records(settings: Settings, prediction_id: str) -> dict[Kind, Record | None
         return {}
 
 
+def _look(storage: Storage, kind: Kind, prediction_id: str, record: Record | None) -> _Known:
+    known = _Known(kind, record)
+    try:
+        known.manifest = storage.read_manifest(kind, prediction_id)
+        known.told = _outcomes(storage, kind, prediction_id)
+    except OutkeepError as error:
+        known.trouble = error  # the record is worth showing all the more
+    return known
+
+
 def _outcomes(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Any]:
     prefix = object_name(kind, prediction_id, "told-")
     outcomes = {}
     for name in sorted(storage.names(object_name(kind, prediction_id, "").rstrip("/"))):
         data = storage.get(name) if name.startswith(prefix) else None
         if data is not None:
-            outcomes[name.removeprefix(prefix).removesuffix(".json")] = json.loads(data)
+            outcomes[name.removeprefix(prefix).removesuffix(".json")] = _outcome(data)
     return outcomes
 
 
-def _print(record: Record | None, manifest: Manifest | None, where: str) -> None:
+def _outcome(data: bytes) -> dict[str, Any]:
+    try:
+        outcome = json.loads(data)
+    except ValueError:  # torn by a power cut
+        outcome = None
+    return outcome if isinstance(outcome, dict) else {"outcome": "unreadable"}
+
+
+def _document(known: _Known) -> dict[str, Any]:
+    return {
+        "record": summary(known.record) if known.record else None,
+        "manifest": json.loads(known.manifest.to_json()) if known.manifest else None,
+        "told": known.told,
+    }
+
+
+def _print(known: _Known, where: str) -> None:
+    record, manifest = known.record, known.manifest
     if record is not None:
-        click.echo(f"  status  {record.status}\n  state   {record.state}")
+        say(f"  status  {record.status}")
+        say(f"  state   {record.state}")
         if record.error is not None:
-            click.echo(f"  error   {record.error}")
-    if manifest is None:
-        return
-    prediction = manifest.prediction
-    if record is None:
-        click.echo(f"  status  {prediction.status}")
-    click.echo(f"  model   {prediction.model or '-'}")
-    click.echo(f"  kept in {where}/{object_name(prediction.kind, prediction.id, '')}")
-    _lines(_file_line(file) for file in manifest.files)
-
-
-def _lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(f"    {line}")
+            say(f"  error   {record.error}")
+    if manifest is not None:
+        prediction = manifest.prediction
+        if record is None:
+            say(f"  status  {prediction.status}")
+        say(f"  model   {prediction.model or '-'}")
+        say(f"  kept in {where}/{object_name(prediction.kind, prediction.id, '')}")
+        for file in manifest.files:
+            say(f"    {_file_line(file)}")
+    for name, outcome in known.told.items():
+        say(f"    {_outcome_line(name, outcome)}")
 
 
 def _outcome_line(name: str, outcome: Mapping[str, Any]) -> str:

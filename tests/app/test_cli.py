@@ -403,6 +403,61 @@ def test_show_speaks_json(settings: dict[str, str], web: Web, kept: Manifest) ->
     assert shown["told"]["gallery"]["outcome"] == "delivered"
 
 
+def test_what_others_wrote_cannot_steer_the_terminal(
+    settings: dict[str, str], web: Web, kept: Manifest
+) -> None:
+    web.outcome(prediction("kept", model="a/\x1b[2J\u202eb\x9b31m"))
+    prediction_of = parse(prediction("odd", model="\x1b]0;mine\x07"), Kind.PREDICTION)
+    files = (KeptFile("/output/\r\x1b[1A", "https://x/a.png", error="not_found"),)
+    Storage((web.folder / "outputs").as_uri()).commit(
+        Manifest(prediction_of, files, None, Receipt(NOW, "msg_1"), NOW)
+    )
+
+    for command in (("ls",), ("show", "odd"), ("ls", "--json"), ("show", "odd", "--json")):
+        done = outkeep(*command, settings=settings)
+        assert done.returncode == 0
+        assert all(line.isprintable() for line in done.stdout.split("\n"))
+        for letter in "\x1b\x07\x9b\r\u202e":
+            assert letter not in done.stdout
+
+
+def test_an_id_that_two_share_gives_one_document_for_the_kind_that_is_named(
+    settings: dict[str, str], web: Web
+) -> None:
+    web.outcome(prediction("shared"))
+    web.outcome(prediction("shared"), "/webhooks/replicate/trainings")
+
+    both = outkeep("show", "shared", settings=settings)
+    assert "prediction shared\n" in both.stdout
+    assert "training shared\n" in both.stdout
+    unclear = outkeep("show", "shared", "--json", settings=settings)
+    assert (unclear.returncode, unclear.stdout) == (2, "")
+    assert "a prediction and a training have this id; add --kind" in unclear.stderr
+    one = outkeep("show", "shared", "--json", "--kind", "training", settings=settings)
+    assert json.loads(one.stdout)["record"]["kind"] == "training"
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_an_unreadable_manifest_does_not_hide_the_record(
+    settings: dict[str, str], web: Web, option: tuple[str, ...]
+) -> None:
+    web.outcome(prediction("spoiled"))
+    Storage((web.folder / "outputs").as_uri()).put_bytes("predictions/spoiled/prediction.json", b"[]")
+
+    done = outkeep("show", "spoiled", *option, settings=settings)
+
+    assert done.returncode == 1
+    assert "received" in done.stdout
+    assert done.stderr.startswith("outkeep: the manifest in storage is no manifest of format 1")
+
+
+def test_a_torn_outcome_is_shown_as_one(settings: dict[str, str], web: Web, kept: Manifest) -> None:
+    storage = Storage((web.folder / "outputs").as_uri())
+    storage.put_bytes("predictions/kept/told-torn.json", b'{"outco')
+
+    assert "told torn: unreadable" in outkeep("show", "kept", settings=settings).stdout
+
+
 def test_show_needs_no_redis(settings: dict[str, str], kept: Manifest) -> None:
     away = {**settings, "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
 
