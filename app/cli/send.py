@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 import click
 
+from app.cli.terminal import say
 from app.core.errors import Permanent
 from app.core.keys import parse_signing_keys
 from app.core.manifest import format_time
@@ -51,9 +52,9 @@ def send(file: Path | None, url: str | None, secret: str | None, *, training: bo
     body = _sample() if file is None else _read(file)
     url = url or f"{settings.own_url}/webhooks/replicate{'/trainings' if training else ''}"
     status, answer = _post(url, body, _headers(body, secret) | {"content-type": "application/json"})
-    click.echo(
-        json.dumps({"url": url, "status": status, "answer": answer}) if as_json else f"{status} {answer}"
-    )
+    shown = json.dumps({"url": url, "status": status, "answer": answer}) if as_json else f"{status} {answer}"
+    for line in shown.splitlines():
+        say(line)
     if not 200 <= status < 300:  # noqa: PLR2004
         raise Permanent("refused", f"{url} did not accept it")
 
