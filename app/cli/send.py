@@ -102,7 +102,8 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
         raise click.BadParameter(f"cannot send to {url}: {error.message}") from None
     assert parts.hostname is not None
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
+    # Without a port, the end of an IPv6 address would be taken for one.
+    connection = kind(parts.hostname, parts.port or kind.default_port, timeout=TIMEOUT)
     try:
         connection.request("POST", _request_target(parts), body, headers)
         answer = connection.getresponse()

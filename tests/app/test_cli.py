@@ -251,10 +251,13 @@ def test_send_that_is_refused_ends_with_1(settings: dict[str, str]) -> None:
 
 def test_send_to_nobody_ends_with_1(settings: dict[str, str]) -> None:
     url = f"http://127.0.0.1:{free_port()}/x"
+    nowhere = "http://[fe80::1%25no-such-zone]/x"
 
     (complaint,) = complaints(outkeep("send", "--to", url, settings=settings), 1)
+    (without_port,) = complaints(outkeep("send", "--to", nowhere, settings=settings), 1)
 
     assert complaint == f"{url} does not answer: [Errno 111] Connection refused"
+    assert without_port.startswith(f"{nowhere} does not answer: ")
 
 
 def test_send_encodes_what_a_request_line_cannot_hold(settings: dict[str, str], web: Web) -> None:
