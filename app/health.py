@@ -1,6 +1,7 @@
 """Whether we live, and whether a delivery sent now would be acknowledged."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from app.core.findings import Finding, Level
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.handler_states import HandlerStates
+from app.lateness import Lateness
 from app.recent import Recent
 from app.spool import Spool
 from app.storage import Storage
@@ -42,6 +44,7 @@ class Health:
     admin_token: SecretStr | None
     spool: Spool | None
     """Takes deliveries while Redis is away; None when that is switched off."""
+    lateness: Lateness
     _recent: Recent[list[Finding]] = field(init=False, repr=False)
     _recent_storage: Recent[Finding] = field(init=False, repr=False)
 
@@ -72,7 +75,7 @@ class Health:
             findings = [self._without_redis(f"takes no writes ({type(error).__name__})")]
         except RedisError as error:
             findings = [self._without_redis(f"no answer ({type(error).__name__})")]
-        return [*findings, *spooled(self.spool)]
+        return [*findings, *spooled(self.spool), *self.lateness.findings(time.time())]
 
     def _without_redis(self, state: str) -> Finding:
         if self.spool is None or self.spool.trouble() is not None:

@@ -26,6 +26,7 @@ from app.floods import Floods
 from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
 from app.inbox import Inbox, connect
+from app.lateness import Lateness
 from app.limits import Limits
 from app.listening import listen
 from app.metrics import Metrics
@@ -51,6 +52,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     inbox = Inbox(redis, Records(redis, ttl=settings.record_ttl), _now)
     folder = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
     spool = folder if settings.spool == "on" else None
+    lateness = Lateness()
     receiver = Receiver(
         inbox=inbox,
         spool=spool,
@@ -59,11 +61,12 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         keys=settings.webhook_keys,
         bodies=Bodies(limits, max_body=settings.max_body, folder=settings.temporary),
         floods=Floods(),
+        lateness=lateness,
         clock=_now,
         tally=tally,
     )
     files = Files(storage, link_keys(deployment.secret_keys), settings.admin_token, _now)
-    health = Health(redis, storage, deployment.secret_keys, settings.admin_token, spool)
+    health = Health(redis, storage, deployment.secret_keys, settings.admin_token, spool, lateness)
     metrics = Metrics(redis, tally, _now, folder)
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.

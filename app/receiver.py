@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -24,10 +25,11 @@ from app.core.keys import VerifyingKey
 from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, quarantine_name
 from app.core.prediction import parse
-from app.core.signature import Delivery, verify
+from app.core.signature import OUT_OF_TIME, Delivery, verify
 from app.core.vocabulary import RECEIVED, REFUSED
 from app.floods import Floods
 from app.inbox import Inbox
+from app.lateness import Lateness
 from app.records import Accepted, Arrival
 from app.spool import Spool, Spooled
 from app.storage import Storage
@@ -46,6 +48,9 @@ _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 LARGE = 1 << 20
 """Bytes from which a body is worked on in a thread."""
 
+QUARANTINERS = 4
+"""Deliveries that are set aside at the same time."""
+
 T = TypeVar("T")
 
 log = logging.getLogger("outkeep.receiver")
@@ -63,8 +68,13 @@ class Receiver:
     keys: Sequence[VerifyingKey]
     bodies: Bodies
     floods: Floods
+    lateness: Lateness
     clock: Callable[[], datetime]
     tally: Tally
+    # Of its own: should storage hang, large deliveries still find a thread.
+    _quarantine: ThreadPoolExecutor = field(
+        init=False, repr=False, default_factory=partial(ThreadPoolExecutor, QUARANTINERS, "quarantine")
+    )
 
     async def prediction(self, request: Request) -> Response:
         """`POST /webhooks/replicate`."""
@@ -93,6 +103,8 @@ class Receiver:
         try:
             return await _apart(len(body), partial(verify, request.headers.raw, body, self.keys, now=now))
         except Rejected as error:
+            if error.code == OUT_OF_TIME:
+                self.lateness.note(now)
             address = request.client.host if request.client else ""
             if error.code in _BAD_SIGNATURES and self.floods.count(address, now):
                 message = "too many bad signatures from this address; good ones are still accepted"
@@ -103,7 +115,8 @@ class Receiver:
         try:
             prediction = await _apart(len(delivery.body), partial(parse, delivery.body, kind))
         except Unusable as error:
-            await asyncio.to_thread(self._set_aside, request, delivery, kind, error)
+            work = partial(self._set_aside, request, delivery, kind, error)
+            await asyncio.get_running_loop().run_in_executor(self._quarantine, work)
             return "quarantined"
         now = self.clock()
         query = dict(request.query_params)

@@ -91,6 +91,15 @@ def clock(skew: float) -> Finding:
     return Finding(level, "clock", detail)
 
 
+def out_of_time(count: int, window: float) -> Finding:
+    """Warn of `count` deliveries in the last `window` seconds, signed well but at another time."""
+    detail = (
+        f"{count} deliveries of the last {window / 60:.0f} minutes were signed well, but long before or after "
+        "our time; is there clock skew on this host (NTP), or does somebody send old ones again?"
+    )
+    return Finding(Level.WARN, "clock", detail)
+
+
 def waiting(queue: str, count: int, oldest: float) -> Finding:
     """Judge a queue of `count` jobs, the first of which has waited for `oldest` seconds."""
     level = Level.FAIL if oldest >= WAIT_FAIL else Level.WARN if oldest >= WAIT_WARN else Level.OK

@@ -20,6 +20,9 @@ SIGNATURE_HEADER: Final = "webhook-signature"
 TOLERANCE: Final = 300
 """Seconds that the sender's clock and the way here may take, both ways."""
 
+OUT_OF_TIME: Final = "timestamp_out_of_range"
+"""The code of a refusal whose signature was good."""
+
 MAX_SIGNATURE_HEADER: Final = 4096
 MAX_SIGNATURES: Final = 32
 
@@ -126,7 +129,7 @@ def _check_age(age: int, tolerance: int) -> None:
     if abs(age) > tolerance:
         when = f"{age} s in the past" if age > 0 else f"{-age} s in the future"
         raise Rejected(
-            "timestamp_out_of_range",
+            OUT_OF_TIME,
             f"{TIMESTAMP_HEADER} lies {when}, the limit is {tolerance} s: sent again, or a clock is wrong",
             status=401,
         )

@@ -1,6 +1,7 @@
 """What `/healthz` and `/readyz` say of a real Redis in every condition."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,18 @@ from rq.serializers import JSONSerializer
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.handler_states import HandlerStates
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import BOUND, SECRET_KEY, Answer, Web, free_port, in_thread, prediction, wait_until
+from tests.app.web import (
+    BOUND,
+    SECRET_KEY,
+    WEBHOOK,
+    Answer,
+    Web,
+    free_port,
+    in_thread,
+    prediction,
+    signed,
+    wait_until,
+)
 
 TOKEN = "a-token-of-the-admin"
 OTHER_KEY = "another key of thirty-two bytes!".replace(" ", "-")
@@ -223,6 +235,19 @@ def test_storage_that_cannot_be_written_is_warned_of(valkey: OwnValkey, tmp_path
 
     assert answer.status == 200
     assert line(answer, "storage").startswith("warn storage: cannot write to")
+
+
+def test_good_signatures_of_another_time_are_a_warning_that_names_clock_skew(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        assert not [one for one in lines(ready(web)) if "clock" in one]
+        old = signed(prediction(), now=time.time() - 400)
+        assert web.ask("POST", WEBHOOK, prediction(), old).status == 401
+        wait_until(lambda: "warn clock: 1 deliveries" in ready(web).body.decode())
+        assert "clock skew" in line(ready(web), "clock")
+        assert ready(web).status == 200
 
 
 def test_details_are_for_loopback_and_the_admin_alone(valkey: OwnValkey, tmp_path: Path) -> None:
