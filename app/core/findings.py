@@ -94,8 +94,8 @@ def clock(skew: float) -> Finding:
 def out_of_time(count: int, window: float) -> Finding:
     """Warn of `count` deliveries in the last `window` seconds, signed well but at another time."""
     detail = (
-        f"{count} deliveries of the last {window / 60:.0f} minutes were signed well, but long before or after "
-        "our time; is there clock skew on this host (NTP), or does somebody send old ones again?"
+        f"{count} deliveries of the last {window / 60:.0f} minutes were signed well, but long before or "
+        "after our time; is there clock skew on this host (NTP), or does somebody send old ones again?"
     )
     return Finding(Level.WARN, "clock", detail)
 
