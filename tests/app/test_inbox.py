@@ -110,22 +110,46 @@ def test_a_redis_that_drips_its_answers_is_answered_within_the_bound(tmp_path: P
         refused(web)
 
 
-def test_a_storage_that_hangs_holds_up_no_delivery(valkey: OwnValkey, tmp_path: Path) -> None:
-    valkey.start()
-    with silent() as (port, asked), ExitStack() as stack:
+@contextmanager
+def with_hanging_storage(url: str, folder: Path) -> Iterator[tuple[Web, list[socket.socket]]]:
+    """A receiver whose storage takes connections and never answers, and these connections."""
+    with silent() as (port, asked):
         storage = {"AWS_ENDPOINT": f"http://127.0.0.1:{port}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "x"}
         keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "OUTKEEP_ADMIN_TOKEN": "token"}
-        settings = {"OUTKEEP_STORAGE": "s3://bucket", **storage, **keys}
-        web, _ = stack.enter_context(in_process(valkey.url, tmp_path, **settings))
+        with in_process(url, folder, OUTKEEP_STORAGE="s3://bucket", **storage, **keys) as (web, _):
+            yield web, asked
+
+
+def send(stack: ExitStack, web: Web, head: str, body: bytes = b"") -> None:
+    """Ask something, and do not wait for the answer."""
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+    connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\n".encode() + body)
+
+
+def test_files_in_a_storage_that_hangs_hold_up_no_delivery(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with ExitStack() as stack, with_hanging_storage(valkey.url, tmp_path) as (web, asked):
         for _ in range(40):
-            hanging = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
-            path = b"/files/predictions/abc/output-0.png"
-            hanging.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\n\r\n")
+            head = "GET /files/predictions/abc/output-0.png"
+            send(stack, web, head, b"Authorization: Bearer token\r\n\r\n")
         wait_until(lambda: len(asked) >= 8)  # more than the threads that all parts of a small machine share
 
         assert web.deliver(prediction(), timeout=BOUND).status == 202
         ready = web.ask("GET", "/readyz")
         assert (ready.status, b"ok redis" in ready.body) == (200, True)
+
+
+def test_a_quarantine_that_hangs_holds_up_no_large_delivery(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with ExitStack() as stack, with_hanging_storage(valkey.url, tmp_path) as (web, asked):
+        for number in range(40):
+            body = b"[%d]" % number
+            headers = {**signed(body), "Content-Length": str(len(body))}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            send(stack, web, f"POST {WEBHOOK}", lines.encode() + b"\r\n" + body)
+        wait_until(lambda: len(asked) >= 4)
+
+        assert web.deliver(prediction(logs="x" * (2 << 20))).status == 202
 
 
 @contextmanager
