@@ -53,7 +53,9 @@ class Strikes:
 
     def recover(self) -> None:
         """Wait until all serve again."""
-        until(lambda: self._lives("receiver") and self.up.is_ready(), "all serve again")
+        # A killed worker stays registered for a while, so that readiness alone would not miss it.
+        names = {victim for victims in VICTIMS.values() for victim in victims} - {"up"}
+        until(lambda: all(map(self._lives, names)) and self.up.is_ready(), "all serve again")
 
     def _await(self, fault: Fault) -> None:
         until(
