@@ -82,20 +82,24 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
             await asyncio.to_thread(close)
 
     app = Starlette(
-        routes=[
-            Route("/webhooks/replicate", receiver.prediction, methods=["POST"]),
-            Route("/webhooks/replicate/trainings", receiver.training, methods=["POST"]),
-            Route("/files/{folder}/{id}/{name}", files.serve, methods=["GET"]),
-            Route("/healthz", health.live, methods=["GET"]),
-            Route("/readyz", health.ready, methods=["GET"]),
-            Route("/metrics", metrics.serve, methods=["GET"]),
-        ],
+        routes=_routes(receiver, files, health, metrics),
         exception_handlers={HTTPException: http_error, Exception: internal_error},
         lifespan=lifespan,
     )
     # A redirect loses a webhook: Replicate follows none and takes it for delivered.
     app.router.redirect_slashes = False
     return app
+
+
+def _routes(receiver: Receiver, files: Files, health: Health, metrics: Metrics) -> list[Route]:
+    return [
+        Route("/webhooks/replicate", receiver.prediction, methods=["POST"]),
+        Route("/webhooks/replicate/trainings", receiver.training, methods=["POST"]),
+        Route("/files/{folder}/{id}/{name}", files.serve, methods=["GET"]),
+        Route("/healthz", health.live, methods=["GET"]),
+        Route("/readyz", health.ready, methods=["GET"]),
+        Route("/metrics", metrics.serve, methods=["GET"]),
+    ]
 
 
 def serve(deployment: Deployment) -> None:
