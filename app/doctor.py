@@ -1,6 +1,5 @@
 """What could lose data or hide trouble in a deployment, and what to do about it; Redis may be down."""
 
-import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -17,8 +16,7 @@ from app.core.errors import ConfigurationError, OutkeepError
 from app.core.findings import Finding, Level
 from app.core.handlers import Handler
 from app.core.names import Kind, manifest_name
-from app.disk import floor_of
-from app.health import spooled
+from app.health import disk, spooled
 from app.inbox import connect
 from app.redis_checks import check_redis
 from app.settings import Settings, examine
@@ -60,12 +58,7 @@ def _credentials(settings: Settings) -> list[Finding]:
         findings.append(Finding(Level.WARN, "webhook secret", detail))
     else:
         findings.append(Finding(Level.OK, "webhook secret", f"{len(settings.webhook_keys)} in use"))
-    if settings.api_token is None:
-        detail = "REPLICATE_API_TOKEN is not set: a prediction whose webhook never arrives is not missed"
-        findings.append(Finding(Level.WARN, "token", detail))
-    else:
-        findings.append(Finding(Level.OK, "token", "set"))
-    return findings
+    return [*findings, rules.token(settings.api_token is not None)]
 
 
 def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
@@ -124,15 +117,10 @@ def _disks(settings: Settings) -> list[Finding]:
     if urlsplit(settings.storage_url).scheme == "file":
         folders.append(Path(urlsplit(settings.storage_url).path))
     disks: dict[int, Finding] = {}
-    for folder in map(_existing, folders):
-        floor = floor_of(folder, settings.disk_floor)
-        free = shutil.disk_usage(folder).free
-        disks.setdefault(folder.stat().st_dev, rules.disk(str(folder), free, floor))
+    for folder in folders:
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        disks.setdefault(place.stat().st_dev, disk(place, settings.disk_floor))
     return list(disks.values())
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _handler(handler: Handler, settings: Settings) -> Finding:

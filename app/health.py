@@ -1,11 +1,13 @@
 """Whether we live, and whether a delivery sent now would be acknowledged."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from pathlib import Path
 from typing import cast
 
 from pydantic import SecretStr
@@ -21,9 +23,11 @@ from app.core.errors import OutkeepError
 from app.core.findings import Finding, Level
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.disk import floor_of
 from app.handler_states import HandlerStates
 from app.lateness import Lateness
 from app.recent import Recent
+from app.redis_checks import ages, durability, scheduler
 from app.spool import Spool
 from app.storage import Storage
 
@@ -45,6 +49,9 @@ class Health:
     spool: Spool | None
     """Takes deliveries while Redis is away; None when that is switched off."""
     lateness: Lateness
+    data: Path
+    disk_floor: int | None
+    api_token: SecretStr | None
     _recent: Recent[list[Finding]] = field(init=False, repr=False)
     _recent_storage: Recent[Finding] = field(init=False, repr=False)
 
@@ -68,6 +75,7 @@ class Health:
         """Run every check but that of storage; blocks for about two seconds at most when Redis hangs."""
         try:
             findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
+            findings += [*map(rules.warned, [scheduler(self.redis), *ages(self.redis)])]
             findings += switched_off(self.redis)
         except BusyLoadingError:
             findings = [self._without_redis("loading its data")]
@@ -75,7 +83,8 @@ class Health:
             findings = [self._without_redis(f"takes no writes ({type(error).__name__})")]
         except RedisError as error:
             findings = [self._without_redis(f"no answer ({type(error).__name__})")]
-        return [*findings, *spooled(self.spool), *self.lateness.findings(time.time())]
+        findings += [*spooled(self.spool), rules.warned(disk(self.data, self.disk_floor))]
+        return [*findings, rules.token(self.api_token is not None), *self.lateness.findings(time.time())]
 
     def _without_redis(self, state: str) -> Finding:
         if self.spool is None or self.spool.trouble() is not None:
@@ -125,6 +134,12 @@ class Health:
             return False
 
 
+def disk(folder: Path, floor: int | None) -> Finding:
+    """Whether there is room on the disk of a folder, or of where it will be; `floor` in bytes."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return rules.disk(str(place), shutil.disk_usage(place).free, floor_of(place, floor))
+
+
 def spooled(spool: Spool | None) -> list[Finding]:
     """Whether it could take a delivery, and what waits there."""
     if spool is None:
@@ -157,18 +172,3 @@ def switched_off(redis: Redis) -> list[Finding]:
         )
         for name, since in sorted(HandlerStates(redis).switched_off().items())
     ]
-
-
-def durability(redis: Redis, *, severe: Level) -> list[Finding]:
-    """What Redis' configuration could lose; `severe` is the level of the worst."""
-    try:
-        current = {name: _text(redis.config_get(name), name) for name in rules.DURABLE}
-    except RedisError:
-        return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
-    return rules.durability(current, severe=severe)
-
-
-def _text(answer: object, name: str) -> str:
-    values = cast(dict[object, object], answer)
-    value = values.get(name, values.get(name.encode(), b""))
-    return value.decode() if isinstance(value, bytes) else str(value)

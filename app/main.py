@@ -66,7 +66,17 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         tally=tally,
     )
     files = Files(storage, link_keys(deployment.secret_keys), settings.admin_token, _now)
-    health = Health(redis, storage, deployment.secret_keys, settings.admin_token, spool, lateness)
+    health = Health(
+        redis=redis,
+        storage=storage,
+        secret_keys=deployment.secret_keys,
+        admin_token=settings.admin_token,
+        spool=spool,
+        lateness=lateness,
+        data=settings.data,
+        disk_floor=settings.disk_floor,
+        api_token=settings.api_token,
+    )
     metrics = Metrics(redis, tally, _now, folder)
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.

@@ -1,4 +1,4 @@
-"""What Redis tells the doctor: about itself, about the workers and what waits for them."""
+"""What Redis tells readiness and the doctor: about itself, about the workers and what waits for them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.suspension import WORKERS_SUSPENDED
@@ -26,7 +26,6 @@ from app.core.names import (
     WRITE_PROBE,
 )
 from app.handler_states import HandlerStates
-from app.health import durability
 
 SILENCE = timedelta(seconds=30)
 """A worker that was not heard of for this long is taken for dead; each reports every few seconds."""
@@ -54,9 +53,10 @@ def _rest(redis: Redis, keys: Sequence[bytes], handlers: Sequence[str], *, wrong
         *_key(redis, keys),
         _clock(redis),
         *_workers(redis),
-        _scheduler(redis),
+        scheduler(redis),
         _sweep(redis),
-        *_queues(redis),
+        *ages(redis),
+        *_dead_letters(redis),
         *_switched_off(redis, handlers),
     ]
 
@@ -107,7 +107,8 @@ def _workers(redis: Redis) -> Iterator[Finding]:
         yield Finding(level, f"workers of {name}", detail)
 
 
-def _scheduler(redis: Redis) -> Finding:
+def scheduler(redis: Redis) -> Finding:
+    """Whether delayed retries are started."""
     idle = [
         name
         for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
@@ -125,11 +126,17 @@ def _sweep(redis: Redis) -> Finding:
     return rules.sweep(None if at is None else time.time() - float(at))
 
 
-def _queues(redis: Redis) -> Iterator[Finding]:
+def ages(redis: Redis) -> Iterator[Finding]:
+    """How long work has waited, queue by queue."""
     for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE):
         queue = queues.queue(name, redis)
         yield rules.waiting(name, queue.count, _waited(redis, queue.key))
-        yield rules.dead_letters(name, queue.failed_job_registry.get_job_count(cleanup=False))
+
+
+def _dead_letters(redis: Redis) -> Iterator[Finding]:
+    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE):
+        registry = queues.queue(name, redis).failed_job_registry
+        yield rules.dead_letters(name, registry.get_job_count(cleanup=False))
 
 
 def _waited(redis: Redis, queue_key: str) -> float:
@@ -148,3 +155,18 @@ def _switched_off(redis: Redis, handlers: Sequence[str]) -> Iterator[Finding]:
         if states.is_off(name):
             detail = f"it answered 410 and is told nothing more; `outkeep handlers enable {name}` ends that"
             yield Finding(Level.WARN, f"handler {name}", detail)
+
+
+def durability(redis: Redis, *, severe: Level) -> list[Finding]:
+    """What Redis' configuration could lose; `severe` is the level of the worst."""
+    try:
+        current = {name: _text(redis.config_get(name), name) for name in rules.DURABLE}
+    except RedisError:
+        return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
+    return rules.durability(current, severe=severe)
+
+
+def _text(answer: object, name: str) -> str:
+    values = cast(dict[object, object], answer)
+    value = values.get(name, values.get(name.encode(), b""))
+    return value.decode() if isinstance(value, bytes) else str(value)

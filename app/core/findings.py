@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -50,6 +50,19 @@ WAIT_FAIL = 600.0
 """How long a job may wait for a worker: Replicate deletes the files after an hour."""
 
 SWEEP_WARN = 300.0
+
+
+def warned(finding: Finding) -> Finding:
+    """The same for `/readyz`, where what does not keep a delivery from being acknowledged is a warning."""
+    return replace(finding, level=Level.WARN) if finding.level is Level.FAIL else finding
+
+
+def token(given: bool) -> Finding:  # noqa: FBT001
+    """Judge whether there is a token of Replicate's API."""
+    if given:
+        return Finding(Level.OK, "token", "set")
+    detail = "REPLICATE_API_TOKEN is not set: a prediction whose webhook never arrives is not missed"
+    return Finding(Level.WARN, "token", detail)
 
 
 def durability(config: Mapping[str, str], *, severe: Level) -> list[Finding]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from rq import Worker
+from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
-from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from app import queues
+from app.core.names import HANDLE_QUEUE, KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.handler_states import HandlerStates
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import (
@@ -60,7 +62,9 @@ def register(redis: Redis, *queues: str) -> None:
 def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     register(valkey.redis, PERSIST_QUEUE, NOTIFY_QUEUE)
-    with in_thread(valkey.url, tmp_path) as web:
+    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE):
+        valkey.redis.set(RQScheduler.get_locking_key(name), "a scheduler")
+    with in_thread(valkey.url, tmp_path, REPLICATE_API_TOKEN="r8_x", OUTKEEP_DISK_FLOOR="0") as web:
         answer = ready(web)
 
     assert answer.status == 200
@@ -69,9 +73,31 @@ def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_pat
         "ok redis",
         "ok workers of persist",
         "ok workers of notify",
+        "ok scheduler",
+        "ok queue persist",
+        "ok queue notify",
+        "ok queue handle",
         "ok spool",
+        "ok disk",
+        "ok token",
         "ok storage",
     ]
+
+
+def test_what_hides_trouble_is_warned_of_while_deliveries_are_acknowledged(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    """Old work, no scheduler, a full disk and no token."""
+    valkey.start()
+    queue = queues.queue(PERSIST_QUEUE, valkey.redis)
+    job = queue.enqueue("workers.jobs.persist", "prediction", "abc")
+    valkey.redis.hset(job.key, "enqueued_at", "2020-01-01T00:00:00.000000Z")
+    with in_thread(valkey.url, tmp_path, OUTKEEP_DISK_FLOOR="1PiB") as web:
+        answer = ready(web)
+
+    assert answer.status == 200
+    for said in ("warn queue persist: 1 waiting", "warn scheduler: none for", "warn disk: ", "warn token: "):
+        assert said in answer.body.decode()
 
 
 def test_a_handler_that_is_switched_off_is_warned_of_without_its_name_for_strangers(
