@@ -1,4 +1,3 @@
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -162,17 +161,15 @@ def test_a_file_with_the_wrong_type_is_still_a_file(head: bytes) -> None:
     require_no_error_page(URL, host="a.test", content_type="text/html", head=head)
 
 
-def test_hostile_heads_are_judged_quickly() -> None:
-    started = time.perf_counter()
+def test_hostile_heads_are_judged_without_going_over_them_again_and_again() -> None:
     for head in (
-        b"<!---->" * 600 + b"x",
-        b"<!--" * 1000,
-        b" " * 4096,
-        b"<?xml" * 800,
-        b"<!-- -->" * 500 + b"<",
+        b"<!---->" * 60_000 + b"x",
+        b"<!--" * 100_000,
+        b" " * 400_000,
+        b"<?xml" * 80_000,
+        b"<!-- -->" * 50_000 + b"<",
     ):
         require_no_error_page(URL, host="a.test", content_type="text/html", head=head)
-    assert time.perf_counter() - started < 0.5
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import re
 import socket
-import time
 from itertools import pairwise
 from typing import Any
 
@@ -242,7 +241,5 @@ def test_a_scripted_delivery_can_be_repeated_with_its_id(simulator: Simulator) -
 
 
 def test_waiting_for_what_never_comes_says_what_did(simulator: Simulator) -> None:
-    started = time.monotonic()
     with pytest.raises(TimeoutError, match="the attempts about nobody are"):
         simulator.wait_for_delivery("nobody", timeout=0.05)
-    assert time.monotonic() - started < 5
