@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,7 @@ def run(data: Path | None, *, stay: bool) -> int:
             except RedisError:
                 raise stage.failure(_STOPPED, data) from None
             if stay:
-                words.try_meanwhile(data, example, url)
-                _wait_for_interrupt(process, data)
+                _stay(process, data, lambda: words.try_meanwhile(data, example, url))
             else:
                 words.try_next(data, example)
     return 0
@@ -190,8 +189,10 @@ def _say(one: _Followed, record: Record, storage: Storage) -> None:
                 words.kept(one.label, file)
 
 
-def _wait_for_interrupt(process: "subprocess.Popen[bytes]", data: Path) -> None:
+def _stay(process: "subprocess.Popen[bytes]", data: Path, say: Callable[[], None]) -> None:
+    """Wait for Ctrl-C, which may come while it is still being said that it ends this."""
     try:
+        say()
         process.wait()
     except KeyboardInterrupt:
         click.echo()
