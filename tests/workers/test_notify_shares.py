@@ -120,9 +120,11 @@ def test_a_dead_handler_with_a_thousand_waiting_holds_up_no_other(
     ended_before = work_until_the_other_is_told(floor, release, len(of_alive))
     assert floor.alive.ids() == set(of_alive)
     assert ended_before == 0
-    assert floor.dead.ids() == set(of_dead[:16])  # a quarter of 64 slots
+    told = floor.dead.ids()
+    assert len(told) == 16  # a quarter of 64 slots; four threads begin jobs, so which of the first is open
+    assert told < set(of_dead[:64])
     assert len(floor.queue.scheduled_job_registry) == 984
-    for one in (of_dead[16], of_dead[500], of_dead[-1]):
+    for one in (*(set(of_dead[:64]) - told), of_dead[500], of_dead[-1]):
         assert floor.job("dead", one).meta == {"attempts": []}
     assert floor.queue.failed_job_registry.get_job_ids() == []
 
