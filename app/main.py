@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from app.bodies import Bodies
+from app.core.context import context_keys
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.drain import TIMEOUT as DRAIN_TIMEOUT
@@ -59,6 +60,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         redis=redis,
         storage=storage,
         keys=settings.webhook_keys,
+        contexts=context_keys(deployment.secret_keys),
         bodies=Bodies(limits, max_body=settings.max_body, folder=settings.temporary),
         floods=Floods(),
         lateness=lateness,

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.arrivals import make_arrival
 from app.bodies import Bodies
+from app.core.context import ContextKeys, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
 from app.core.keys import VerifyingKey
 from app.core.manifest import Receipt, format_time
@@ -66,6 +67,7 @@ class Receiver:
     redis: Redis
     storage: Storage
     keys: Sequence[VerifyingKey]
+    contexts: ContextKeys
     bodies: Bodies
     floods: Floods
     lateness: Lateness
@@ -119,8 +121,14 @@ class Receiver:
             await asyncio.get_running_loop().run_in_executor(self._quarantine, work)
             return "quarantined"
         now = self.clock()
-        query = dict(request.query_params)
-        receipt = Receipt(received_at=now, webhook_id=delivery.webhook_id, query=query)
+        query, context = split_query(request.query_params, self.contexts)
+        receipt = Receipt(
+            received_at=now,
+            webhook_id=delivery.webhook_id,
+            query=query,
+            context=context,
+            parent=parent(context),
+        )
         outcome = await self._accept(make_arrival(self.redis, prediction, delivery.body, receipt, now))
         level = logging.INFO if outcome in {Accepted.ACCEPTED, SPOOLED} else logging.DEBUG
         facts = {

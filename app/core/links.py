@@ -41,12 +41,12 @@ def parse_secret_keys(text: str) -> tuple[bytes, ...]:
 
 def link_keys(secret_keys: Sequence[bytes]) -> LinkKeys:
     """The keys for links, derived so that no other purpose shares them."""
-    return LinkKeys(tuple(_derive(key, b"outkeep links v1") for key in secret_keys))
+    return LinkKeys(tuple(derive(key, b"outkeep links v1") for key in secret_keys))
 
 
 def fingerprint(secret_key: bytes) -> str:
     """A word that tells two keys apart and says nothing about them."""
-    return _derive(secret_key, b"outkeep fingerprint v1")[:8].hex()
+    return derive(secret_key, b"outkeep fingerprint v1")[:8].hex()
 
 
 def file_path(kind: Kind, prediction_id: str, name: str) -> str:
@@ -74,5 +74,6 @@ def _signature(path: str, expires: str, key: bytes) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def _derive(secret_key: bytes, purpose: bytes) -> bytes:
+def derive(secret_key: bytes, purpose: bytes) -> bytes:
+    """A key of 32 bytes for one purpose, from which neither the secret key nor another one can be told."""
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret_key)

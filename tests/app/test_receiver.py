@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from app.core.context import Lineage, context_keys, followed, seal
 from app.core.errors import Unusable
 from app.core.names import Kind, persist_job_id, record_key
 from app.core.prediction import parse
@@ -128,6 +129,24 @@ def test_a_repeat_mends_a_job_that_vanished(web: Web, redis: Redis) -> None:
     assert web.outcome(prediction()) == "duplicate"
     assert redis.exists(job)
     assert redis.llen("rq:queue:persist") == 1
+
+
+def test_a_context_that_we_signed_is_told_apart_from_what_anybody_can_write(web: Web, redis: Redis) -> None:
+    given = followed({"order": "42"}, Lineage(Kind.PREDICTION, "parent", "upscale", 1))
+    token = seal(given, context_keys((SECRET_KEY.encode(),)))
+    assert web.outcome(prediction("signed"), f"{WEBHOOK}?customId=7&outkeep_context={token}") == "accepted"
+    forged = token[:-1] + ("A" if token[-1] != "A" else "B")
+    assert web.outcome(prediction("forged"), f"{WEBHOOK}?outkeep_context={forged}") == "accepted"
+    records = Records(redis, ttl=60)
+    signed, unsigned = records.get(Kind.PREDICTION, "signed"), records.get(Kind.PREDICTION, "forged")
+    assert signed is not None
+    assert signed.receipt.query == {"customId": "7"}
+    assert signed.receipt.context == given
+    assert signed.receipt.parent == "parent"
+    assert unsigned is not None
+    assert unsigned.receipt.query == {"outkeep_context": forged}
+    assert unsigned.receipt.context is None
+    assert unsigned.receipt.parent is None
 
 
 def test_query_parameters_are_kept_in_the_record(web: Web, redis: Redis) -> None:

@@ -1,0 +1,181 @@
+"""The few calls of Replicate's API that we make. What it answers stays raw JSON: typed models refuse real objects.
+
+Predictions are created with the official client instead; see `docs/decisions.md`. The token goes to the one
+host of `REPLICATE_BASE_URL`, and redirects are not followed, so that it cannot travel.
+Source of paths, limits and forms: Replicate's OpenAPI document of 2026-03-16.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.manifest import format_time
+from app.core.names import Kind
+from app.core.retry_after import retry_after
+from app.guard import network_errors
+
+TIMEOUT = 30.0
+"""Seconds that one call may take."""
+
+MAX_ANSWER = 64 << 20
+"""Bytes of an answer: a hundred predictions with inline outputs."""
+
+Object = dict[str, Any]
+
+_TOO_MANY, _REFUSED, _ABSENT = 429, frozenset({401, 403}), frozenset({404, 410})
+_OK = range(200, 300)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a list; `following` is the path of the next one, None at the end."""
+
+    items: tuple[Object, ...]
+    following: str | None
+
+
+@dataclass(frozen=True)
+class Api:
+    """Calls over one session. All raise `Transient` when trying again may help, else `Permanent`.
+
+    Codes: `api_unreachable`, `api_busy` (429, with `retry_after`), `api_failed` (5xx, or no JSON), `api_refused`
+    (the token), `api_absent` (404), `api_rejected` (any other answer; the message says why).
+    """
+
+    base_url: str
+    """Without `/v1` and without a slash at the end."""
+    session: aiohttp.ClientSession = field(repr=False)
+
+    async def get(self, path: str, *, timeout: float = TIMEOUT) -> Object:  # noqa: ASYNC109 - its end is an error of ours
+        """The JSON object at a path such as `/v1/predictions/…`."""
+        host = urlsplit(self.base_url).hostname or self.base_url
+        try:
+            async with asyncio.timeout(timeout):
+                with network_errors(host):
+                    url = URL(self.base_url + path, encoded=True)
+                    async with self.session.get(url, allow_redirects=False) as answer:
+                        body = await _read(answer)
+                        return _judge(answer.status, answer.headers, body, path)
+        except TimeoutError:
+            raise Transient("api_unreachable", f"{host} did not answer within {timeout:.0f} s") from None
+        except OutkeepError as error:
+            if error.code.startswith("api_"):
+                raise
+            raise Transient("api_unreachable", error.message) from error
+
+    async def webhook_secret(self, *, timeout: float = TIMEOUT) -> str:  # noqa: ASYNC109
+        """The `whsec_…` that webhooks of this account are signed with."""
+        answer = await self.get("/v1/webhooks/default/secret", timeout=timeout)
+        key = answer.get("key")
+        if not isinstance(key, str):
+            raise Permanent("api_rejected", "the answer about the webhook secret has no key")
+        return key
+
+    async def one(self, kind: Kind, identity: str) -> Object:
+        """A prediction or training, whole."""
+        return await self.get(f"/v1/{kind.folder}/{quote(identity, safe='')}")
+
+    async def page(self, kind: Kind, following: str | None = None, **wanted: str) -> Page:
+        """A page of the list, newest first; `wanted` are parameters of the first one, such as `created_after`."""
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in wanted.items())
+        path = following or f"/v1/{kind.folder}{f'?{query}' if query else ''}"
+        answer = await self.get(path)
+        items = answer.get("results")
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise Transient("api_failed", f"the answer to {path.partition('?')[0]} is not a list")
+        return Page(tuple(items), _path_of(answer.get("next"), self.base_url))
+
+    async def newest(self, kind: Kind, created_after: datetime | None = None) -> AsyncIterator[Object]:
+        """All items of the list, newest first, page by page; they lack logs and more: fetch each one before use."""
+        wanted = {"created_after": format_time(created_after)} if created_after else {}
+        page = await self.page(kind, None, **wanted)
+        while True:
+            for item in page.items:
+                yield item
+            if page.following is None:
+                return
+            page = await self.page(kind, page.following)
+
+
+@asynccontextmanager
+async def connected(base_url: str, token: str) -> AsyncIterator[Api]:
+    """An `Api` for the length of the block; needs a running loop.
+
+    The operator names this host, so that it may have any address, and proxies of the environment count as they do
+    for the official client.
+    """
+    headers = {"Authorization": f"Bearer {token}", "User-Agent": "outkeep", "Accept": "application/json"}
+    session = aiohttp.ClientSession(
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=True,
+        timeout=aiohttp.ClientTimeout(total=None),
+    )
+    async with session:
+        yield Api(base_url, session)
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for block in answer.content.iter_chunked(1 << 16):
+        body += block
+        if len(body) > MAX_ANSWER:
+            raise Permanent("api_rejected", f"an answer of the API is larger than {MAX_ANSWER >> 20} MiB")
+    return bytes(body)
+
+
+def _judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Object:
+    """The object in an answer, or the error that it means."""
+    where = path.partition("?")[0]
+    if status in _OK:
+        answer = _object(body)
+        if answer is None:
+            raise Transient("api_failed", f"the answer to {where} is not a JSON object")
+        return answer
+    problem = _object(body) or {}
+    said = str(problem.get("detail") or problem.get("title") or f"status {status}")[:300]
+    if status == _TOO_MANY:
+        raise Transient("api_busy", f"too many requests: {said}", retry_after=_wait(headers, problem))
+    if status in _REFUSED:
+        raise Permanent("api_refused", f"REPLICATE_API_TOKEN is refused for {where}: {said}")
+    if status in _ABSENT:
+        raise Permanent("api_absent", f"{where} does not exist: {said}")
+    if status not in range(400, 500):
+        raise Transient("api_failed", f"{where} failed: {said}", retry_after=_wait(headers, problem))
+    raise Permanent("api_rejected", f"{where} was rejected: {said}")
+
+
+def _wait(headers: Mapping[str, str], problem: Object) -> float | None:
+    """What a 429 asks for: a header, or `retry_after` in its body."""
+    asked = retry_after(headers.get("retry-after"), now=time.time())
+    said = problem.get("retry_after")
+    if asked is None and isinstance(said, int | float) and not isinstance(said, bool) and said >= 0:
+        return float(said)
+    return asked
+
+
+def _object(body: bytes) -> Object | None:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _path_of(url: Any, base_url: str) -> str | None:
+    """The path and query of the next page; raises `Permanent` when it leads elsewhere, where our token must not go."""
+    if not url:
+        return None
+    if not isinstance(url, str) or not url.startswith(f"{base_url}/"):
+        raise Permanent("api_rejected", f"the next page of a list does not lie at {base_url}")
+    return url.removeprefix(base_url)
