@@ -1,4 +1,4 @@
-"""The few calls of Replicate's API that we make. What it answers stays raw JSON: typed models refuse real objects.
+"""The few calls of Replicate's API that we make. Answers stay raw JSON: typed models refuse real objects.
 
 Predictions are created with the official client instead; see `docs/decisions.md`. The token goes to the one
 host of `REPLICATE_BASE_URL`, and redirects are not followed, so that it cannot travel.
@@ -48,8 +48,8 @@ class Page:
 class Api:
     """Calls over one session. All raise `Transient` when trying again may help, else `Permanent`.
 
-    Codes: `api_unreachable`, `api_busy` (429, with `retry_after`), `api_failed` (5xx, or no JSON), `api_refused`
-    (the token), `api_absent` (404), `api_rejected` (any other answer; the message says why).
+    Codes: `api_unreachable`, `api_busy` (429, with `retry_after`), `api_failed` (5xx, or no JSON),
+    `api_refused` (the token), `api_absent` (404), `api_rejected` (any other answer; the message says why).
     """
 
     base_url: str
@@ -86,7 +86,7 @@ class Api:
         return await self.get(f"/v1/{kind.folder}/{quote(identity, safe='')}")
 
     async def page(self, kind: Kind, following: str | None = None, **wanted: str) -> Page:
-        """A page of the list, newest first; `wanted` are parameters of the first one, such as `created_after`."""
+        """A page of the list, newest first; `wanted` are parameters of the first, such as `created_after`."""
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in wanted.items())
         path = following or f"/v1/{kind.folder}{f'?{query}' if query else ''}"
         answer = await self.get(path)
@@ -96,7 +96,7 @@ class Api:
         return Page(tuple(items), _path_of(answer.get("next"), self.base_url))
 
     async def newest(self, kind: Kind, created_after: datetime | None = None) -> AsyncIterator[Object]:
-        """All items of the list, newest first, page by page; they lack logs and more: fetch each one before use."""
+        """All items of the list, newest first; they lack logs and more: fetch each one before use."""
         wanted = {"created_after": format_time(created_after)} if created_after else {}
         page = await self.page(kind, None, **wanted)
         while True:
@@ -111,7 +111,7 @@ class Api:
 async def connected(base_url: str, token: str) -> AsyncIterator[Api]:
     """An `Api` for the length of the block; needs a running loop.
 
-    The operator names this host, so that it may have any address, and proxies of the environment count as they do
+    The operator names this host, so that it may have any address; proxies of the environment count as they do
     for the official client.
     """
     headers = {"Authorization": f"Bearer {token}", "User-Agent": "outkeep", "Accept": "application/json"}
@@ -173,7 +173,7 @@ def _object(body: bytes) -> Object | None:
 
 
 def _path_of(url: Any, base_url: str) -> str | None:
-    """The path and query of the next page; raises `Permanent` when it leads elsewhere, where our token must not go."""
+    """Path and query of the next page; raises `Permanent` when it leads to where our token must not go."""
     if not url:
         return None
     if not isinstance(url, str) or not url.startswith(f"{base_url}/"):

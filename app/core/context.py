@@ -1,8 +1,8 @@
 """What we sign into a webhook URL, since Replicate's own signature does not cover its query.
 
-A token is `<base64url of a JSON object>.<base64url of its HMAC-SHA256>`, in the parameter `outkeep_context`. What
-it holds comes back as the `context` of the event: what the user gave to `outkeep url`, and under `outkeep`,
-for a follow-up prediction, what it follows.
+A token is `<base64url of a JSON object>.<base64url of its HMAC-SHA256>`, in the parameter `outkeep_context`.
+What it holds comes back as the `context` of the event: what the user gave to `outkeep url`, and under
+`outkeep`, for a follow-up prediction, what it follows.
 """
 
 import base64
@@ -38,7 +38,7 @@ class ContextKeys:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a follow-up follows: handler `handler` made it from `parent`; `depth` is 1 for a first follow-up."""
+    """What a follow-up follows: `handler` made it from `parent`; `depth` is 1 for a first follow-up."""
 
     kind: Kind
     parent: str
@@ -67,7 +67,7 @@ def unseal(token: str, keys: ContextKeys) -> Context | None:
     payload, mac = _decode(first), _decode(second)
     if payload is None or mac is None:
         return None
-    if not any([hmac.compare_digest(_mac(payload, key), mac) for key in keys.keys]):
+    if not any(hmac.compare_digest(_mac(payload, key), mac) for key in keys.keys):
         return None
     context = json.loads(payload)
     return context if isinstance(context, dict) else None
@@ -84,7 +84,7 @@ def split_query(query: Mapping[str, str], keys: ContextKeys) -> tuple[dict[str, 
 
 
 def webhook_url(base_url: str, kind: Kind, context: Mapping[str, Any] | None, keys: ContextKeys) -> str:
-    """Where Replicate sends the events of a prediction or training; `base_url` is ours, as the world knows it."""
+    """Where Replicate sends the events of a prediction or training; `base_url` is ours, seen from there."""
     path = "/webhooks/replicate" if kind is Kind.PREDICTION else "/webhooks/replicate/trainings"
     query = f"?{PARAMETER}={quote(seal(context, keys))}" if context else ""
     return f"{base_url}{path}{query}"
@@ -98,7 +98,7 @@ def followed(context: Any, lineage: Lineage) -> Context:
 
 def lineage(context: Any) -> Lineage | None:
     """What the prediction with this context follows; None when it follows nothing."""
-    ours = context.get(RESERVED) if isinstance(context, dict) else None
+    ours: Any = context.get(RESERVED) if isinstance(context, dict) else None
     try:
         found = Lineage(Kind(ours["kind"]), ours["parent"], ours["handler"], int(ours["depth"]))
     except (KeyError, TypeError, ValueError):

@@ -64,7 +64,8 @@ def test_the_webhook_secret_is_told(simulator: Simulator) -> None:
 def failure(*answers: Any, path: str = "/v1/predictions/x", timeout: float = 30) -> OutkeepError:
     async def ask() -> OutkeepError:
         async with raw_host(*answers) as host:
-            async with connected(f"http://127.0.0.1:{host.port}", "canary-token") as api:
+            base_url = f"http://127.0.0.1:{host.port}"
+            async with connected(base_url, "canary-token") as api:
                 with pytest.raises(OutkeepError) as raised:
                     await api.get(path, timeout=timeout)
         assert all(b"authorization: bearer canary-token" in head.lower() for head in host.heads)
