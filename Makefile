@@ -42,13 +42,14 @@ format: setup
 bench: setup
 	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-# Both lock files cover every platform and Python >= 3.11; commit them together.
+# Both lock files cover every platform and Python >= 3.11; commit them together. The wider one comes first: what the
+# tools for tests cannot stand must not be in the image either, which holds the same versions that were tested.
 lock: setup
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-	  pyproject.toml --output-file requirements.lock
+	  pyproject.toml --extra embedded --group dev --output-file requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-	  pyproject.toml --extra embedded --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	  pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
