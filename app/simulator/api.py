@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -13,18 +13,18 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from app.core.errors import Rejected
 from app.core.names import Kind
 from app.core.ranges import parse_range
-from app.simulator import catalogue, models, state
+from app.simulator import catalogue, models, state, stream
 from app.simulator.files import FOLDER, FileHost
 from app.simulator.ledger import Entry, Ledger
 from app.simulator.orders import read_filter, read_order, read_wait
 from app.simulator.refusals import NeedsToken, refuse, refuse_route
-from app.simulator.uploads import file_object, read_upload
+from app.simulator.uploads import Uploads, read_upload
 
 PAGE_SIZE = 100
 
@@ -40,7 +40,7 @@ class Backend:
     secret: str
     ledger: Ledger
     files: FileHost
-    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    uploads: Uploads
 
 
 def create_app(token: str, lifespan: Lifespan) -> Starlette:
@@ -58,14 +58,22 @@ def _api_routes() -> list[Route]:
     routes = [
         Route("/account", _account),
         Route("/predictions", _create_from_version, methods=["POST"]),
+        Route("/models", _list_models),
         Route("/models/{owner}/{name}", _show_model),
+        Route("/models/{owner}/{name}/versions", _list_versions),
         Route("/models/{owner}/{name}/versions/{version}", _show_version),
         Route("/models/{owner}/{name}/predictions", _create_from_model, methods=["POST"]),
+        Route("/deployments", _list_deployments),
+        Route("/deployments/{owner}/{name}", _show_deployment),
         Route("/deployments/{owner}/{name}/predictions", _create_from_deployment, methods=["POST"]),
         Route("/models/{owner}/{name}/versions/{version}/trainings", _create_training, methods=["POST"]),
         Route("/webhooks/default/secret", _show_secret),
+        Route("/files", _list_uploads),
         Route("/files", _upload, methods=["POST"]),
         Route("/files/{identity}", _show_upload),
+        Route("/files/{identity}", _remove_upload, methods=["DELETE"]),
+        Route("/files/{identity}/download", _serve_upload),
+        Route("/streams/{identity}", _stream),
     ]
     for kind in Kind:
         routes += [
@@ -121,8 +129,11 @@ async def _create_from_version(request: Request) -> Response:
 
 
 async def _create_from_model(request: Request) -> Response:
+    name = _named(request)
+    if not models.model_named(name).official:
+        raise Rejected("not_found", "The requested resource could not be found.", status=404)
     # The version of official models is recorded as this word.
-    return await _create(request, Kind.PREDICTION, model=_named(request), version="hidden")
+    return await _create(request, Kind.PREDICTION, model=name, version="hidden")
 
 
 async def _create_from_deployment(request: Request) -> Response:
@@ -182,19 +193,56 @@ async def _show_version(request: Request) -> Response:
     return JSONResponse(catalogue.describe_version(_named(request), request.path_params["version"]))
 
 
+def _whole(items: Iterable[state.Object]) -> Response:
+    """A list of one page."""
+    return JSONResponse({"next": None, "previous": None, "results": list(items)})
+
+
+async def _list_models(request: Request) -> Response:
+    return _whole(catalogue.describe_model(name, _backend(request).base_url) for name in models.MODELS)
+
+
+async def _list_versions(request: Request) -> Response:
+    return _whole([catalogue.describe_version(_named(request), models.version_id(_named(request)))])
+
+
+async def _list_deployments(_request: Request) -> Response:
+    return _whole([catalogue.describe_deployment(name) for name in models.MODELS])
+
+
+async def _show_deployment(request: Request) -> Response:
+    return JSONResponse(catalogue.describe_deployment(_named(request)))
+
+
 async def _upload(request: Request) -> Response:
-    backend = _backend(request)
     upload = read_upload(request.headers.get("content-type", ""), await request.body())
-    described = file_object(upload, datetime.now(UTC), backend.base_url)
-    backend.uploads[described["id"]] = described
-    return JSONResponse(described, 201)
+    return JSONResponse(_backend(request).uploads.add(upload, datetime.now(UTC)), 201)
+
+
+async def _list_uploads(request: Request) -> Response:
+    return _whole(_backend(request).uploads.newest_first())
 
 
 async def _show_upload(request: Request) -> Response:
-    described = _backend(request).uploads.get(request.path_params["identity"])
-    if described is None:
-        raise Rejected("not_found", "The requested resource could not be found.", status=404)
+    described, _ = _backend(request).uploads.find(request.path_params["identity"])
     return JSONResponse(described)
+
+
+async def _remove_upload(request: Request) -> Response:
+    _backend(request).uploads.remove(request.path_params["identity"])
+    return Response(status_code=204)
+
+
+async def _serve_upload(request: Request) -> Response:
+    # The real one asks for owner, expiry and a signature; what it says to a token alone is not known.
+    _, upload = _backend(request).uploads.find(request.path_params["identity"])
+    return Response(upload.content, media_type=upload.content_type)
+
+
+async def _stream(request: Request) -> Response:
+    entry = _backend(request).ledger.find(Kind.PREDICTION, request.path_params["identity"])
+    headers = {"cache-control": "no-store"}
+    return StreamingResponse(stream.events(entry), media_type="text/event-stream", headers=headers)
 
 
 async def _serve_file(request: Request) -> Response:

@@ -39,3 +39,20 @@ def describe_version(name: str, version: str) -> dict[str, Any]:
         "cog_version": _COG_VERSION,
         "openapi_schema": {"openapi": "3.0.2", "components": {"schemas": schemas}},
     }
+
+
+def describe_deployment(name: str) -> dict[str, Any]:
+    """The JSON object of deployment `owner/name`, which runs the model of that name."""
+    owner, _, own = name.partition("/")
+    return {
+        "owner": owner,
+        "name": own,
+        "current_release": {
+            "number": 1,
+            "model": name,
+            "version": version_id(name),
+            "created_at": _CREATED_AT,
+            "created_by": {"type": "user", "username": "simulator", "name": "Simulator", "github_url": None},
+            "configuration": {"hardware": "cpu", "min_instances": 0, "max_instances": 1},
+        },
+    }

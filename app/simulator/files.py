@@ -48,6 +48,12 @@ class FileHost:
             raise Rejected("not_found", "The specified key does not exist.", status=404)
         return found
 
+    def find_by_url(self, url: str) -> HostedFile | None:
+        """The file that lies at a URL."""
+        if not url.startswith(f"{self._base_url}/{FOLDER}/"):
+            return None
+        return self._files.get(self._identity(url))
+
     def downloads(self, url: str) -> int:
         """How often the file of a URL was asked for with GET. Raises `Rejected` (404)."""
         return self._files_of(url).downloads

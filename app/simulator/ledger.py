@@ -6,14 +6,16 @@ import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from mimetypes import guess_extension
 from typing import Any
 
 from app.core.errors import Rejected
 from app.core.names import ID_LETTERS, Kind
 from app.simulator import state
 from app.simulator.files import FileHost
-from app.simulator.models import Media, Plan, plan
+from app.simulator.models import Given, Media, Plan, plan
 from app.simulator.state import Filter, Object, Order
+from app.simulator.uploads import Uploads
 from app.simulator.webhooks import Sender, Throttle, Webhook, new_webhook_id, to_body
 
 
@@ -26,6 +28,14 @@ class Entry:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     life: asyncio.Task[None] | None = None
     files: list[str] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, and replaced by a new one, at the next change."""
+
+    def show(self, current: Object) -> None:
+        """Let `current` be the object from now on."""
+        self.object = current
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class Ledger:
@@ -39,6 +49,7 @@ class Ledger:
         self,
         base_url: str,
         files: FileHost,
+        uploads: Uploads,
         sender: Sender,
         *,
         pace: float,
@@ -47,6 +58,7 @@ class Ledger:
     ) -> None:
         self._base_url = base_url
         self._files = files
+        self._uploads = uploads
         self._sender = sender
         self._pace = pace
         self._keep = keep
@@ -69,7 +81,7 @@ class Ledger:
         It needs `id` and `created_at`; the files of its output that lie here go when its data goes.
         """
         entry = self._entries.get((kind, given["id"])) or self._enter(kind, given)
-        entry.object = given
+        entry.show(given)
         entry.files.extend(_texts(given.get("output")))
         if state.is_terminal(given):
             self._settle(entry)
@@ -143,14 +155,14 @@ class Ledger:
             await asyncio.sleep(seconds)
             self._end(entry, planned.status, planned.error)
             return
-        entry.object = state.started(entry.object, datetime.now(UTC))
+        entry.show(state.started(entry.object, datetime.now(UTC)))
         self._publish(entry, "start")
         throttle = Throttle(self._event_interval)
         snapshots = planned.snapshots(self._hosted(planned.output, entry))
         for snapshot in snapshots:
             await asyncio.sleep(seconds / len(snapshots))
             before = entry.object
-            entry.object = state.progressed(before, output=snapshot.output, logs=snapshot.logs)
+            entry.show(state.progressed(before, output=snapshot.output, logs=snapshot.logs))
             event = state.changed_event(before, entry.object, self._wanted(entry))
             is_last = snapshot is snapshots[-1]
             if event and not is_last and throttle.admits(asyncio.get_running_loop().time()):
@@ -158,6 +170,8 @@ class Ledger:
         self._end(entry, planned.status, planned.error)
 
     def _hosted(self, output: Any, entry: Entry) -> Any:
+        if isinstance(output, Given):
+            output = self._given(str(entry.object["input"].get(output.key)))
         if isinstance(output, Media):
             if output.inline:
                 return f"data:{output.content_type};base64,{base64.b64encode(output.content).decode()}"
@@ -170,8 +184,17 @@ class Ledger:
             return {key: self._hosted(item, entry) for key, item in output.items()}
         return output
 
+    def _given(self, url: str) -> Media | None:
+        """A file of the input, as a model would fetch it; from here only, since nothing else is reached."""
+        if url.startswith("data:"):
+            head, _, data = url.partition(",")
+            kind = head[5:].partition(";")[0]
+            return Media(f"out{guess_extension(kind) or ''}", base64.b64decode(data), kind)
+        found = self._uploads.find_by_url(url) or self._files.find_by_url(url)
+        return Media(found.name, found.content, found.content_type) if found else None
+
     def _end(self, entry: Entry, status: str, error: str | None) -> None:
-        entry.object = state.ended(entry.object, status, datetime.now(UTC), error=error)
+        entry.show(state.ended(entry.object, status, datetime.now(UTC), error=error))
         self._publish(entry, "completed")
         self._settle(entry)
 
@@ -180,7 +203,7 @@ class Ledger:
         asyncio.get_running_loop().call_later(self._keep, self._remove, entry)
 
     def _remove(self, entry: Entry) -> None:
-        entry.object = state.removed(entry.object)
+        entry.show(state.removed(entry.object))
         for url in entry.files:
             self._files.remove(url)
         entry.files.clear()

@@ -28,11 +28,19 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """A file inside an output: the one that came in as `key` of the input, byte for byte."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A behaviour. `output` makes the output tree (JSON with `Media` leaves) from the input.
 
     `streams`: the output is a list that grows while the model runs. `seconds` overrides the pace.
-    `status` and `error` are how it ends; `schema` describes the output as Cog does.
+    `status` and `error` are how it ends; `schema` describes the output as Cog does. `official`: it runs by
+    its name alone; others need a version.
     """
 
     output: Callable[[Object], Any]
@@ -41,6 +49,7 @@ class Model:
     error: str | None = None
     seconds: float | None = None
     schema: Mapping[str, Any] = field(default_factory=dict)
+    official: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,9 @@ def plan(kind: Kind, name: str, given: Object, *, destination: str | None = None
 
 
 def model_named(name: str) -> Model:
-    """The behaviour of `owner/name`."""
+    """The behaviour of `owner/name`. Raises `Rejected` (404) for a name of `outkeep/` that is not here."""
+    if name.startswith("outkeep/") and name not in MODELS:
+        raise Rejected("not_found", "The requested resource could not be found.", status=404)
     return MODELS.get(name, MODELS["outkeep/image"])
 
 
@@ -192,6 +203,8 @@ MODELS: Mapping[str, Model] = {
     "outkeep/mixed": Model(_mixed),
     "outkeep/names": Model(_odd_names, schema=_URIS),
     "outkeep/inline": Model(_inline, schema=_URI),
+    "outkeep/copy": Model(lambda _: Given("image"), schema=_URI),
+    "outkeep/community": Model(_picture, schema=_URI, official=False),
     "outkeep/nothing": Model(_nothing),
     "outkeep/fails": Model(_nothing, status="failed", error="CUDA out of memory"),
     "outkeep/aborts": Model(_nothing, status="aborted"),

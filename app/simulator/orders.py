@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from app.core.errors import Rejected
 from app.core.names import Kind
-from app.simulator.models import model_of_version
+from app.simulator.models import model_named, model_of_version
 from app.simulator.state import EVENTS, Filter, Object, Order, moment
 
 _PREFER_WAIT = re.compile(r"\bwait(?:\s*=\s*(\d{1,4}))?(?![\w-])", re.ASCII)
@@ -41,6 +41,8 @@ def read_order(kind: Kind, body: object, *, model: str | None = None, version: s
         destination=destination,
         webhook=_webhook(body),
         events=_events(body),
+        # Asking for a stream of a model that has none is no mistake: the URL is missing then.
+        streams=body.get("stream") is True and model_named(model).streams,
     )
 
 

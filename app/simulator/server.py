@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,7 @@ from app.simulator.api import Backend, create_app
 from app.simulator.attempts import Attempt, Attempts
 from app.simulator.files import FileHost
 from app.simulator.ledger import Ledger
+from app.simulator.uploads import Uploads
 from app.simulator.webhooks import EVENT_INTERVAL, RETRY_DELAYS, Sender, new_secret, signing_key
 
 _Result = TypeVar("_Result")
@@ -36,8 +38,9 @@ class Simulator:
     Reads: `url` (`http://HOST:PORT`), `token` (bearer), `secret` (`whsec_…`), both made at start unless
     given. `public_url` stands in URLs instead of `url`. In seconds: `pace`, what a model takes; `keep`,
     how long data stays after the end; `retry_delays`, before each retry of a terminal webhook;
-    `event_interval`, between two `output` or `logs` events. Making one raises `ValueError` for a bad
-    secret and `OSError` for a taken port; the methods raise `TimeoutError` after their time-out and
+    `event_interval`, between two `output` or `logs` events. With `certificate`, a PEM file with its key, it
+    speaks https, without which the official client makes no `FileOutput`. Making one raises `ValueError` for
+    a bad secret and `OSError` for a taken port; the methods raise `TimeoutError` after their time-out and
     `Rejected` for what is not there.
     """
 
@@ -53,6 +56,7 @@ class Simulator:
         keep: float = 3600.0,
         retry_delays: Sequence[float] = RETRY_DELAYS,
         event_interval: float = EVENT_INTERVAL,
+        certificate: Path | None = None,
     ) -> None:
         self.token = token or f"r8_{secrets.token_hex(18)}"
         self.secret = secret or new_secret()
@@ -64,13 +68,15 @@ class Simulator:
         self._attempts = Attempts()
         self._started: Future[tuple[Backend, asyncio.AbstractEventLoop]] = Future()
         self._socket = socket.create_server((host, port), backlog=_BACKLOG)
-        self.url = public_url or f"http://{host}:{self._socket.getsockname()[1]}"
+        scheme = "https" if certificate else "http"
+        self.url = public_url or f"{scheme}://{host}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             create_app(self.token, self._lifespan),
             access_log=False,
             lifespan="on",
             log_level="error",
             timeout_graceful_shutdown=_GRACE,
+            ssl_certfile=certificate,
             ws="none",
         )
         self._server = uvicorn.Server(config)
@@ -163,18 +169,19 @@ class Simulator:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        files = FileHost(self.url)
+        files, uploads = FileHost(self.url), Uploads(self.url)
         async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
             sender = Sender(session, self._attempts, secret=self.secret, retry_delays=self._retry_delays)
             ledger = Ledger(
                 self.url,
                 files,
+                uploads,
                 sender,
                 pace=self._pace,
                 keep=self._keep,
                 event_interval=self._event_interval,
             )
-            app.state.backend = Backend(self.url, self.secret, ledger, files)
+            app.state.backend = Backend(self.url, self.secret, ledger, files, uploads)
             self._started.set_result((app.state.backend, asyncio.get_running_loop()))
             yield
             await ledger.close()

@@ -32,6 +32,8 @@ class Order:
     destination: str | None = None
     webhook: str | None = None
     events: tuple[str, ...] | None = None
+    streams: bool = False
+    """Whether the output was asked for as a stream, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ def created(order: Order, *, identity: str, now: datetime, base_url: str) -> Obj
         "urls": {"cancel": f"{own}/cancel", "get": own, "web": f"{base_url}/p/{identity}"},
         "version": order.version,
     }
+    if order.streams:
+        fresh["urls"]["stream"] = f"{base_url}/v1/streams/{identity}"
     if order.webhook is not None:
         fresh["webhook"] = order.webhook
     if order.events is not None:

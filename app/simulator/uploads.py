@@ -1,8 +1,9 @@
-"""Input files: the multipart body of `POST /v1/files`, and the file object that answers it."""
+"""Input files: the multipart body of `POST /v1/files`, the file object that answers it, and what is kept."""
 
 import re
 import secrets
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import md5, sha256
@@ -59,3 +60,37 @@ def file_object(upload: Upload, now: datetime, base_url: str) -> dict[str, Any]:
         "expires_at": stamp(now + _LIFE),
         "urls": {"get": f"{base_url}/v1/files/{identity}"},
     }
+
+
+class Uploads:
+    """Uploaded files by their id, the newest last."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._kept: dict[str, tuple[dict[str, Any], Upload]] = {}
+
+    def add(self, upload: Upload, now: datetime) -> dict[str, Any]:
+        """Keep an upload; its file object."""
+        described = file_object(upload, now, self._base_url)
+        self._kept[described["id"]] = (described, upload)
+        return described
+
+    def find(self, identity: str) -> tuple[dict[str, Any], Upload]:
+        """File object and content of an id. Raises `Rejected` (404)."""
+        if identity not in self._kept:
+            raise Rejected("not_found", "The requested resource could not be found.", status=404)
+        return self._kept[identity]
+
+    def find_by_url(self, url: str) -> Upload | None:
+        """The upload that lies at a URL."""
+        _, upload = self._kept.get(url.removeprefix(f"{self._base_url}/v1/files/"), (None, None))
+        return upload
+
+    def newest_first(self) -> Iterator[dict[str, Any]]:
+        """All file objects."""
+        return (described for described, _ in reversed(self._kept.values()))
+
+    def remove(self, identity: str) -> None:
+        """Forget one. Raises `Rejected` (404)."""
+        self.find(identity)
+        del self._kept[identity]

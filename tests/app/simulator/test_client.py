@@ -14,6 +14,7 @@ from replicate.pagination import paginate
 from app.core.names import Kind
 from app.simulator import Simulator
 from app.simulator.models import MODELS, version_id
+from app.simulator.stream import event
 
 KEYS = {
     *("completed_at", "created_at", "data_removed", "error", "id", "input", "logs", "metrics"),
@@ -169,8 +170,86 @@ def test_an_upload_is_described_byte_for_byte(client: Client) -> None:
 
 @pytest.mark.parametrize("model", sorted(MODELS.keys() - {"outkeep/slow"}))
 def test_every_model_ends_as_its_table_says(model: str, client: Client, simulator: Simulator) -> None:
-    created = client.predictions.create(model=model, input={"prompt": "p"})
+    created = client.predictions.create(version=version_id(model), input={"prompt": "p"})
     assert simulator.wait_for_end(Kind.PREDICTION, created.id)["status"] == MODELS[model].status
+
+
+def test_a_model_that_is_not_official_runs_by_version_alone(client: Client) -> None:
+    with pytest.raises(ReplicateError, match="404"):
+        client.predictions.create(model="outkeep/community", input={})
+    version = client.models.get("outkeep/community").latest_version
+    assert version is not None
+    assert [one.id for one in client.models.get("outkeep/community").versions.list()] == [version.id]
+    prediction = client.predictions.create(version=version, input={})
+    prediction.wait()
+    assert prediction.status == "succeeded"
+
+
+def test_a_model_that_is_not_there_is_absent(client: Client) -> None:
+    with pytest.raises(ReplicateError, match="404"):
+        client.models.get("outkeep/misspelt")
+    with pytest.raises(ReplicateError, match="404"):
+        client.predictions.create(model="outkeep/misspelt", input={})
+
+
+def test_models_and_deployments_are_listed(client: Client) -> None:
+    assert {f"{model.owner}/{model.name}" for model in client.models.list()} == MODELS.keys()
+    assert {f"{one.owner}/{one.name}" for one in client.deployments.list()} == MODELS.keys()
+    release = client.deployments.get("outkeep/caption").current_release
+    assert release is not None
+    assert (release.model, release.version) == ("outkeep/caption", version_id("outkeep/caption"))
+
+
+def test_text_is_streamed_token_by_token(client: Client) -> None:
+    events = list(client.stream("outkeep/llama", input={"num_outputs": 5}))
+    assert [str(event) for event in events[:-1]] == ["A", " river", " of", "", " light"]
+    assert events[-1].event.value == "done"
+
+
+def test_a_stream_tells_all_whenever_it_is_opened(client: Client) -> None:
+    prediction = client.predictions.create(model="outkeep/llama", input={}, stream=True)
+    prediction.wait()
+    assert "".join(map(str, prediction.stream())) == "A river of light, and no bridge."
+
+
+def test_a_stream_ends_when_its_prediction_is_canceled(client: Client) -> None:
+    prediction = client.predictions.create(
+        model="outkeep/llama", input={"seconds": 600, "num_outputs": 250}, stream=True
+    )
+    prediction.cancel()
+    assert [event.data for event in prediction.stream()] == ['{"reason": "canceled"}']
+
+
+def test_a_model_without_text_has_no_stream(client: Client) -> None:
+    with pytest.raises(ReplicateError):
+        list(client.stream("outkeep/image", input={}))
+
+
+def test_lines_of_a_token_reach_the_client_whole() -> None:
+    assert event("output", "a:0", "one\n two\n") == (
+        b"event: output\nid: a:0\ndata: one\ndata:  two\ndata: \n\n"
+    )
+
+
+def test_a_file_that_came_in_can_go_out_again(client: Client, http: httpx.Client) -> None:
+    content = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    url = str(client.run("outkeep/copy", input={"image": io.BytesIO(content)}))
+    assert http.get(url).content == content
+    assert http.get(str(client.run("outkeep/copy", input={"image": url}))).content == content
+
+
+def test_uploads_can_be_listed_read_and_deleted(
+    client: Client, simulator: Simulator, http: httpx.Client
+) -> None:
+    uploaded = client.files.create(io.BytesIO(b"content"), filename="in.bin")
+    assert uploaded.id in {one.id for one in client.files.list()}
+    path = f"/v1/files/{uploaded.id}/download"
+    assert http.get(path).status_code == 401
+    answer = http.get(path, headers={"authorization": f"Bearer {simulator.token}"})
+    assert (answer.content, answer.headers["content-type"]) == (b"content", "application/octet-stream")
+    assert client.files.delete(uploaded.id)
+    with pytest.raises(ReplicateError, match="404"):
+        client.files.get(uploaded.id)
 
 
 def test_mixed_outputs_hold_real_files_and_plain_values(client: Client, http: httpx.Client) -> None:
