@@ -1,7 +1,7 @@
 """What was given up and waits for somebody: dead letters, and predictions that could not be kept."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,9 +35,8 @@ def failures(redis: Redis, records: Records) -> Iterator[Failure]:
         yield Failure(kind, prediction_id, None, error, 0, at)
     for place, job_id in by_place(backlog(NOTIFY_QUEUE, redis).failed):
         handler, kind, prediction_id = place
-        attempts = _attempts(redis, job_id)
-        last = attempts[-1] if attempts else {}
-        yield Failure(kind, prediction_id, handler, last.get("error"), len(attempts), last.get("at"))
+        error, attempts, at = _end(redis, job_id)
+        yield Failure(kind, prediction_id, handler, error, attempts, at)
 
 
 def failed_predictions(redis: Redis, records: Records) -> list[tuple[Kind, str]]:
@@ -47,9 +46,15 @@ def failed_predictions(redis: Redis, records: Records) -> list[tuple[Kind, str]]
     return sorted(failed | {place for place in places if place is not None})
 
 
-def _attempts(redis: Redis, job_id: str) -> list[dict[str, Any]]:
+def _end(redis: Redis, job_id: str) -> tuple[str | None, int, str | None]:
+    """Why a delivery was given up, after how many attempts, and when."""
     meta = cast(bytes | None, redis.hget(Job.key_for(job_id), "meta"))
     try:
-        return list(json.loads(meta or b"{}").get("attempts", []))
-    except (ValueError, AttributeError, TypeError):
-        return []  # planted by somebody else
+        memory: Mapping[str, Any] = json.loads(meta or b"{}")
+        if told := memory.get("told"):
+            return told["error"], int(told["attempts"]), told["at"]
+        attempts = list(memory.get("attempts", []))  # its job was ended before it could say how it ended
+        last = attempts[-1] if attempts else {}
+        return last.get("error"), len(attempts), last.get("at")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None, 0, None  # planted by somebody else

@@ -12,10 +12,11 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from app.core import outcomes
 from app.core.downstream import Downstream
 from app.core.errors import Permanent, Transient
-from app.core.manifest import format_time
 from app.core.names import Kind, notification_id, object_name, outcome_name
+from app.core.outcomes import Told
 from app.core.policy import notify_delay, store_delay
 from app.core.vocabulary import NOTIFIED, RETRIES
 from app.handler_states import HandlerStates
@@ -67,8 +68,9 @@ class Notify:
         """Make one attempt; seconds to wait before the next run, or None when the handler was told.
 
         `memory` is kept between runs and changed in place: `attempts` lists all of them, `owed` is an outcome
-        that storage did not take yet, `faults` counts the runs that our own storage or Redis ended. Raises
-        `Permanent` when the delivery is a dead letter: `dead_letter` after its last attempt, `handler_off`.
+        that storage did not take yet and `told` what it took, `faults` counts the runs that our own storage
+        or Redis ended. Raises `Permanent` when the delivery is a dead letter: `dead_letter` after its last
+        attempt, `handler_off`.
         """
         delivery = Delivery(handler, kind, prediction_id)
         attempts: list[dict[str, Any]] = memory.setdefault("attempts", [])
@@ -78,7 +80,7 @@ class Notify:
                 if outcome is None:
                     return wait
                 memory["owed"] = outcome
-            await asyncio.to_thread(self._settle, delivery, memory["owed"], attempts)
+            memory["told"] = await asyncio.to_thread(self._settle, delivery, memory["owed"], attempts)
         except (Transient, RedisError) as error:
             return self._put_off(delivery, error, memory)
         _require_told(memory.pop("owed"), handler, attempts)
@@ -158,7 +160,7 @@ class Notify:
             with suppress(RedisError):
                 self.states.report(delivery.handler, asdict(attempt), downstream.timeouts)
 
-    def _settle(self, delivery: Delivery, outcome: str, attempts: list[dict[str, Any]]) -> None:
+    def _settle(self, delivery: Delivery, outcome: str, attempts: list[dict[str, Any]]) -> dict[str, Any]:
         answered_gone = outcome == "off" and attempts and attempts[-1]["status"] == _GONE
         if answered_gone and self.states.switch_off(delivery.handler, self.clock()):
             log.error(
@@ -166,14 +168,12 @@ class Notify:
                 delivery.handler,
                 extra=delivery.facts,
             )
-        document = {
-            "webhook_id": notification_id(delivery.handler, delivery.kind, delivery.id),
-            "outcome": outcome,
-            "attempts": len(attempts),
-            "at": format_time(self.clock()),
-            "child": None,
-        }
+        document = outcomes.document(
+            notification_id(delivery.handler, delivery.kind, delivery.id),
+            Told(outcome, len(attempts), self.clock(), _reason(outcome, attempts)),
+        )
         self.storage.put_bytes(delivery.outcome, json.dumps(document).encode())
+        return document
 
     def _put_off(self, delivery: Delivery, error: Transient | RedisError, memory: dict[str, Any]) -> float:
         """Seconds to wait for our own storage or Redis."""
@@ -186,6 +186,13 @@ class Notify:
         log.warning("trying again in %.0f s: %s", delay, message, extra=delivery.facts | {"code": code})
         self.tally.add(RETRIES, "notify", code)
         return delay
+
+
+def _reason(outcome: str, attempts: list[dict[str, Any]]) -> str | None:
+    """The code of what stood in the way at last; None when the handler was told."""
+    if outcome == "delivered":
+        return None
+    return attempts[-1]["error"] if attempts else "handler_off"
 
 
 def _require_told(outcome: str, handler: str, attempts: list[dict[str, Any]]) -> None:

@@ -70,6 +70,15 @@ def split_notify_job_id(job_id: str) -> tuple[str, Kind, str] | None:
     return (found["handler"], Kind(found["kind"]), found["id"]) if found else None
 
 
+_OF_A_HANDLER = re.compile(rf"(?:notify|handle)-[A-Za-z0-9_-]{{1,64}}-{_PLACE}(-r[1-9][0-9]*)?", re.ASCII)
+
+
+def place_of_job(job_id: str) -> tuple[Kind, str] | None:
+    """The prediction that a job of ours works on, whatever it does; None for any other job."""
+    found = _PERSIST_ID.fullmatch(job_id) or _OF_A_HANDLER.fullmatch(job_id)
+    return (Kind(found["kind"]), found["id"]) if found else None
+
+
 def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:
     """The `webhook-id` a handler sees: the same for every attempt and replay."""
     digest = hashlib.sha256(f"{handler}:{kind}:{prediction_id}".encode())
@@ -103,6 +112,18 @@ KEY_FINGERPRINT = "outkeep:key-fingerprint"
 
 HANDLERS_OFF = "outkeep:handlers-off"
 """Hash: name of each handler that answered 410 → since when it is told nothing (RFC 3339)."""
+
+
+REMOVALS = "outkeep:removals"
+"""Sorted set of `<kind>:<id>` that are being removed, scored by when that was asked for (seconds)."""
+
+RETENTION_TURN = "outkeep:retention-turn"
+"""Set by the process that looks for what is too old to be kept, and after that until it is time again."""
+
+
+def removed_key(kind: Kind, prediction_id: str) -> str:
+    """Set when a prediction is removed, so that nothing brings it back; expires like a record."""
+    return f"outkeep:removed:{kind}:{prediction_id}"
 
 
 def handler_key(handler: str) -> str:
@@ -165,9 +186,22 @@ def outcome_name(handler: str) -> str:
     return f"told-{handler}.json"
 
 
+_OUTCOME = re.compile(r"told-(?P<handler>[A-Za-z0-9_-]{1,64})\.json", re.ASCII)
+
+
+def split_outcome_name(name: str) -> str | None:
+    """The handler out of `outcome_name`; None for every other file of a prediction."""
+    found = _OUTCOME.fullmatch(name)
+    return found["handler"] if found else None
+
+
+QUARANTINE = "quarantine"
+"""The folder of what `quarantine_name` names."""
+
+
 def quarantine_name(date: str, digest: str) -> str:
     """Where a signed but unusable delivery is kept; `date` is `YYYY-MM-DD`, `digest` hex."""
-    return f"quarantine/{date}/{digest}.json"
+    return f"{QUARANTINE}/{date}/{digest}.json"
 
 
 def spool_name(kind: Kind, prediction_id: str, digest: str) -> str:

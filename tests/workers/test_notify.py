@@ -371,6 +371,7 @@ def test_the_schedule_is_kept_and_ends_in_a_dead_letter(office: Office) -> None:
     told = office.told()
     assert told is not None
     assert (told["outcome"], told["attempts"]) == ("dead", 10)
+    assert told["error"] == attempts(job)[-1]["error"]
 
 
 def test_a_dead_letter_that_is_requeued_gets_another_attempt(office: Office) -> None:
@@ -521,7 +522,7 @@ def test_a_handler_that_is_off_is_not_even_connected_to_and_others_are(office: O
     assert office.told("other")
     told = office.told()
     assert told is not None
-    assert (told["outcome"], told["attempts"]) == ("off", 0)
+    assert (told["outcome"], told["attempts"], told["error"]) == ("off", 0, "handler_off")
 
 
 def test_retries_that_come_due_after_a_410_are_dead_letters_too(office: Office) -> None:

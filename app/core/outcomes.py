@@ -1,0 +1,52 @@
+"""How the delivery to a handler ended: `told-<handler>.json` beside the manifest. It outlives every job."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.core.manifest import format_time
+from app.core.prediction import parse_time
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the file says. `outcome` is `delivered`, `dead` or `off`; `error` is a code, None when told."""
+
+    outcome: str
+    attempts: int
+    at: datetime
+    error: str | None
+
+    @property
+    def is_dead_letter(self) -> bool:
+        """Whether it stands on the list of what was given up.
+
+        `off` without an error is what nobody was meant to be told, and no failure.
+        """
+        return self.outcome == "dead" or (self.outcome == "off" and self.error is not None)
+
+
+def document(webhook_id: str, told: Told, child: str | None = None) -> dict[str, Any]:
+    """The JSON object of the file; `child` is the follow-up prediction that was created."""
+    always = {
+        "webhook_id": webhook_id,
+        "outcome": told.outcome,
+        "attempts": told.attempts,
+        "at": format_time(told.at),
+        "child": child,
+    }
+    return always if told.error is None else {**always, "error": told.error}
+
+
+def read(data: bytes) -> Told | None:
+    """What the file says; None when it is torn by a power cut, or not of ours: telling once more is safe."""
+    try:
+        document = json.loads(data)
+        outcome, attempts, error = document["outcome"], document["attempts"], document.get("error")
+        at = parse_time(document["at"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if not isinstance(outcome, str) or not isinstance(attempts, int) or at is None:
+        return None
+    return Told(outcome, attempts, at, error if isinstance(error, str) else None)
