@@ -2,10 +2,10 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from starlette.requests import Request
 
@@ -14,6 +14,11 @@ from app.disk import make_folder
 from app.limits import Limits
 
 RETRY_AFTER = 5
+
+LARGE = 1 << 20
+"""Bytes from which a body is worked on in a thread."""
+
+T = TypeVar("T")
 
 
 class Bodies:
@@ -125,6 +130,11 @@ class _Pieces:
     def _read(self, file: BinaryIO) -> bytes:
         file.seek(0)
         return file.read()
+
+
+async def apart(size: int, work: Callable[[], T]) -> T:
+    """Work on a body of `size` bytes; a large one takes so long that others would wait for their answers."""
+    return await asyncio.to_thread(work) if size > LARGE else work()
 
 
 def _too_large(limit: int) -> Rejected:

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from app.admin import bearer, is_admin
+from app.bearer import bearer, carries
 from app.core import media
 from app.core.errors import Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
@@ -61,7 +61,7 @@ class Files:
         return stored
 
     def _admit(self, request: Request, path: str) -> None:
-        if is_admin(request, self.admin_token):
+        if carries(request, self.admin_token):
             return
         if self.admin_token is not None and bearer(request) is not None:
             raise Rejected("token_refused", "the token is not the admin token", status=401)

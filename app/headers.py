@@ -8,9 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.admin import Guesses, bearer, is_admin
+from app.bearer import bearer, carries
 from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import Rejected
+from app.guesses import Guesses
 
 ON_EVERY_ANSWER = [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer")]
 """For the server itself, which also answers what is not HTTP. A referrer would give away signed links."""
@@ -74,7 +75,7 @@ class Gate:
         wait = self._guesses.wait(address, now)
         if wait > 0:
             raise _Patience(wait)
-        if not is_admin(request, self._admin_token):
+        if not carries(request, self._admin_token):
             self._guesses.wrong(address, now)
 
 

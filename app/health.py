@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import queues
-from app.admin import is_admin
+from app.bearer import carries
 from app.core import findings as rules
 from app.core.errors import OutkeepError
 from app.core.findings import Finding, Level
@@ -126,7 +126,7 @@ class Health:
         return Finding(Level.OK, "storage", self.storage.url)
 
     def _may_see_details(self, request: Request) -> bool:
-        if is_admin(request, self.admin_token):
+        if carries(request, self.admin_token):
             return True
         try:
             return request.client is not None and ip_address(request.client.host).is_loopback

@@ -12,6 +12,7 @@ from math import ceil
 from typing import cast
 
 import uvicorn
+from redis import Redis
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from app.bodies import Bodies
 from app.core.context import context_keys
 from app.core.links import link_keys
+from app.core.names import Kind
 from app.deployment import Deployment
 from app.drain import TIMEOUT as DRAIN_TIMEOUT
 from app.drain import Drainer
@@ -34,6 +36,8 @@ from app.metrics import Metrics
 from app.protocol import BoundedProtocol
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
+from app.senders import Cog, Replicate, Sender
+from app.settings import Settings
 from app.spool import Spool
 from app.storage import Storage
 from app.tally import Tally
@@ -59,26 +63,12 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         spool=spool,
         redis=redis,
         storage=storage,
-        keys=settings.webhook_keys,
         contexts=context_keys(deployment.secret_keys),
-        bodies=Bodies(limits, max_body=settings.max_body, folder=settings.temporary),
-        floods=Floods(),
-        lateness=lateness,
         clock=_now,
         tally=tally,
     )
     files = Files(storage, link_keys(deployment.secret_keys), settings.admin_token, _now)
-    health = Health(
-        redis=redis,
-        storage=storage,
-        secret_keys=deployment.secret_keys,
-        admin_token=settings.admin_token,
-        spool=spool,
-        lateness=lateness,
-        data=settings.data,
-        disk_floor=settings.disk_floor,
-        api_token=settings.api_token,
-    )
+    health = _health(deployment, redis, storage, spool, lateness)
     metrics = Metrics(redis, tally, _now, folder)
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
@@ -94,7 +84,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
             await asyncio.to_thread(close)
 
     app = Starlette(
-        routes=_routes(receiver, files, health, metrics),
+        routes=[*_webhooks(settings, limits, receiver, lateness), *_routes(files, health, metrics)],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
         lifespan=lifespan,
     )
@@ -103,10 +93,41 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     return app
 
 
-def _routes(receiver: Receiver, files: Files, health: Health, metrics: Metrics) -> list[Route]:
+def _webhooks(settings: Settings, limits: Limits, receiver: Receiver, lateness: Lateness) -> list[Route]:
+    bodies = Bodies(limits, max_body=settings.max_body, folder=settings.temporary)
+    floods = Floods()
+    replicate = Replicate(settings.webhook_keys, bodies, floods, lateness, _now)
+    senders: list[tuple[str, Sender, Kind]] = [
+        ("/webhooks/replicate", replicate, Kind.PREDICTION),
+        ("/webhooks/replicate/trainings", replicate, Kind.TRAINING),
+    ]
+    if settings.cog_token is not None:
+        senders.append(("/webhooks/cog", Cog(settings.cog_token, bodies, floods, _now), Kind.PREDICTION))
     return [
-        Route("/webhooks/replicate", receiver.prediction, methods=["POST"]),
-        Route("/webhooks/replicate/trainings", receiver.training, methods=["POST"]),
+        Route(path, partial(receiver.receive, sender=sender, kind=kind), methods=["POST"])
+        for path, sender, kind in senders
+    ]
+
+
+def _health(
+    deployment: Deployment, redis: Redis, storage: Storage, spool: Spool | None, lateness: Lateness
+) -> Health:
+    settings = deployment.settings
+    return Health(
+        redis=redis,
+        storage=storage,
+        secret_keys=deployment.secret_keys,
+        admin_token=settings.admin_token,
+        spool=spool,
+        lateness=lateness,
+        data=settings.data,
+        disk_floor=settings.disk_floor,
+        api_token=settings.api_token,
+    )
+
+
+def _routes(files: Files, health: Health, metrics: Metrics) -> list[Route]:
+    return [
         Route("/files/{folder}/{id}/{name}", files.serve, methods=["GET"]),
         Route("/healthz", health.live, methods=["GET"]),
         Route("/readyz", health.ready, methods=["GET"]),

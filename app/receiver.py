@@ -1,17 +1,16 @@
-"""The webhook endpoint: body → verify → parse → inbox. Nothing is answered with 2xx before it is durable."""
+"""The webhook endpoint: sender → parse → inbox. Nothing is answered with 2xx before it is durable."""
 
 import asyncio
 import base64
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import TypeVar
 
 from redis import Redis
 from starlette.exceptions import HTTPException
@@ -19,19 +18,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from app.arrivals import make_arrival
-from app.bodies import Bodies
+from app.bodies import apart
 from app.core.context import ContextKeys, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
-from app.core.keys import VerifyingKey
 from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, quarantine_name
-from app.core.prediction import parse
-from app.core.signature import OUT_OF_TIME, Delivery, verify
+from app.core.prediction import is_progress, parse
 from app.core.vocabulary import RECEIVED, REFUSED
-from app.floods import Floods
 from app.inbox import Inbox
-from app.lateness import Lateness
 from app.records import Accepted, Arrival
+from app.senders import BAD_TOKEN, FLOODED, Authenticated, Sender
 from app.spool import Spool, Spooled
 from app.storage import Storage
 from app.tally import Tally
@@ -41,18 +37,12 @@ RETRY_AFTER = 2
 
 SPOOLED = "spooled"
 
-_UNREAD = frozenset({"body_too_large", "content_encoding", "busy", "no_room"})
-_BAD_SIGNATURES = frozenset({"signature_mismatch", "signature_malformed"})
+_UNREAD = frozenset({"body_too_large", "content_encoding", "busy", "no_room", BAD_TOKEN, FLOODED})
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers that are not written down: some proxies add their own."""
 
-LARGE = 1 << 20
-"""Bytes from which a body is worked on in a thread."""
-
 QUARANTINERS = 4
 """Deliveries that are set aside at the same time."""
-
-T = TypeVar("T")
 
 log = logging.getLogger("outkeep.receiver")
 
@@ -66,11 +56,7 @@ class Receiver:
     """Where terminal deliveries go while Redis is away; None refuses them."""
     redis: Redis
     storage: Storage
-    keys: Sequence[VerifyingKey]
     contexts: ContextKeys
-    bodies: Bodies
-    floods: Floods
-    lateness: Lateness
     clock: Callable[[], datetime]
     tally: Tally
     # Of its own: should storage hang, large deliveries still find a thread.
@@ -78,18 +64,10 @@ class Receiver:
         init=False, repr=False, default_factory=partial(ThreadPoolExecutor, QUARANTINERS, "quarantine")
     )
 
-    async def prediction(self, request: Request) -> Response:
-        """`POST /webhooks/replicate`."""
-        return await self._receive(request, Kind.PREDICTION)
-
-    async def training(self, request: Request) -> Response:
-        """`POST /webhooks/replicate/trainings`."""
-        return await self._receive(request, Kind.TRAINING)
-
-    async def _receive(self, request: Request, kind: Kind) -> Response:
+    async def receive(self, request: Request, *, sender: Sender, kind: Kind) -> Response:
+        """A delivery of `sender` about a prediction or a training."""
         try:
-            async with self.bodies.received(request) as body:
-                delivery = await self._verify(request, body)
+            async with sender.received(request) as delivery:
                 outcome = await self._keep(request, delivery, kind)
         except (Rejected, Transient) as error:
             self.tally.add(REFUSED, error.code)
@@ -100,23 +78,12 @@ class Receiver:
         self.tally.add(RECEIVED, outcome)
         return JSONResponse({"outcome": outcome}, status_code=202)
 
-    async def _verify(self, request: Request, body: bytes) -> Delivery:
-        now = self.clock().timestamp()
+    async def _keep(self, request: Request, delivery: Authenticated, kind: Kind) -> str:
         try:
-            return await _apart(len(body), partial(verify, request.headers.raw, body, self.keys, now=now))
-        except Rejected as error:
-            if error.code == OUT_OF_TIME:
-                self.lateness.note(now)
-            address = request.client.host if request.client else ""
-            if error.code in _BAD_SIGNATURES and self.floods.count(address, now):
-                message = "too many bad signatures from this address; good ones are still accepted"
-                raise Rejected("too_many_refused", message, status=429) from None
-            raise
-
-    async def _keep(self, request: Request, delivery: Delivery, kind: Kind) -> str:
-        try:
-            prediction = await _apart(len(delivery.body), partial(parse, delivery.body, kind))
+            prediction = await apart(len(delivery.body), partial(parse, delivery.body, kind))
         except Unusable as error:
+            if delivery.source == "cog" and is_progress(delivery.body):
+                return Accepted.PROGRESS
             work = partial(self._set_aside, request, delivery, kind, error)
             await asyncio.get_running_loop().run_in_executor(self._quarantine, work)
             return "quarantined"
@@ -125,6 +92,7 @@ class Receiver:
         receipt = Receipt(
             received_at=now,
             webhook_id=delivery.webhook_id,
+            source=delivery.source,
             query=query,
             context=context,
             parent=parent(context),
@@ -153,11 +121,12 @@ class Receiver:
             await self.spool.keep(prediction.id, Spooled(prediction.kind, arrival.body, arrival.receipt))
             return SPOOLED
 
-    def _set_aside(self, request: Request, delivery: Delivery, kind: Kind, error: Unusable) -> None:
+    def _set_aside(self, request: Request, delivery: Authenticated, kind: Kind, error: Unusable) -> None:
         now = self.clock()
         document = {
             "reason": {"code": error.code, "message": error.message},
             "received_at": format_time(now),
+            "source": delivery.source,
             "kind": kind,
             "query": dict(request.query_params),
             "headers": {k: v for k, v in request.headers.items() if k not in _CREDENTIALS},
@@ -167,14 +136,7 @@ class Receiver:
         digest = hashlib.sha256(delivery.body).hexdigest()
         name = quarantine_name(now.astimezone(UTC).date().isoformat(), digest)
         self.storage.put_bytes(name, json.dumps(document, indent=1).encode())
-        log.warning(
-            "a signed delivery cannot be used; it is kept aside", extra={"code": error.code, "object": name}
-        )
-
-
-async def _apart(size: int, work: Callable[[], T]) -> T:
-    """Work on a body of `size` bytes; a large one takes so long that others would wait for their answers."""
-    return await asyncio.to_thread(work) if size > LARGE else work()
+        log.warning("a delivery cannot be used; it is kept aside", extra={"code": error.code, "object": name})
 
 
 def _refusal(error: Rejected | Transient) -> JSONResponse:

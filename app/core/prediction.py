@@ -108,6 +108,16 @@ def from_object(value: Any, kind: Kind) -> Prediction:
     return Prediction(kind=kind, id=prediction_id, status=status, raw=value)
 
 
+def is_progress(body: bytes) -> bool:
+    """Whether a body that `parse` refuses plainly speaks of a prediction that still runs."""
+    try:
+        value = _load(body)
+    except Unusable:
+        return False
+    status = value.get("status") if isinstance(value, dict) else None
+    return isinstance(status, str) and status in RUNNING_ORDER
+
+
 def parse_time(value: Any) -> datetime | None:
     """An RFC 3339 time with 0 to 9 fraction digits as UTC, cut to microseconds; None for anything else."""
     if not isinstance(value, str) or not _TIME.fullmatch(value.upper()):

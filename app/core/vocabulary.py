@@ -17,7 +17,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "delivery %s": "delivery_received",
     "delivery refused": "delivery_refused",
     "delivery not acknowledged; it must be sent again": "delivery_not_acknowledged",
-    "a signed delivery cannot be used; it is kept aside": "delivery_quarantined",
+    "a delivery cannot be used; it is kept aside": "delivery_quarantined",
     "deliveries are not sent to Redis until it answers": "redis_lost",
     "Redis answers again": "redis_found",
     "progress is dropped while Redis is away": "progress_dropped",

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.admin import LIMIT, MOST_ADDRESSES, WINDOW, Guesses
 from app.core.links import file_path
 from app.core.names import Kind
+from app.guesses import LIMIT, MOST_ADDRESSES, WINDOW, Guesses
 from app.storage import Storage
 from tests.app.web import WEBHOOK, Answer, Web, free_port, in_thread, prediction
 

@@ -1,13 +1,8 @@
-"""Who may see what is not public: the holder of the admin token; and how often one may guess it."""
+"""How often one may guess the admin token."""
 
-import hashlib
-import hmac
 import logging
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-
-from pydantic import SecretStr
-from starlette.requests import Request
 
 LIMIT = 10
 """Wrong tokens that one address may send in a `WINDOW`."""
@@ -18,22 +13,7 @@ WINDOW = 60.0
 MOST_ADDRESSES = 10_000
 """Addresses that are remembered; the oldest are forgotten first."""
 
-log = logging.getLogger("outkeep.admin")
-
-
-def bearer(request: Request) -> bytes | None:
-    """The bearer token of a request, as it came over the wire."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else None
-
-
-def is_admin(request: Request, token: SecretStr | None) -> bool:
-    """Whether the request carries the admin token; never when none is set."""
-    given = bearer(request)
-    if token is None or given is None:
-        return False
-    # The time it takes must not tell how much of a guess was right, nor how long the token is.
-    return hmac.compare_digest(_digest(given), _digest(token.get_secret_value().encode()))
+log = logging.getLogger("outkeep.guesses")
 
 
 @dataclass
@@ -70,7 +50,3 @@ def _network(address: str) -> str:
     except ValueError:
         return address[:64]
     return str(IPv6Address(int(parsed) >> 64 << 64)) if isinstance(parsed, IPv6Address) else address
-
-
-def _digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()

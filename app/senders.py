@@ -1,0 +1,102 @@
+"""Whose deliveries we take, and how each sender proves itself: Replicate signs, Cog shows a token."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Protocol
+
+from pydantic import SecretStr
+from starlette.requests import Request
+
+from app.bearer import carries
+from app.bodies import Bodies, apart
+from app.core.errors import Rejected
+from app.core.keys import VerifyingKey
+from app.core.manifest import Source
+from app.core.signature import OUT_OF_TIME, Delivery, verify
+from app.floods import Floods
+from app.lateness import Lateness
+
+BAD_TOKEN = "bad_token"  # noqa: S105
+FLOODED = "too_many_refused"
+
+_BAD_SIGNATURES = frozenset({"signature_mismatch", "signature_malformed"})
+
+
+@dataclass(frozen=True)
+class Authenticated:
+    """A body from a sender that has proven itself. Only the senders below make one."""
+
+    body: bytes = field(repr=False)
+    source: Source
+    webhook_id: str | None
+    """None where the sender numbers nothing."""
+
+
+class Sender(Protocol):
+    """One who sends webhooks."""
+
+    def received(self, request: Request) -> AbstractAsyncContextManager[Authenticated]:
+        """The body of a request that is genuine, for the length of the block.
+
+        Raises what `Bodies.received` does, and `Rejected` for a request that is not genuine.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Signs the whole body: it is read first, and then verified."""
+
+    keys: Sequence[VerifyingKey]
+    bodies: Bodies
+    floods: Floods
+    lateness: Lateness
+    clock: Callable[[], datetime]
+
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[Authenticated]:
+        """The body of a signed delivery; see `Sender`."""
+        async with self.bodies.received(request) as body:
+            delivery = await self._verify(request, body)
+            yield Authenticated(delivery.body, "webhook", delivery.webhook_id)
+
+    async def _verify(self, request: Request, body: bytes) -> Delivery:
+        now = self.clock().timestamp()
+        try:
+            return await apart(len(body), partial(verify, request.headers.raw, body, self.keys, now=now))
+        except Rejected as error:
+            if error.code == OUT_OF_TIME:
+                self.lateness.note(now)
+            if error.code in _BAD_SIGNATURES:
+                _count(self.floods, request, now, "signatures")
+            raise
+
+
+@dataclass(frozen=True)
+class Cog:
+    """Shows a token and signs nothing: whoever has no token is refused before its body is read."""
+
+    token: SecretStr = field(repr=False)
+    bodies: Bodies
+    floods: Floods
+    clock: Callable[[], datetime]
+
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[Authenticated]:
+        """The body of a request with the right token; see `Sender`."""
+        if not carries(request, self.token):
+            _count(self.floods, request, self.clock().timestamp(), "tokens")
+            raise Rejected(BAD_TOKEN, "the Authorization header does not hold the token", status=401)
+        async with self.bodies.received(request) as body:
+            yield Authenticated(body, "cog", webhook_id=None)
+
+
+def _count(floods: Floods, request: Request, now: float, what: str) -> None:
+    """Note a refusal; raises `Rejected` (429) beyond the limit of its address."""
+    address = request.client.host if request.client else ""
+    if floods.count(address, now):
+        message = f"too many bad {what} from this address; good ones are still accepted"
+        raise Rejected(FLOODED, message, status=429) from None
