@@ -20,7 +20,7 @@ from starlette.routing import Route
 from app.bodies import Bodies
 from app.core.context import context_keys
 from app.core.links import link_keys
-from app.core.names import Kind
+from app.core.names import COG_PATH, Kind
 from app.deployment import Deployment
 from app.drain import TIMEOUT as DRAIN_TIMEOUT
 from app.drain import Drainer
@@ -102,7 +102,7 @@ def _webhooks(settings: Settings, limits: Limits, receiver: Receiver, lateness: 
         ("/webhooks/replicate/trainings", replicate, Kind.TRAINING),
     ]
     if settings.cog_token is not None:
-        senders.append(("/webhooks/cog", Cog(settings.cog_token, bodies, floods, _now), Kind.PREDICTION))
+        senders.append((COG_PATH, Cog(settings.cog_token, bodies, floods, _now), Kind.PREDICTION))
     return [
         Route(path, partial(receiver.receive, sender=sender, kind=kind), methods=["POST"])
         for path, sender, kind in senders

@@ -12,6 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.core.names import COG_PATH
 from app.limits import Limits
 
 
@@ -154,6 +155,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse_head(self) -> None:
         self._refuse(431, "headers_too_large", "the headers of this request are too large or too many")
 
+    def _refuse_slow(self) -> None:
+        message = "the request did not arrive in time"
+        if self._phase is Phase.BODY and self.url.startswith(COG_PATH.encode()):
+            # Perhaps it is us who end. Told 408, Cog would not send it again.
+            self._refuse(503, "too_slow", message, "retry-after: 2\r\n")
+        else:
+            self._refuse(408, "too_slow", message)
+
     def _refuse(self, status: int, code: str, message: str, more: str = "") -> None:
         """Answer in the place of the application where that is possible, and close."""
         cycle = self.cycle
@@ -195,7 +204,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
             self._enter(Phase.CLOSING, self._limits.linger_seconds)
         elif self._phase in {Phase.HEAD, Phase.BODY}:
-            self._refuse(408, "too_slow", "the request did not arrive in time")
+            self._refuse_slow()
         else:
             self.transport.abort()
 

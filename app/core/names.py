@@ -2,7 +2,7 @@
 
 Nothing else in the project spells one of these. Ids of predictions and names of handlers were checked
 against `ID` before they come here, so they contain no separator of keys and paths. RQ allows only `-` as one
-in the id of a job: that is unique because Replicate's own ids (26 letters and digits) contain none.
+in the id of a job: Replicate's own ids (26 letters and digits) contain none, and in others it is escaped.
 """
 
 import hashlib
@@ -28,6 +28,9 @@ class Kind(StrEnum):
         return f"{self.value}s"
 
 
+COG_PATH = "/webhooks/cog"
+"""Where Cog sends, which gives an event up after most answers of the kind 4xx."""
+
 # Queues. One worker process listens to exactly one: with two or more RQ pops without a safety copy.
 PERSIST_QUEUE = "persist"
 NOTIFY_QUEUE = "notify"
@@ -38,19 +41,19 @@ PERSIST_JOB = "workers.jobs.persist"
 NOTIFY_JOB = "workers.jobs.notify"
 
 
-_PLACE = rf"(?P<kind>{'|'.join(Kind)})-(?P<id>[A-Za-z0-9_-]{{1,64}}?)"
+_PLACE = rf"(?P<kind>{'|'.join(Kind)})-(?P<id>(?!r[0-9]+\Z)[A-Za-z0-9_]{{1,128}})"
 _PERSIST_ID = re.compile(rf"persist-{_PLACE}", re.ASCII)
 _NOTIFY_ID = re.compile(rf"notify-(?P<handler>[A-Za-z0-9_-]{{1,64}})-{_PLACE}(-r[1-9][0-9]*)?", re.ASCII)
 
 
 def persist_job_id(kind: Kind, prediction_id: str) -> str:
     """The one persist job of a prediction."""
-    return f"persist-{kind}-{prediction_id}"
+    return f"persist-{_place(kind, prediction_id)}"
 
 
 def notify_job_id(handler: str, kind: Kind, prediction_id: str) -> str:
     """The one first notification of a handler about a prediction."""
-    return f"notify-{handler}-{kind}-{prediction_id}"
+    return f"notify-{handler}-{_place(kind, prediction_id)}"
 
 
 def replay_job_id(handler: str, kind: Kind, prediction_id: str, number: int) -> str:
@@ -61,13 +64,13 @@ def replay_job_id(handler: str, kind: Kind, prediction_id: str, number: int) -> 
 def split_persist_job_id(job_id: str) -> tuple[Kind, str] | None:
     """The reverse of `persist_job_id`; None for anything else."""
     found = _PERSIST_ID.fullmatch(job_id)
-    return (Kind(found["kind"]), found["id"]) if found else None
+    return _split_place(found) if found else None
 
 
 def split_notify_job_id(job_id: str) -> tuple[str, Kind, str] | None:
     """Handler, kind and id out of `notify_job_id` or `replay_job_id`; None for anything else."""
     found = _NOTIFY_ID.fullmatch(job_id)
-    return (found["handler"], Kind(found["kind"]), found["id"]) if found else None
+    return (found["handler"], *_split_place(found)) if found else None
 
 
 _OF_A_HANDLER = re.compile(rf"(?:notify|handle)-[A-Za-z0-9_-]{{1,64}}-{_PLACE}(-r[1-9][0-9]*)?", re.ASCII)
@@ -76,7 +79,18 @@ _OF_A_HANDLER = re.compile(rf"(?:notify|handle)-[A-Za-z0-9_-]{{1,64}}-{_PLACE}(-
 def place_of_job(job_id: str) -> tuple[Kind, str] | None:
     """The prediction that a job of ours works on, whatever it does; None for any other job."""
     found = _PERSIST_ID.fullmatch(job_id) or _OF_A_HANDLER.fullmatch(job_id)
-    return (Kind(found["kind"]), found["id"]) if found else None
+    return _split_place(found) if found else None
+
+
+def _place(kind: Kind, prediction_id: str) -> str:
+    """Kind and id as part of the id of a job. `r1` alone would read like the number of a replay."""
+    escaped = prediction_id.replace("_", "_u").replace("-", "_d")
+    return f"{kind}-{f'_{escaped}' if re.fullmatch('r[0-9]+', escaped) else escaped}"
+
+
+def _split_place(found: re.Match[str]) -> tuple[Kind, str]:
+    escaped = found["id"].removeprefix("_") if found["id"].startswith("_r") else found["id"]
+    return Kind(found["kind"]), escaped.replace("_d", "-").replace("_u", "_")
 
 
 def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:

@@ -11,7 +11,6 @@ from app.core import names
 from app.core.names import ID, Kind
 
 IDS = st.from_regex(ID, fullmatch=True)
-REPLICATE_IDS = st.from_regex(r"[a-z0-9]{26}", fullmatch=True)
 KINDS = st.sampled_from(Kind)
 
 
@@ -84,14 +83,41 @@ def test_two_notifications_share_no_webhook_id(
 HANDLERS = IDS | st.lists(st.sampled_from(["a", "prediction", "training", ""]), min_size=1).map("-".join)
 
 
+PIECES = ["a", "r1", "-r1", "prediction", "-training-", "_", "_u", "_d", "_r", "-"]
+ODD_IDS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
+JOBS = st.tuples(HANDLERS, KINDS, IDS | ODD_IDS, st.integers(0, 3))
+
+
 @settings(deadline=None)
-@given(st.tuples(HANDLERS, KINDS, REPLICATE_IDS), st.tuples(HANDLERS, KINDS, REPLICATE_IDS))
-def test_two_notifications_of_replicates_ids_share_no_job(
-    one: tuple[str, Kind, str], other: tuple[str, Kind, str]
+@given(JOBS, JOBS)
+def test_two_notifications_share_no_job_not_even_a_replay(
+    one: tuple[str, Kind, str, int], other: tuple[str, Kind, str, int]
 ) -> None:
-    assert (names.notify_job_id(*one) == names.notify_job_id(*other)) == (one == other)
-    handler, kind, prediction = names.notify_job_id(*one).removeprefix("notify-").rsplit("-", 2)
-    assert (handler, Kind(kind), prediction) == one
+    def job_id(handler: str, kind: Kind, prediction: str, number: int) -> str:
+        place = (handler, kind, prediction)
+        return names.replay_job_id(*place, number) if number else names.notify_job_id(*place)
+
+    assert (job_id(*one) == job_id(*other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a", "b-prediction-c", 0), ("a-prediction-b", "c", 0)),
+        (("a", "b-r1", 0), ("a", "b", 1)),
+        (("a", "prediction", 1), ("a-prediction", "r1", 0)),
+        (("a", "r1", 0), ("a", "_r1", 0)),
+        (("a", "b_dc", 0), ("a", "b-c", 0)),
+    ],
+)
+def test_ids_that_look_like_parts_of_a_job_are_told_apart(
+    one: tuple[str, str, int], other: tuple[str, str, int]
+) -> None:
+    def job_id(handler: str, prediction: str, number: int) -> str:
+        place = (handler, Kind.PREDICTION, prediction)
+        return names.replay_job_id(*place, number) if number else names.notify_job_id(*place)
+
+    assert job_id(*one) != job_id(*other)
 
 
 @settings(deadline=None)
@@ -128,7 +154,7 @@ def test_objects_of_a_prediction_lie_in_its_folder_under_different_names(
     assert all(name.count("/") == 2 for name in objects)
 
 
-@given(kind=KINDS, prediction=REPLICATE_IDS, handler=IDS, number=st.integers(1, 10**6))
+@given(kind=KINDS, prediction=IDS | ODD_IDS, handler=IDS, number=st.integers(1, 10**6))
 def test_the_ids_of_our_jobs_say_what_they_are_about(
     kind: Kind, prediction: str, handler: str, number: int
 ) -> None:
@@ -136,6 +162,8 @@ def test_the_ids_of_our_jobs_say_what_they_are_about(
     assert names.split_notify_job_id(names.notify_job_id(*place)) == place
     assert names.split_notify_job_id(names.replay_job_id(*place, number)) == place
     assert names.split_persist_job_id(names.persist_job_id(kind, prediction)) == (kind, prediction)
+    jobs = (names.persist_job_id(kind, prediction), names.replay_job_id(*place, number))
+    assert {names.place_of_job(job_id) for job_id in jobs} == {(kind, prediction)}
 
 
 @pytest.mark.parametrize(
