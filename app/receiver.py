@@ -27,7 +27,7 @@ from app.core.prediction import is_progress, parse
 from app.core.vocabulary import RECEIVED, REFUSED
 from app.inbox import Inbox
 from app.records import Accepted, Arrival
-from app.senders import BAD_TOKEN, FLOODED, Authenticated, Sender
+from app.senders import BAD_TOKEN, TOO_MANY_TOKENS, Authenticated, Sender
 from app.spool import Spool, Spooled
 from app.storage import Storage
 from app.tally import Tally
@@ -37,7 +37,7 @@ RETRY_AFTER = 2
 
 SPOOLED = "spooled"
 
-_UNREAD = frozenset({"body_too_large", "content_encoding", "busy", "no_room", BAD_TOKEN, FLOODED})
+_UNREAD = frozenset({"body_too_large", "content_encoding", "busy", "no_room", BAD_TOKEN, TOO_MANY_TOKENS})
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers that are not written down: some proxies add their own."""
 

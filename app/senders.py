@@ -20,7 +20,7 @@ from app.floods import Floods
 from app.lateness import Lateness
 
 BAD_TOKEN = "bad_token"  # noqa: S105
-FLOODED = "too_many_refused"
+TOO_MANY_TOKENS = "too_many_tokens"
 
 _BAD_SIGNATURES = frozenset({"signature_mismatch", "signature_malformed"})
 
@@ -71,7 +71,7 @@ class Replicate:
             if error.code == OUT_OF_TIME:
                 self.lateness.note(now)
             if error.code in _BAD_SIGNATURES:
-                _count(self.floods, request, now, "signatures")
+                _count(self.floods, request, now, "too_many_refused")
             raise
 
 
@@ -88,15 +88,15 @@ class Cog:
     async def received(self, request: Request) -> AsyncIterator[Authenticated]:
         """The body of a request with the right token; see `Sender`."""
         if not carries(request, self.token):
-            _count(self.floods, request, self.clock().timestamp(), "tokens")
+            _count(self.floods, request, self.clock().timestamp(), TOO_MANY_TOKENS)
             raise Rejected(BAD_TOKEN, "the Authorization header does not hold the token", status=401)
         async with self.bodies.received(request) as body:
             yield Authenticated(body, "cog", webhook_id=None)
 
 
-def _count(floods: Floods, request: Request, now: float, what: str) -> None:
-    """Note a refusal; raises `Rejected` (429) beyond the limit of its address."""
+def _count(floods: Floods, request: Request, now: float, code: str) -> None:
+    """Note a refusal; beyond the limit of its address raises `Rejected` with `code` and status 429."""
     address = request.client.host if request.client else ""
     if floods.count(address, now):
-        message = f"too many bad {what} from this address; good ones are still accepted"
-        raise Rejected(FLOODED, message, status=429) from None
+        message = "too many refusals for this address; what is genuine is still accepted"
+        raise Rejected(code, message, status=429) from None
