@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from app.core.answers import (
 )
 from app.core.errors import Permanent, Transient
 from app.core.hosts import HostRules, Target
+from app.core.inputs import Uploads
 from app.guard import network_errors
 from workers.spill import Spill, spilled
 
@@ -44,6 +46,8 @@ class Fetched:
     head: bytes
     content_type: str | None
     url: str
+    name: str = ""
+    """What its owner calls it, where that is known: its extension may tell more than the URL's."""
 
 
 class Fetcher:
@@ -66,8 +70,16 @@ class Fetcher:
         self._stall_seconds = stall_seconds
         self._max_redirects = max_redirects
 
-    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - its end is an error of ours
+    async def fetch(
+        self,
+        url: str,
+        *,
+        timeout: float,  # noqa: ASYNC109 - its end is an error of ours
+        uploads: Uploads | None = None,
+    ) -> Fetched:
         """Download `url`, requested exactly as given, in at most `timeout` seconds.
+
+        With `uploads` the request carries their token, as long as it goes to their origin.
 
         Raises `Permanent` or `Transient` with the codes of `HostRules.check`, `answers`, `network_errors` and
         `disk_error`, and `too_many_redirects` or `deadline`. No temporary file is left then, nor after a
@@ -75,15 +87,18 @@ class Fetcher:
         """
         try:
             async with asyncio.timeout(timeout):
-                return await self._follow(url)
+                return await self._follow(url, uploads)
         except TimeoutError:
             raise Transient("deadline", f"the download did not end within {timeout:.0f} s") from None
 
-    async def _follow(self, url: str) -> Fetched:
+    async def _follow(self, url: str, uploads: Uploads | None) -> Fetched:
         hop = url
         for _ in range(self._max_redirects + 1):
-            target = self._rules.check(hop)
-            response = await self._request(hop, target)
+            # Decided anew for each hop, so that no redirect takes the token elsewhere.
+            opened = uploads.target(hop) if uploads else None
+            target = opened or self._rules.check(hop)
+            headers = {"Authorization": f"Bearer {uploads.token}"} if uploads and opened else {}
+            response = await self._request(hop, target, headers)
             try:
                 answer = _answer(response, target.host)
                 following = redirection(answer, hop)
@@ -96,11 +111,14 @@ class Fetcher:
             "too_many_redirects", f"more than {self._max_redirects} redirects, the last to {target.host}"
         )
 
-    async def _request(self, url: str, target: Target) -> aiohttp.ClientResponse:
+    async def _request(self, url: str, target: Target, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         with network_errors(target.host):
             async with asyncio.timeout(self._stall_seconds):
                 return await self._session.get(
-                    _exact(url, target), allow_redirects=False, timeout=aiohttp.ClientTimeout(total=None)
+                    _exact(url, target),
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None),
                 )
 
     async def _receive(self, response: aiohttp.ClientResponse, answer: Answer, url: str) -> Fetched:

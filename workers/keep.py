@@ -4,23 +4,23 @@ import asyncio
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 from urllib.parse import urlsplit
 
 from app.core import content, media
 from app.core.data_uri import decode_data_uri
 from app.core.errors import Permanent
 from app.core.manifest import KeptFile
-from app.core.names import TEXT_NAME, Kind, object_name, output_name
+from app.core.names import TEXT_NAME, Kind, file_name, object_name, output_stem
 from app.core.outputs import OutputFile
 from app.storage import Storage
-from workers.fetch import Fetched, Fetcher
+from workers.fetch import Fetched
 from workers.hold import held, hold
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An output file that is to be kept: `number` is its place in order of appearance.
+    """A file that is to be kept: `number` is its place in order of appearance, `stem` begins its name.
 
     `source` is what the manifest says of its origin: the URL, or the hash of a `data:` URI.
     """
@@ -30,11 +30,21 @@ class Wanted:
     number: int
     place: OutputFile
     source: str
+    stem: str
 
     @classmethod
-    def of(cls, kind: Kind, prediction_id: str, number: int, place: OutputFile) -> Self:
-        """Takes some milliseconds for each megabyte of a `data:` URI: use a thread."""
-        return cls(kind, prediction_id, number, place, _source(place))
+    def of(
+        cls, kind: Kind, prediction_id: str, number: int, place: OutputFile, *, stem: str | None = None
+    ) -> Self:
+        """Hashes `data:` URIs, some milliseconds a megabyte: use a thread. Outputs need no `stem`."""
+        return cls(kind, prediction_id, number, place, _source(place), stem or output_stem(number))
+
+
+class Fetches(Protocol):
+    """What downloads: `Fetcher` for outputs, `InputFetcher` for inputs."""
+
+    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - its end is an error of ours
+        """Download `url`, whole, into a temporary file of the caller's."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Keeper:
     """Names and bytes are deterministic: keeping a file twice, or twice at once, ends in the same object."""
 
     storage: Storage
-    fetcher: Fetcher
+    fetcher: Fetches
     folder: Path
     """Where downloads wait that the storage did not take."""
 
@@ -55,7 +65,7 @@ class Keeper:
     async def keep(self, wanted: Wanted, fetched: Fetched | None, *, timeout: float) -> KeptFile:  # noqa: ASYNC109 - the fetcher's
         """Bring a file into storage: what `held` found, else a download of at most `timeout` seconds.
 
-        Raises what `Fetcher.fetch`, `decode_data_uri` and `Storage` raise.
+        Raises what the fetcher, `decode_data_uri` and `Storage` raise.
         """
         if wanted.place.is_inline:
             return await asyncio.to_thread(self._keep_inline, wanted)
@@ -71,8 +81,8 @@ class Keeper:
         return self._store(kind, prediction_id, KeptFile("/output", None, TEXT_NAME), text.encode())
 
     def _store_file(self, wanted: Wanted, fetched: Fetched) -> KeptFile:
-        extension = media.extension(fetched.head, url_path=urlsplit(wanted.source).path)
-        name = output_name(wanted.number, extension)
+        extension = media.extension(fetched.head, url_path=fetched.name or urlsplit(wanted.source).path)
+        name = file_name(wanted.stem, extension)
         self.storage.put_file(object_name(wanted.kind, wanted.id, name), fetched.path)
         media_type = media.media_type(extension)
         return KeptFile(wanted.place.pointer, wanted.source, name, media_type, fetched.size, fetched.sha256)
@@ -81,7 +91,7 @@ class Keeper:
         declared, data = decode_data_uri(wanted.place.source)
         hint = media.extension_for_media_type(declared) or media.UNKNOWN
         extension = media.extension(data[: content.HEAD], url_path=f"output.{hint}")
-        name = output_name(wanted.number, extension)
+        name = file_name(wanted.stem, extension)
         return self._store(wanted.kind, wanted.id, KeptFile(wanted.place.pointer, wanted.source, name), data)
 
     def _store(self, kind: Kind, prediction_id: str, file: KeptFile, data: bytes) -> KeptFile:

@@ -25,6 +25,7 @@ from app.records import Records
 from app.storage import Storage
 from app.tally import Tally
 from workers.collect import Collector, Result, Run
+from workers.inputs import Inputs, Tried
 from workers.keep import Keeper
 
 log = logging.getLogger("outkeep.persist")
@@ -43,6 +44,8 @@ class Persist:
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
     tally: Tally = field(default_factory=Tally)
+    inputs: Inputs | None = None
+    """None: what went into a model is not kept."""
 
     async def run(self, kind: Kind, prediction_id: str, tries: Tries, *, attempt: int) -> float | None:
         """Do what is left to do; seconds to wait before the next run, or None when all is done.
@@ -53,22 +56,27 @@ class Persist:
         try:
             loaded = await asyncio.to_thread(self._load, kind, prediction_id, tries, attempt)
             if isinstance(loaded, Run):
-                results = await self.collector.collect(loaded)
-                return await asyncio.to_thread(self.conclude, loaded, results)
+                outputs = self.collector.collect(loaded)
+                results, inputs = (
+                    await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
+                )
+                return await asyncio.to_thread(self.conclude, loaded, results, inputs)
             await asyncio.to_thread(self.dispatch, loaded)
         except (Transient, RedisError) as error:
             return self._put_off(kind, prediction_id, error, attempt)
         return None
 
-    def conclude(self, run: Run, results: Sequence[Result]) -> float | None:
+    def conclude(self, run: Run, results: Sequence[Result], inputs: Sequence[Tried]) -> float | None:
         """What follows when each file was tried; seconds to wait before the next run, or None."""
         ended = self.collector.decide(run, results)
         if isinstance(ended, float):
             return ended
-        self.dispatch(self.commit(run, ended))
+        for one in inputs:
+            one.report()
+        self.dispatch(self.commit(run, ended, [one.file for one in inputs]))
         return None
 
-    def commit(self, run: Run, ended: Sequence[KeptFile]) -> Manifest:
+    def commit(self, run: Run, ended: Sequence[KeptFile], inputs: Sequence[KeptFile] = ()) -> Manifest:
         """Write the manifest over files that lie in storage already; gives back the one that counts."""
         prediction, record = run.prediction, run.record
         text = joined_text(prediction.output)
@@ -78,7 +86,7 @@ class Persist:
         if run.more:
             kept.append((OutputFile("/output", ""), KeptFile("/output", None, error="too_many_files")))
         manifest = self.storage.commit(
-            manifests.build(prediction, kept, text_file, record.receipt, self.clock())
+            manifests.build(prediction, kept, text_file, record.receipt, self.clock(), inputs=inputs)
         )
         facts = _facts(record.kind, record.id) | _counts(manifest)
         log.log(logging.ERROR if manifest.lost else logging.INFO, "stored", extra=facts)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from redis import ConnectionPool, Redis
@@ -12,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.core.downstream import Downstream, share_of
+from app.core.inputs import Uploads
 from app.core.links import link_keys
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
 from app.deployment import Deployment
@@ -25,10 +27,12 @@ from workers import jobs
 from workers.attempt import TIMEOUT, Sender
 from workers.collect import Collector, Limits
 from workers.fetch import Fetcher
+from workers.inputs import Inputs
 from workers.keep import Keeper
 from workers.notify import Notify
 from workers.persist import Persist
 from workers.scratch import scratch
+from workers.uploads import InputFetcher
 
 Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
 """Job name → coroutine function of the RQ job and its arguments: nothing else is ever run."""
@@ -42,10 +46,11 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
     with scratch(settings.temporary) as folder:
         async with (
             guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session,
+            _fetching_inputs(deployment, folder) as inputs,
             _counting(redis) as tally,
         ):
             fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file)
-            service = _persist(deployment, redis, fetcher, tally)
+            service = _persist(deployment, redis, fetcher, inputs, tally)
             yield {PERSIST_JOB: partial(jobs.persist, service)}
 
 
@@ -79,13 +84,31 @@ ASYNCHRONOUS = {PERSIST_QUEUE: persist_jobs, NOTIFY_QUEUE: notify_jobs}
 """Queues that wait on networks, with what opens their jobs."""
 
 
-def _persist(deployment: Deployment, redis: Redis, fetcher: Fetcher, tally: Tally) -> Persist:
+@asynccontextmanager
+async def _fetching_inputs(deployment: Deployment, folder: Path) -> AsyncIterator[InputFetcher | None]:
+    """What downloads inputs, over a session of its own that also reaches the API; None: they are not kept."""
+    settings = deployment.settings
+    if not settings.keep_inputs:
+        yield None
+        return
+    rules, token = settings.output_hosts, settings.api_token
+    uploads = Uploads.at(settings.api_url, token.get_secret_value()) if token else None
+    origins = rules.origins | ({uploads.origin} if uploads else set())
+    async with guarded_session(origins=origins, proxy=_proxy(deployment)) as session:
+        fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file)
+        yield InputFetcher(fetcher, settings.api_url, uploads)
+
+
+def _persist(
+    deployment: Deployment, redis: Redis, fetcher: Fetcher, inputs: InputFetcher | None, tally: Tally
+) -> Persist:
     settings = deployment.settings
     records = Records(redis, ttl=settings.record_ttl)
     storage = Storage(settings.storage_url)
     # What waits for storage outlives the process, unlike what is being downloaded.
     keeper = Keeper(storage, fetcher, settings.temporary)
     limits = Limits(settings.max_files, settings.disk_floor)
+    input_keeper = Keeper(storage, inputs, settings.temporary) if inputs else None
     return Persist(
         redis=redis,
         records=records,
@@ -96,6 +119,7 @@ def _persist(deployment: Deployment, redis: Redis, fetcher: Fetcher, tally: Tall
         clock=_now,
         jitter=random.random,
         tally=tally,
+        inputs=Inputs(records, input_keeper, settings.max_files) if input_keeper else None,
     )
 
 

@@ -47,7 +47,7 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
         "completed_at": raw.get("completed_at"),
         "query": dict(manifest.receipt.query),
         "context": manifest.receipt.context,
-        "lost": [_lost(file) for file in manifest.lost],
+        "lost": [_lost(file) for file in (*manifest.lost, *manifest.lost_inputs)],
         "truncated": [],
     }
     event = {"type": event_type(manifest), "timestamp": format_time(manifest.stored_at), "data": data}

@@ -34,6 +34,11 @@ class KeptFile:
     sha256: str | None = None
     error: str | None = None
 
+    @property
+    def is_input(self) -> bool:
+        """Whether it went into the model, rather than came out of it."""
+        return self.pointer.split("/")[1:2] == ["input"]
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -61,8 +66,13 @@ class Manifest:
 
     @property
     def lost(self) -> tuple[KeptFile, ...]:
-        """The files that could not be kept; without any the manifest is final."""
-        return tuple(file for file in self.files if file.error is not None)
+        """The outputs that could not be kept; without any the manifest is final."""
+        return tuple(file for file in self.files if file.error is not None and not file.is_input)
+
+    @property
+    def lost_inputs(self) -> tuple[KeptFile, ...]:
+        """The inputs that could not be kept, or may not be fetched; nothing waits for them."""
+        return tuple(file for file in self.files if file.error is not None and file.is_input)
 
     @property
     def kept(self) -> tuple[KeptFile, ...]:
@@ -70,8 +80,13 @@ class Manifest:
         return tuple(file for file in self.files if file.error is None)
 
     def replaces(self, other: Self | None) -> bool:
-        """Whether this manifest may stand in the place of `other`: only fewer losses may."""
-        return other is None or len(self.lost) < len(other.lost)
+        """Whether this manifest may stand in the place of `other`: only fewer losses may, outputs first."""
+        return other is None or self.losses < other.losses
+
+    @property
+    def losses(self) -> tuple[int, int]:
+        """How many outputs and inputs are missing."""
+        return len(self.lost), len(self.lost_inputs)
 
     def to_json(self) -> bytes:
         """UTF-8 JSON with the keys of format 1, each on a line of its own."""
@@ -102,12 +117,17 @@ def build(
     text: KeptFile | None,
     receipt: Receipt,
     stored_at: datetime,
+    *,
+    inputs: Sequence[KeptFile] = (),
 ) -> Manifest:
-    """Put together the manifest of a prediction whose files have been dealt with, in order of appearance."""
+    """Put together the manifest of a prediction whose files have been dealt with, in order of appearance.
+
+    Inputs come last: who asks for the first file wants an output.
+    """
     names = {place: file.name for place, file in kept if file.name is not None}
     return Manifest(
         prediction=prediction,
-        files=(*(file for _, file in kept), *([text] if text else [])),
+        files=(*(file for _, file in kept), *([text] if text else []), *inputs),
         output=with_stored_names(prediction.output, names),
         receipt=receipt,
         stored_at=stored_at,

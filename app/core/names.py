@@ -178,6 +178,8 @@ def split_member(member: str) -> tuple[Kind, str]:
 # Objects in storage.
 MANIFEST_NAME = "prediction.json"
 TEXT_NAME = "output.txt"
+MAX_INPUT_KEY = 64
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 
 
 def object_name(kind: Kind, prediction_id: str, name: str) -> str:
@@ -190,9 +192,24 @@ def manifest_name(kind: Kind, prediction_id: str) -> str:
     return object_name(kind, prediction_id, MANIFEST_NAME)
 
 
-def output_name(index: int, extension: str) -> str:
-    """Our own name for the output file that appears as number `index`; `extension` has no dot."""
-    return f"output-{index}.{extension}"
+def output_stem(index: int) -> str:
+    """What the name of the output file begins with that appears as number `index`."""
+    return f"output-{index}"
+
+
+def input_stem(key: str, index: int) -> str:
+    """What the name of input file number `index` of those below `key` begins with; `input_key` made `key`."""
+    return f"input-{key}-{index}"
+
+
+def file_name(stem: str, extension: str) -> str:
+    """Our own name for a file of a prediction; `extension` has no dot."""
+    return f"{stem}.{extension}"
+
+
+def input_key(key: str) -> str:
+    """What stands for a key of an input in the name of its file. Two keys may share it: count them as one."""
+    return _UNSAFE.sub("_", key)[:MAX_INPUT_KEY] or "_"
 
 
 def outcome_name(handler: str) -> str:

@@ -83,3 +83,8 @@ def with_stored_names(output: Any, names: Mapping[OutputFile, str], pointer: str
 def escape(key: str) -> str:
     """One part of a JSON pointer (RFC 6901, section 3)."""
     return key.replace("~", "~0").replace("/", "~1")
+
+
+def unescape(part: str) -> str:
+    """The reverse of `escape`."""
+    return part.replace("~1", "/").replace("~0", "~")

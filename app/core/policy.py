@@ -21,6 +21,9 @@ RETRIED_ONCE = frozenset({"forbidden"})
 RETRIED_WITHIN_THE_HOUR = frozenset({"host_refused", "scheme_refused", "port_refused", "address_refused"})
 """Permanent by themselves, but `OUTKEEP_OUTPUT_HOSTS` mends them while the file still exists."""
 
+INPUT_PATIENCE = 20.0
+"""How much longer than the outputs the inputs of a prediction may take: handlers wait for it."""
+
 _FETCH_BASE = 2.0
 _FETCH_CAP = 120.0
 
@@ -61,6 +64,11 @@ def fetch_delay(error: OutkeepError, *, attempt: int, remaining: float, jitter: 
     wait = min(_FETCH_BASE * 2.0 ** min(attempt - 1, 10), _FETCH_CAP) * (0.5 + jitter / 2)
     asked = error.retry_after if isinstance(error, Transient) else None
     return min(max(wait, asked or 0.0), remaining)
+
+
+def input_delay(*, attempt: int, asked: float | None) -> float:
+    """How long to wait before an input is tried again: there is no time for more than a few attempts."""
+    return max(min(2.0 ** (attempt - 1), 8.0), asked or 0.0)
 
 
 def store_delay(*, attempt: int, jitter: float) -> float:

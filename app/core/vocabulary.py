@@ -62,6 +62,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "an output is lost: %s": "output_lost",
     "an output is not fetched, again in %.0f s: %s": "output_refused",
     "an output is tried again in %.0f s: %s": "output_put_off",
+    "an input is not kept: %s": "input_lost",
     # telling handlers
     "handler told": "handler_told",
     "handler not told, again in %.0f s: %s": "handler_put_off",
@@ -117,8 +118,8 @@ REFUSED: Final = Counter("outkeep_refusals_total", "Deliveries not acknowledged,
 STORED: Final = Counter(
     "outkeep_predictions_stored_total", "Predictions and trainings whose manifest was written.", ("kind",)
 )
-FILES: Final = Counter("outkeep_files_stored_total", "Output files stored.")
-BYTES: Final = Counter("outkeep_bytes_stored_total", "Bytes of output files stored.")
+FILES: Final = Counter("outkeep_files_stored_total", "Files stored, inputs included.")
+BYTES: Final = Counter("outkeep_bytes_stored_total", "Bytes of files stored, inputs included.")
 LOST: Final = Counter("outkeep_files_lost_total", "Output files that could not be kept, by code.", ("code",))
 RETRIES: Final = Counter(
     "outkeep_retries_total", "Attempts put off, by what was to be done and code.", ("work", "code")

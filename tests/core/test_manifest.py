@@ -157,6 +157,45 @@ def test_any_manifest_stands_where_there_is_none() -> None:
     assert manifest_of(with_output([URL]), losses=[0]).replaces(None)
 
 
+def with_inputs(outputs: Sequence[int], inputs: Sequence[int]) -> Manifest:
+    """A manifest of two outputs and two inputs, of which those with these numbers are lost."""
+    prediction = from_object(with_output([URL, URL + "2"], input={"image": [URL, URL]}), Kind.PREDICTION)
+    places = list(find_files(prediction.output))
+    files = [
+        (place, lost(place) if number in outputs else kept(place, number))
+        for number, place in enumerate(places)
+    ]
+    given = [
+        lost(place) if number in inputs else KeptFile(place.pointer, URL, f"input-image-{number}.png")
+        for number, place in enumerate(find_files(prediction.raw["input"], "/input"))
+    ]
+    return build(prediction, files, None, RECEIPT, STORED, inputs=given)
+
+
+def test_inputs_come_last_and_their_loss_is_no_loss_of_outputs() -> None:
+    manifest = with_inputs([1], [0])
+    assert [file.pointer for file in manifest.files] == [
+        "/output/0", "/output/1", "/input/image/0", "/input/image/1"
+    ]  # fmt: skip
+    assert [file.pointer for file in manifest.lost] == ["/output/1"]
+    assert [file.pointer for file in manifest.lost_inputs] == ["/input/image/0"]
+    assert [file.name for file in manifest.kept] == ["output-0.png", "input-image-1.png"]
+    assert read(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "may"),
+    [
+        (([], [0]), ([], [0, 1]), True),
+        (([], [0]), ([], [0]), False),
+        (([0], []), ([], [0, 1]), False),
+        (([], [0, 1]), ([0], []), True),
+    ],
+)
+def test_a_manifest_is_judged_by_its_outputs_first(new: Any, old: Any, *, may: bool) -> None:
+    assert with_inputs(*new).replaces(with_inputs(*old)) is may
+
+
 def test_a_manifest_torn_anywhere_reads_as_none() -> None:
     data = manifest_of(with_output([URL, "ü"])).to_json()
     assert all(read(data[:size]) is None for size in range(len(data)))

@@ -38,7 +38,8 @@ def test_the_strings_that_outlive_a_process_stay() -> None:
     assert names.object_name(kind, prediction, "a.png") == f"predictions/{prediction}/a.png"
     assert names.manifest_name(kind, prediction) == f"predictions/{prediction}/prediction.json"
     assert names.manifest_name(Kind.TRAINING, "t") == "trainings/t/prediction.json"
-    assert names.output_name(0, "png") == "output-0.png"
+    assert names.file_name(names.output_stem(0), "png") == "output-0.png"
+    assert names.file_name(names.input_stem("image", 0), "png") == "input-image-0.png"
     assert names.outcome_name("gallery") == "told-gallery.json"
     assert names.quarantine_name("2025-06-09", "ab12") == "quarantine/2025-06-09/ab12.json"
 
@@ -144,8 +145,10 @@ def test_objects_of_a_prediction_lie_in_its_folder_under_different_names(
     inside = [
         names.MANIFEST_NAME,
         names.TEXT_NAME,
-        names.output_name(index, "txt"),
-        names.output_name(index + 1, "txt"),
+        names.file_name(names.output_stem(index), "txt"),
+        names.file_name(names.output_stem(index + 1), "txt"),
+        names.file_name(names.input_stem(handler, index), "txt"),
+        names.file_name(names.input_stem(handler, index + 1), "txt"),
         names.outcome_name(handler),
     ]
     objects = [names.object_name(kind, prediction, name) for name in inside]

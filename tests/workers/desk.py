@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from rq.queue import Queue
 from app import queues
 from app.core.handlers import Handler
 from app.core.hosts import HostRules
+from app.core.inputs import Uploads
 from app.core.manifest import Receipt, format_time
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind
 from app.core.prediction import parse
@@ -24,8 +25,10 @@ from app.storage import Storage
 from workers.async_worker import AsyncWorker
 from workers.collect import Collector, Limits
 from workers.fetch import Fetcher
+from workers.inputs import Inputs
 from workers.keep import Keeper
 from workers.persist import Persist
+from workers.uploads import InputFetcher
 
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 40
@@ -57,6 +60,9 @@ class Desk:
         self.hosts = "replicate.delivery"
         self.handlers: Sequence[Handler] = ()
         self.limits = Limits(1000, 0)
+        self.opening: Callable[[Fetcher], InputFetcher] | None = None
+        self.uploads: Uploads | None = None
+        self.patience = 10.0
         self.now = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
         self.tries: State = {}
         self.attempt = 0
@@ -64,6 +70,14 @@ class Desk:
     def trust(self, *origins: str) -> None:
         """Permit downloads from `http://127.0.0.1:PORT`."""
         self.hosts = " ".join(["replicate.delivery", *origins])
+
+    def keep_inputs(
+        self, base_url: str = "https://api.replicate.com", token: str | None = "t", *, patience: float = 10.0
+    ) -> None:
+        """Keep inputs too; `patience` is how much longer than the outputs they may take."""
+        self.uploads = Uploads.at(base_url, token) if token else None
+        self.opening = lambda fetcher: InputFetcher(fetcher, base_url, self.uploads)
+        self.patience = patience
 
     def forward(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
@@ -89,12 +103,17 @@ class Desk:
     @asynccontextmanager
     async def service(self) -> AsyncIterator[Persist]:
         rules = HostRules.parse(self.hosts)
-        async with guarded_session(origins=rules.origins) as session:
+        origins = rules.origins | ({self.uploads.origin} if self.uploads else set())
+        async with guarded_session(origins=origins) as session:
             fetcher = Fetcher(session, rules, self.temporary, max_bytes=1_000_000, stall_seconds=5)
             keeper = Keeper(self.storage, fetcher, self.temporary)
             collector = Collector(
                 self.records, keeper, self.temporary, self.limits, lambda: self.now, lambda: 0.0
             )
+            inputs = None
+            if self.opening is not None:
+                input_keeper = Keeper(self.storage, self.opening(fetcher), self.temporary)
+                inputs = Inputs(self.records, input_keeper, self.limits.max_files, self.patience)
             yield Persist(
                 redis=self.redis,
                 records=self.records,
@@ -104,6 +123,7 @@ class Desk:
                 handlers=self.handlers,
                 clock=lambda: self.now,
                 jitter=lambda: 0.0,
+                inputs=inputs,
             )
 
     async def run(self, kind: Kind = Kind.PREDICTION) -> float | None:

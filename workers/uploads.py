@@ -1,0 +1,56 @@
+"""Fetch inputs: files that were uploaded to Replicate open to our token, all others to anyone.
+
+Replicate's OpenAPI document (2026-03-16) says that `GET /v1/files/{id}` describes a file, and that
+`GET /v1/files/{id}/download` gives it to whoever has a signature. What the latter says to the token of the
+owner is not known, nor whether the former ever gives the file itself: both are taken as they come, and bytes
+are only kept if they fit the description.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from app.core.errors import Permanent, Transient
+from app.core.inputs import Uploads, description, upload_id
+from workers.fetch import Fetched, Fetcher
+
+MAX_DESCRIPTION = 1 << 20
+"""Bytes up to which an answer may be the description of a file."""
+
+
+@dataclass(frozen=True)
+class InputFetcher:
+    """`uploads` is None without a token; `base_url` is the API's."""
+
+    fetcher: Fetcher
+    base_url: str
+    uploads: Uploads | None
+
+    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - the fetcher's
+        """Download an input in at most about `timeout` seconds.
+
+        Raises what `Fetcher.fetch` raises, and `Permanent` (`token_missing`, `upload_mismatch`).
+        """
+        identity = upload_id(url, self.base_url)
+        if identity is None:
+            return await self.fetcher.fetch(url, timeout=timeout)
+        if self.uploads is None:
+            raise Permanent("token_missing", "files uploaded to Replicate open to REPLICATE_API_TOKEN only")
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._open(url, identity, self.uploads, timeout)
+        except TimeoutError:
+            raise Transient("deadline", f"the download did not end within {timeout:.0f} s") from None
+
+    async def _open(self, url: str, identity: str, uploads: Uploads, patience: float) -> Fetched:
+        answer = await self.fetcher.fetch(url, timeout=patience, uploads=uploads)
+        if answer.size > MAX_DESCRIPTION:
+            return answer
+        described = description(await asyncio.to_thread(answer.path.read_bytes), identity)
+        if described is None:
+            return answer
+        answer.path.unlink()
+        content = await self.fetcher.fetch(f"{url}/download", timeout=patience, uploads=uploads)
+        if not described.fits(content.size, content.sha256):
+            content.path.unlink()
+            raise Permanent("upload_mismatch", "what the API gave is not the file that it described")
+        return replace(content, name=described.name)
