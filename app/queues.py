@@ -5,13 +5,14 @@ it drops the job of a killed worker; its default description would log the argum
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from redis import Redis
 from rq import Queue, Retry
 from rq.exceptions import DuplicateJobError
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker.base import BaseWorker
@@ -119,6 +120,16 @@ def fields(job: Job) -> Sequence[str | bytes]:
         if pair[1] is not None
         for item in pair
     ]
+
+
+def dead_letter(
+    connection: Redis, handler: str, kind: Kind, prediction_id: str, told: Mapping[str, Any]
+) -> Job:
+    """A notify job as it stands among RQ's failed jobs; not saved. `told` is how it ended."""
+    job = notify_job(connection, handler, kind, prediction_id)
+    job.meta = {"told": dict(told)}
+    job._status = JobStatus.FAILED  # noqa: SLF001  # its setter writes to Redis
+    return job
 
 
 def enqueue_notify(connection: Redis, handler: str, kind: Kind, prediction_id: str) -> bool:

@@ -4,12 +4,13 @@ A record that holds a body is the only copy of what was acknowledged, so it does
 """
 
 ACCEPT = """
--- KEYS: 1 record, 2 index of records, 3 job, 4 queue of the job, 5 RQ's set of queues, 6 its failed jobs
+-- KEYS: 1 record, 2 index of records, 3 mark of what was removed,
+--       4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
 --       8 state 'running', 9 state 'received', 10 how many arguments are fields of the record, then those,
 --       then the fields of the job
 local state = redis.call('HGET', KEYS[1], 'state')
-local over = state and state ~= ARGV[8]
+local over = (state and state ~= ARGV[8]) or redis.call('EXISTS', KEYS[3]) == 1
 local outcome = 'accepted'
 if over then
   outcome = ARGV[1] == 'finish' and 'duplicate' or 'stale'
@@ -29,21 +30,23 @@ end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
 local waits = outcome == 'accepted' or (ARGV[1] == 'finish' and state == ARGV[9])
 local live = {queued = true, started = true, scheduled = true, deferred = true}
-if waits and not live[redis.call('HGET', KEYS[3], 'status')] then
-  redis.call('DEL', KEYS[3])
-  redis.call('ZREM', KEYS[6], ARGV[6])
-  redis.call('HSET', KEYS[3], unpack(ARGV, last + 1))
-  redis.call('SADD', KEYS[5], KEYS[4])
-  redis.call('RPUSH', KEYS[4], ARGV[6])
+if waits and not live[redis.call('HGET', KEYS[4], 'status')] then
+  redis.call('DEL', KEYS[4])
+  redis.call('ZREM', KEYS[7], ARGV[6])
+  redis.call('HSET', KEYS[4], unpack(ARGV, last + 1))
+  redis.call('SADD', KEYS[6], KEYS[5])
+  redis.call('RPUSH', KEYS[5], ARGV[6])
 end
 return outcome
 """
 
 MOVE = """
--- KEYS: 1 record, 2 index of records, 3 queue of the jobs, 4 RQ's set of queues, then the jobs
+-- KEYS: 1 record, 2 index of records, 3 queue of the jobs, 4 RQ's set of queues, 5 mark of what was removed,
+--       then the jobs
 -- ARGV: 1 ttl (s), 2 now (s), 3 member of the index, 4 channel, 5 number of moves;
 --       of each move: new state, number of legal states, those, number of fields to set, those;
 --       of each job: id, number of fields, those
+if redis.call('EXISTS', KEYS[5]) == 1 then return -1 end
 local at = 6
 local function take()
   at = at + 1
@@ -56,7 +59,7 @@ for _ = 1, tonumber(ARGV[5]) do
   local count = tonumber(take())
   if legal then
     redis.call('HSET', KEYS[1], 'state', to, unpack(ARGV, at, at + count - 1))
-    if to == 'stored' then redis.call('HDEL', KEYS[1], 'body') end
+    if to == 'stored' then redis.call('HDEL', KEYS[1], 'body', 'error') end
     if redis.call('HEXISTS', KEYS[1], 'body') == 0 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
     redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
     redis.call('PUBLISH', ARGV[4], ARGV[3])
@@ -64,7 +67,7 @@ for _ = 1, tonumber(ARGV[5]) do
   end
   at = at + count
 end
-for i = 5, #KEYS do
+for i = 6, #KEYS do
   local id, count = take(), tonumber(take())
   -- As RQ's own enqueue with `unique`: a job that is known, dead letters included, is left alone.
   if redis.call('EXISTS', KEYS[i]) == 0 then

@@ -21,10 +21,19 @@ from redis.exceptions import RedisError
 from rq.job import Job
 
 from app import queues
-from app.core.errors import Transient
+from app.core.errors import Removed, Transient
 from app.core.lifecycle import Move, State, origins, target
 from app.core.manifest import Receipt, format_time
-from app.core.names import EVENTS, NOTIFY_QUEUE, RECORDS, Kind, record_key, record_member, split_member
+from app.core.names import (
+    EVENTS,
+    NOTIFY_QUEUE,
+    RECORDS,
+    Kind,
+    record_key,
+    record_member,
+    removed_key,
+    split_member,
+)
 from app.core.prediction import Prediction
 from app.record_scripts import ACCEPT, KEEP, MOVE
 
@@ -33,7 +42,7 @@ _Hash = Mapping[bytes, bytes]
 
 
 class Accepted(StrEnum):
-    """What became of a delivery in Redis."""
+    """What became of a delivery in Redis; one about what was removed is a repeat, too."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -105,7 +114,8 @@ class Records:
         move = Move.FINISH if job else Move.PROGRESS
         fields = _fields(arrival, move, now)
         member = record_member(prediction.kind, prediction.id)
-        keys = [record_key(prediction.kind, prediction.id), RECORDS]
+        place = (prediction.kind, prediction.id)
+        keys = [record_key(*place), RECORDS, removed_key(*place)]
         job_fields: Sequence[str | bytes] = []
         if job is not None:
             keys += [job.key, *queues.keys(job.origin, self._redis)]
@@ -137,9 +147,12 @@ class Records:
     ) -> None:
         """Note in one step that a prediction is stored, with `fields`, and that `jobs` (notify) are enqueued.
 
-        Moves that are not legal are left out; a job that RQ knows by its id is left alone.
+        Moves that are not legal are left out; a job that RQ knows by its id is left alone. Raises `Removed`
+        when the prediction was removed: then nothing may be left of it.
         """
-        self._advance(kind, prediction_id, now, {Move.STORE: fields, Move.DISPATCH: {}}, jobs)
+        moves: dict[Move, Mapping[str, str | int]] = {Move.STORE: fields, Move.DISPATCH: {}}
+        if self._advance(kind, prediction_id, now, moves, jobs) < 0:
+            raise Removed(f"{kind} {prediction_id} was removed meanwhile")
 
     def _advance(
         self,
@@ -149,7 +162,10 @@ class Records:
         moves: Mapping[Move, Mapping[str, str | int]],
         jobs: Sequence[Job],
     ) -> int:
-        """Make those of `moves` that are legal, one after the other, and enqueue `jobs`; how many were."""
+        """Make those of `moves` that are legal, one after the other, and enqueue `jobs`; how many were.
+
+        -1, and nothing is done, when the prediction was removed.
+        """
         member = record_member(kind, prediction_id)
         arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, EVENTS, len(moves)]
         for move, fields in moves.items():
@@ -160,13 +176,20 @@ class Records:
             hash_fields = queues.fields(job)
             arguments += [job.id, len(hash_fields), *hash_fields]
         queue, all_queues, _ = queues.keys(NOTIFY_QUEUE, self._redis)
-        keys = [record_key(kind, prediction_id), RECORDS, queue, all_queues, *(job.key for job in jobs)]
+        keys = [
+            record_key(kind, prediction_id), RECORDS, queue, all_queues, removed_key(kind, prediction_id),
+            *(job.key for job in jobs),
+        ]  # fmt: skip
         return int(self._move(keys=keys, args=arguments))
 
     def keep(self, kind: Kind, prediction_id: str, kept: Mapping[str, Mapping[str, Any]]) -> None:
         """Remember by number how files ended, so that later attempts skip them."""
         pairs = [item for number, file in kept.items() for item in (f"kept:{number}", json.dumps(dict(file)))]
         self._keep(keys=[record_key(kind, prediction_id)], args=pairs)
+
+    def is_removed(self, kind: Kind, prediction_id: str) -> bool:
+        """Whether somebody had the prediction removed, so that it must not come back."""
+        return bool(self._redis.exists(removed_key(kind, prediction_id)))
 
     def get(self, kind: Kind, prediction_id: str) -> Record | None:
         """The record of one prediction."""

@@ -3,8 +3,8 @@
 import errno
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -27,6 +27,7 @@ from app.core import manifest as manifests
 from app.core.errors import Permanent, Transient
 from app.core.manifest import Manifest
 from app.core.names import Kind, manifest_name
+from app.core.repairs import is_draft
 from app.disk import fsync, make_folder
 
 CHUNK = 1 << 20
@@ -164,12 +165,50 @@ class Storage:
 
     def listed(self, prefix: str) -> Iterator[tuple[str, datetime]]:
         """All object names below a folder, with the times of their latest change."""
+        return ((name, stored.changed_at) for name, stored in self.objects(prefix))
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, Stored]]:
+        """All objects below a folder; those of one folder come one after the other."""
         with _translated(prefix):
             if self._is_absent():
                 return
             for page in obstore.list(self._store, prefix=prefix):
                 for meta in page:
-                    yield meta["path"], meta["last_modified"]
+                    yield meta["path"], Stored(meta["size"], meta["e_tag"], meta["last_modified"])
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects; one that is gone already does not matter."""
+        if not names:
+            return
+        with _translated(names[0]):
+            if self._is_absent():
+                return
+            try:
+                obstore.delete(self._store, list(names))
+            except (FileNotFoundError, NotFoundError):
+                for name in names:
+                    with suppress(FileNotFoundError, NotFoundError):
+                        obstore.delete(self._store, name)
+            if self._root is not None:
+                for folder in {(self._root / name).parent for name in names}:
+                    with suppress(FileNotFoundError):
+                        fsync(folder)
+
+    def remove_folder(self, prefix: str) -> None:
+        """Remove a folder whose objects are gone, with what killed writes left in it and no list shows."""
+        if self._root is None:
+            return  # elsewhere folders are but a part of names
+        folder = self._root / prefix
+        with _translated(prefix):
+            try:
+                drafts = [path for path in folder.iterdir() if is_draft(path.name)]
+            except FileNotFoundError:
+                return
+            for path in drafts:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody writes into it again
+                folder.rmdir()
+                fsync(folder.parent)
 
     async def stream(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` up to but without `end`; for large objects, in pieces."""

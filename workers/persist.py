@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from app import queues
 from app.core import manifest as manifests
-from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.errors import OutkeepError, Permanent, Removed, Transient
 from app.core.handlers import Handler, interested
 from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
@@ -51,7 +51,8 @@ class Persist:
         """Do what is left to do; seconds to wait before the next run, or None when all is done.
 
         `attempt` counts the runs of this job from 1; `tries` is what earlier ones learned about the files.
-        Raises `Permanent` or `Unusable` for good: `record_missing` when nothing is left to work on.
+        Raises `Permanent` or `Unusable` for good: `record_missing` when nothing is left to work on, `Removed`
+        when nothing may be left.
         """
         try:
             loaded = await asyncio.to_thread(self._load, kind, prediction_id, tries, attempt)
@@ -103,7 +104,10 @@ class Persist:
             self.tally.observe(HOUR_LEFT, max(0.0, run.ends - self.clock().timestamp()))
 
     def dispatch(self, manifest: Manifest) -> None:
-        """Move the record on and enqueue one job for each interested handler that was not told yet."""
+        """Move the record on and enqueue one job for each interested handler that was not told yet.
+
+        Raises `Removed`. The record shows when it was stored, which can be read from the manifest again.
+        """
         prediction = manifest.prediction
         place = (prediction.kind, prediction.id)
         jobs = [
@@ -112,7 +116,7 @@ class Persist:
             # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
             if self.storage.head(object_name(*place, outcome_name(handler.name))) is None
         ]
-        self.records.dispatch(*place, self.clock(), _counts(manifest), jobs)
+        self.records.dispatch(*place, manifest.stored_at, _counts(manifest), jobs)
 
     def give_up(self, kind: Kind, prediction_id: str, error: OutkeepError) -> None:
         """Mark the record as failed: trying again by itself cannot help, a replay by the operator may."""
@@ -127,6 +131,8 @@ class Persist:
         manifest = self.storage.read_manifest(kind, prediction_id)
         if manifest is not None:
             return manifest
+        if record is None and self.records.is_removed(kind, prediction_id):
+            raise Removed(f"{kind} {prediction_id} was removed")
         if record is None or record.body is None:
             raise Permanent("record_missing", "there is neither a manifest nor a record with a body")
         run = Run.of(

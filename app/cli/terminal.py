@@ -1,6 +1,12 @@
 """Text for a terminal, which obeys what it is shown."""
 
+import sys
+from typing import Self
+
 import click
+
+_EVERY = 50
+"""Steps between two changes of what a terminal shows."""
 
 
 def printable(text: str) -> str:
@@ -18,3 +24,33 @@ def table(header: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, *rows]:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class Progress:
+    """A context that counts on a terminal what is done, of which nobody knows how much there is."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._shown = sys.stderr.isatty()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+
+    def step(self) -> None:
+        """One more."""
+        self._count += 1
+        if self._shown and self._count % _EVERY == 0:
+            click.echo(f"\r{self._verb}: {self._count}", err=True, nl=False)
+
+    def interrupt(self, text: str) -> None:
+        """Print one line to standard error meanwhile."""
+        self._erase()
+        say(text, err=True)
+
+    def _erase(self) -> None:
+        if self._shown:
+            click.echo("\r\033[K", err=True, nl=False)

@@ -43,6 +43,13 @@ class Permanent(OutkeepError):
     """Trying again cannot help; the operator must look."""
 
 
+class Removed(Permanent):
+    """Somebody had the prediction removed: nothing may bring it back, or tell of what is left of it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("removed", message)
+
+
 class ConfigurationError(Permanent):
     """Settings refuse to start. `problems` holds one clear line for each mistake, all of them."""
 

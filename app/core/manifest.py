@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from app.core.errors import Permanent, Unusable
+from app.core.errors import Permanent, Removed, Unusable
 from app.core.names import Kind
 from app.core.outputs import OutputFile, with_stored_names
 from app.core.prediction import Prediction, from_object
 
 FORMAT = 1
+_REMOVED_AT = "removed_at"
 Source = Literal["webhook", "cog", "run", "reconcile"]
 
 
@@ -124,6 +125,8 @@ def build(
 
     Inputs come last: who asks for the first file wants an output.
     """
+    # To the millisecond, as it is written: what reads it back must not find another time.
+    stored_at = stored_at.replace(microsecond=stored_at.microsecond // 1000 * 1000)
     names = {place: file.name for place, file in kept if file.name is not None}
     return Manifest(
         prediction=prediction,
@@ -138,6 +141,7 @@ def read(data: bytes) -> Manifest | None:
     """The manifest in `data`; None when it is torn, as after a power cut in the middle of writing it.
 
     Raises:
+        Removed: `farewell` stands in its place.
         Permanent: it is whole and yet not a manifest of format 1. It may not be taken for absent, since then
             it would be overwritten, and its files fetched again long after they are gone.
     """
@@ -149,10 +153,20 @@ def read(data: bytes) -> Manifest | None:
         raise _unreadable("it nests too deep") from None
     if not isinstance(document, dict) or document.get("outkeep") != FORMAT:
         raise _unreadable("another version of Outkeep wrote it, or none")
+    if _REMOVED_AT in document:
+        raise Removed("its removal has begun and not ended; `outkeep rm` with its id ends it")
     try:
         return _from_document(document)
     except (ValueError, KeyError, TypeError, Unusable) as error:
         raise _unreadable(f"a key of it is missing or odd ({type(error).__name__})") from None
+
+
+def farewell(now: datetime) -> bytes:
+    """What takes the place of a manifest while files are being removed, so that nobody takes them for whole.
+
+    It is removed last, and a crash before that leaves nothing of the prediction in it.
+    """
+    return json.dumps({"outkeep": FORMAT, _REMOVED_AT: format_time(now)}).encode()
 
 
 def _from_document(document: Mapping[str, Any]) -> Manifest:

@@ -184,7 +184,12 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 
 def object_name(kind: Kind, prediction_id: str, name: str) -> str:
     """Where a file of a prediction lies."""
-    return f"{kind.folder}/{prediction_id}/{name}"
+    return f"{folder_name(kind, prediction_id)}/{name}"
+
+
+def folder_name(kind: Kind, prediction_id: str) -> str:
+    """What holds everything of a prediction."""
+    return f"{kind.folder}/{prediction_id}"
 
 
 def manifest_name(kind: Kind, prediction_id: str) -> str:

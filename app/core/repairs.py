@@ -69,6 +69,11 @@ def is_stray_download(name: str, age: float, *, held_for: float) -> bool:
     return bool(_DOWNLOAD.fullmatch(name)) and age > STRAY_AFTER
 
 
+def is_draft(name: str) -> bool:
+    """Whether a file beside stored objects is one that is being written, or that a killed write has left."""
+    return _DRAFT_OF_OURS.fullmatch(name) is not None
+
+
 def is_half_written(name: str, age: float) -> bool:
     """Whether a file beside stored objects is what a killed write of one has left."""
-    return bool(_DRAFT_OF_OURS.fullmatch(name)) and age > HALF_WRITTEN_AFTER
+    return is_draft(name) and age > HALF_WRITTEN_AFTER
