@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+COG := .venv-cog/.installed
 
-.PHONY: setup demo test loss soak check format bench lock clean
+.PHONY: setup cog demo test loss soak check format bench lock clean
 
 setup: $(STAMP)
 
@@ -12,6 +13,14 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A real Cog for the tests, apart since it pins versions of its own. The tests ask for it themselves.
+cog: $(COG)
+
+$(COG): requirements-cog.lock
+	@test -x .venv-cog/bin/python || $(PYTHON) -m venv .venv-cog
+	@.venv-cog/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cog.lock
 	@touch $@
 
 demo: setup
@@ -42,7 +51,7 @@ format: setup
 bench: setup
 	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-# Both lock files cover every platform and Python >= 3.11; commit them together. The wider one comes first: what the
+# The lock files cover every platform and Python >= 3.11; commit them together. The wider one comes first: what the
 # tools for tests cannot stand must not be in the image either, which holds the same versions that were tested.
 lock: setup
 	$(BIN)/python -m pip install --quiet uv
@@ -52,4 +61,4 @@ lock: setup
 	  pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-cog .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
