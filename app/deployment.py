@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.core import handlers as handlers_file
-from app.core.errors import ConfigurationError, Permanent
+from app.core.errors import ConfigurationError, Permanent, Transient
 from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
 from app.disk import fsync, make_folder, prove_writable
@@ -169,11 +169,22 @@ def _contents(path: Path) -> str:
 
 
 def _storage_problems(settings: Settings) -> list[str]:
+    """What an operator must mend. An outage of a remote store is none: receiving goes on, and work waits."""
     try:
-        folder = Storage(settings.storage_url).folder
+        storage = Storage(settings.storage_url)
+        if storage.folder is not None:
+            return _write_problems("OUTKEEP_STORAGE", storage.folder) + _cdn_problems(settings)
+        with suppress(Transient):
+            storage.check_writable()
     except Permanent as error:
         return [f"OUTKEEP_STORAGE: {error.message}"]
-    return _write_problems("OUTKEEP_STORAGE", folder) if folder else []
+    return []
+
+
+def _cdn_problems(settings: Settings) -> list[str]:
+    if settings.storage_public_url is None:
+        return []
+    return ["OUTKEEP_STORAGE_PUBLIC_URL: only a bucket can lie behind it; unset it, or set OUTKEEP_STORAGE"]
 
 
 def _write_problems(name: str, folder: Path) -> list[str]:

@@ -7,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from urllib.parse import quote
 
 from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.bearer import bearer, carries
-from app.core import media
 from app.core.errors import Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
-from app.core.names import ID, TEXT_NAME, Kind, object_name
+from app.core.names import ID, Kind, object_name
+from app.core.presentation import presentation
 from app.core.ranges import parse_range
 from app.storage import Storage, Stored
 
@@ -32,6 +33,10 @@ class Files:
     """What `GET /files/{predictions,trainings}/{id}/{name}` works with."""
 
     storage: Storage
+    public_url: str | None
+    """Where a CDN serves the objects of a bucket to everyone; None: the store signs links, or we serve."""
+    base_url: str
+    """What our own links start with."""
     keys: LinkKeys
     admin_token: SecretStr | None
     clock: Callable[[], datetime]
@@ -46,8 +51,10 @@ class Files:
             kind, prediction_id, name = _place(request)
             self._admit(request, file_path(kind, prediction_id, name))
             wanted = object_name(kind, prediction_id, name)
-            stored = await asyncio.get_running_loop().run_in_executor(self._threads, self._find, wanted)
-            return self._answer(request, wanted, stored)
+            loop = asyncio.get_running_loop()
+            stored = await loop.run_in_executor(self._threads, self._find, wanted)
+            place = await loop.run_in_executor(self._threads, self._elsewhere, request, wanted)
+            return self._answer(request, wanted, stored, place)
         except Rejected as error:
             return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
         except Transient as error:
@@ -70,10 +77,27 @@ class Files:
             raise Rejected("link_refused", "a signed link or the admin token is needed", status=403)
         check_path(path, query["expires"], query["signature"], self.keys, now=self.clock().timestamp())
 
-    def _answer(self, request: Request, name: str, stored: Stored) -> Response:
+    def _elsewhere(self, request: Request, name: str) -> str | None:
+        """The URL under which the store, or a CDN before it, serves the object; None: we do.
+
+        A client that shows its token would show it there too, and who came by https is not led down to http.
+        """
+        if self.storage.folder is not None or request.method != "GET" or "authorization" in request.headers:
+            return None
+        if self.public_url is not None:
+            return f"{self.public_url}/{quote(name)}"
+        link = self.storage.link(name)
+        if link is not None and self.base_url.startswith("https:") and not link.startswith("https:"):
+            return None
+        return link
+
+    def _answer(self, request: Request, name: str, stored: Stored, elsewhere: str | None) -> Response:
         headers = _headers(name, stored)
         if stored.etag is not None and _has(request.headers.get("if-none-match", ""), stored.etag):
             return Response(status_code=304, headers=headers)
+        if elsewhere is not None:
+            # The place is a permission in itself, and soon over: nobody may keep it.
+            return Response(status_code=307, headers={"location": elsewhere, "cache-control": "no-store"})
         wanted = request.headers.get("range")
         if request.headers.get("if-range", stored.etag) != stored.etag:
             wanted = None
@@ -105,12 +129,8 @@ def _has(listed: str, etag: str) -> bool:
 
 
 def _headers(name: str, stored: Stored) -> dict[str, str]:
-    file_name = name.rpartition("/")[2]
-    extension = file_name.rpartition(".")[2]
-    # Of the text that we wrote, and of JSON as such, it is known; a model's text may be in any.
-    charset = "; charset=utf-8" if file_name == TEXT_NAME or extension == "json" else ""
     headers = {
-        "content-type": media.media_type(extension) + charset,
+        **{key.lower(): value for key, value in presentation(name).items()},
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=3600",
         # A model's output is somebody else's code: it must not run in our origin whatever it says it is.
@@ -120,6 +140,4 @@ def _headers(name: str, stored: Stored) -> dict[str, str]:
     }
     if stored.etag is not None:
         headers["etag"] = stored.etag
-    if not media.is_inline_safe(extension):
-        headers["content-disposition"] = f'attachment; filename="{file_name}"'
     return headers

@@ -34,6 +34,9 @@ from app.storage import Storage
 KEPT = 1.0
 """Seconds for which findings are told again, however many ask."""
 
+REMOTE_KEPT = 10.0
+"""The same for a remote store, where each look is a write that somebody pays for."""
+
 STORAGE_PATIENCE = 2.0
 """Seconds after which storage is said to hang; without it, deliveries are acknowledged all the same."""
 
@@ -57,7 +60,8 @@ class Health:
 
     def __post_init__(self) -> None:
         self._recent = Recent(self.findings, kept=KEPT)
-        self._recent_storage = Recent(self._storage, kept=KEPT)
+        kept = KEPT if self.storage.folder is not None else REMOTE_KEPT
+        self._recent_storage = Recent(self._storage, kept=kept)
 
     async def live(self, _: Request) -> Response:
         """`GET /healthz`."""

@@ -67,7 +67,14 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         clock=_now,
         tally=tally,
     )
-    files = Files(storage, link_keys(deployment.secret_keys), settings.admin_token, _now)
+    files = Files(
+        storage=storage,
+        public_url=settings.storage_public_url,
+        base_url=settings.base_url,
+        keys=link_keys(deployment.secret_keys),
+        admin_token=settings.admin_token,
+        clock=_now,
+    )
     health = _health(deployment, redis, storage, spool, lateness)
     metrics = Metrics(redis, tally, _now, folder)
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)

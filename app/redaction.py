@@ -70,8 +70,9 @@ def secrets_of(settings: Settings, handlers: Iterable[Handler] = ()) -> set[str]
     found = {key.decode("utf-8", "replace") for key in settings.secret_keys or ()}
     found |= _password(settings.redis_url or "")
     for _, value in settings:
-        if isinstance(value, SecretStr):
-            found |= _spellings(value.get_secret_value())
+        for secret in value if isinstance(value, tuple) else (value,):
+            if isinstance(secret, SecretStr):
+                found |= _spellings(secret.get_secret_value())
     for handler in handlers:
         found |= {base64.b64encode(key.secret).decode() for key in handler.keys if isinstance(key, SharedKey)}
     return found

@@ -119,6 +119,8 @@ class Settings(BaseModel):
     storage_public_url: BaseUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
     proxy: Annotated[SecretStr, _with_reason(_proxy)] | None = Field(None, alias="OUTKEEP_PROXY")
     cog_token: SecretStr | None = Field(None, alias="OUTKEEP_COG_TOKEN", min_length=1)
+    store_secrets: tuple[SecretStr, ...] = ()
+    """What the storage's own variables hold that nobody may see; the storage reads them itself."""
     host: Annotated[str, _with_reason(notation.listen_host)] = Field("127.0.0.1", alias="HOST")
     port: int = Field(8000, alias="PORT", ge=0, le=65535)
     log_level: LogLevel = Field("info", alias="LOG_LEVEL")
@@ -158,8 +160,29 @@ class Settings(BaseModel):
         return self.data / "tmp"
 
 
-VARIABLES: dict[str, str] = {str(field.alias): name for name, field in Settings.model_fields.items()}
+VARIABLES: dict[str, str] = {
+    field.alias: name for name, field in Settings.model_fields.items() if field.alias is not None
+}
 """Environment variable → attribute of `Settings`."""
+
+STORE_SECRETS = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SSE_CUSTOMER_KEY_BASE64",
+    "AWS_TOKEN",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_ENCRYPTION_KEY",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_STORAGE_MASTER_KEY",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_TOKEN",
+    "GOOGLE_BEARER_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+)
+"""Variables of the stores that hold a secret."""
 
 
 def load(environment: Mapping[str, str]) -> Settings:
@@ -176,6 +199,7 @@ def examine(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
     So that whatever else can be wrong is examined in the same start.
     """
     values, problems = _read(environment)
+    values["store_secrets"] = tuple(environment[name] for name in STORE_SECRETS if environment.get(name))
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -187,8 +211,8 @@ def examine(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
     return settings, problems
 
 
-def _read(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    values: dict[str, str] = {}
+def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    values: dict[str, Any] = {}
     problems = [_unknown(name) for name in sorted(environment) if _is_unknown(name)]
     for name in VARIABLES:
         text, path = environment.get(name), environment.get(f"{name}_FILE")

@@ -1,46 +1,26 @@
 """The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
 
-import errno
-import re
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    NotFoundError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
-from obstore.store import from_url
+from obstore.exceptions import AlreadyExistsError, NotFoundError
 
+from app.bucket import Bucket
 from app.core import manifest as manifests
-from app.core.errors import Permanent, Transient
 from app.core.manifest import Manifest
 from app.core.names import Kind, manifest_name
-from app.core.repairs import is_draft
-from app.disk import fsync, make_folder
+from app.local_folder import LocalFolder
+from app.storage_errors import is_remote, translated
 
-CHUNK = 1 << 20
-"""Bytes held at a time while a file passes through."""
+WINDOW = 4 << 20
+"""Bytes asked of a bucket at a time: no request is open for as long as a slow reader takes."""
 
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)", re.ASCII)
-_CODES = {
-    errno.ENOSPC: "storage_full",
-    errno.EDQUOT: "storage_full",
-    errno.EACCES: "storage_denied",
-    errno.EPERM: "storage_denied",
-    errno.EROFS: "storage_denied",
-}
+_MISSING = (FileNotFoundError, NotFoundError)
 
 
 @dataclass(frozen=True)
@@ -62,100 +42,77 @@ class Storage:
     def __init__(self, url: str) -> None:
         """Take `url`; nothing is read or written yet. Raises `Permanent` when a remote store refuses it."""
         self.url = url
-        parts = urlsplit(url)
-        # An absolute path survives a later change of the working directory.
-        self._root = Path(unquote(parts.path)).absolute() if parts.scheme == "file" else None
-        if self._root is None:
-            try:
-                _ = self._store
-            except (BaseError, OSError, ValueError) as error:
-                raise Permanent("storage_unusable", f"cannot open {url}: {_first_line(error)}") from None
-
-    @cached_property
-    def _store(self) -> Any:
-        """The store; of a local folder only once that exists, since looking must not create it."""
-        return from_url(self._root.as_uri() if self._root else self.url)
+        self._place: LocalFolder | Bucket = (
+            Bucket(url) if is_remote(url) else LocalFolder(Path(unquote(urlsplit(url).path)))
+        )
 
     def check_writable(self) -> None:
-        """Prove that a local folder can be written; raises `Permanent`. Remote stores are not asked here."""
-        if self._root is None:
-            return
-        try:
-            make_folder(self._root)
-            with tempfile.TemporaryFile(dir=self._root):
-                pass
-        except OSError as error:
-            raise Permanent(
-                "storage_unusable",
-                f"cannot write to {self._root}: {error.strerror}; check its owner and mode",
-            ) from None
+        """Prove that it can be written, within seconds.
+
+        Raises `Permanent` for what an operator must mend, `Transient` for an outage of a remote store.
+        """
+        self._place.check()
 
     @property
     def folder(self) -> Path | None:
         """The local folder; None for a remote store."""
-        return self._root
+        return self._place.root if isinstance(self._place, LocalFolder) else None
 
-    def _prepare(self) -> Any:
-        if self._root is not None:
-            make_folder(self._root)
-        return self._store
-
-    def _is_absent(self) -> bool:
-        return self._root is not None and not self._root.exists()
+    def link(self, name: str) -> str | None:
+        """A URL that the store itself serves for some minutes to whoever has it; None when it cannot."""
+        return self._place.link(name)
 
     def put_file(self, name: str, path: Path) -> None:
         """Store the file at `path` under `name`, overwriting: names and bytes are deterministic.
 
         It is gone from `path` then: moved where that is the same disk, else copied. After an error it may be.
         """
-        with _translated(name):
-            store = self._prepare()
-            if self._root is not None and _moved(path, self._root / name):
-                self._sync_folders(name)
-                return
-            with path.open("rb") as source, obstore.open_writer(store, name, buffer_size=CHUNK) as target:
-                while chunk := source.read(CHUNK):
-                    target.write(chunk)
-            self._sync(name)
-            path.unlink()
+        with translated(self.url, name):
+            self._place.put_file(name, path)
+            path.unlink(missing_ok=True)
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """Store a small object under `name`, overwriting."""
-        with _translated(name):
-            obstore.put(self._prepare(), name, data)
-            self._sync(name)
+        with translated(self.url, name):
+            obstore.put(self._place.prepare(), name, data, attributes=self._place.attributes(name))
+            self._place.settle(name)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Store a small object unless `name` exists; whether it was stored."""
-        with _translated(name):
+        """Store a small object unless `name` exists; whether it was stored.
+
+        Some stores that call themselves compatible with S3 overwrite silently, and the answer is True.
+        """
+        with translated(self.url, name):
+            attributes = self._place.attributes(name)
             try:
-                obstore.put(self._prepare(), name, data, mode="create")
+                obstore.put(self._place.prepare(), name, data, attributes=attributes, mode="create")
             except AlreadyExistsError:
                 created = False
             else:
                 created = True
             # What is there already may have been written by a process that was killed before its fsync.
-            self._sync(name)
+            self._place.settle(name)
             return created
 
     def get(self, name: str) -> bytes | None:
         """A small object whole; None when there is none."""
-        with _translated(name):
-            if self._is_absent():
+        with translated(self.url, name):
+            if self._place.is_absent():
                 return None
             try:
-                return bytes(obstore.get(self._store, name).bytes())
-            except (FileNotFoundError, NotFoundError):
+                return bytes(obstore.get(self._place.store, name).bytes())
+            except _MISSING as error:
+                _require_bucket(error)
                 return None
 
     def head(self, name: str) -> Stored | None:
         """What there is under `name`."""
-        with _translated(name):
-            if self._is_absent():
+        with translated(self.url, name):
+            if self._place.is_absent():
                 return None
             try:
-                meta = obstore.head(self._store, name)
-            except (FileNotFoundError, NotFoundError):
+                meta = obstore.head(self._place.store, name)
+            except _MISSING:
                 return None
         return Stored(meta["size"], meta["e_tag"], meta["last_modified"])
 
@@ -169,10 +126,10 @@ class Storage:
 
     def objects(self, prefix: str) -> Iterator[tuple[str, Stored]]:
         """All objects below a folder; those of one folder come one after the other."""
-        with _translated(prefix):
-            if self._is_absent():
+        with translated(self.url, prefix):
+            if self._place.is_absent():
                 return
-            for page in obstore.list(self._store, prefix=prefix):
+            for page in obstore.list(self._place.store, prefix=prefix):
                 for meta in page:
                     yield meta["path"], Stored(meta["size"], meta["e_tag"], meta["last_modified"])
 
@@ -180,40 +137,34 @@ class Storage:
         """Remove objects; one that is gone already does not matter."""
         if not names:
             return
-        with _translated(names[0]):
-            if self._is_absent():
+        with translated(self.url, names[0]):
+            if self._place.is_absent():
                 return
             try:
-                obstore.delete(self._store, list(names))
-            except (FileNotFoundError, NotFoundError):
+                obstore.delete(self._place.store, list(names))
+            except _MISSING as error:
+                _require_bucket(error)
                 for name in names:
-                    with suppress(FileNotFoundError, NotFoundError):
-                        obstore.delete(self._store, name)
-            if self._root is not None:
-                for folder in {(self._root / name).parent for name in names}:
-                    with suppress(FileNotFoundError):
-                        fsync(folder)
+                    with suppress(*_MISSING):
+                        obstore.delete(self._place.store, name)
+            self._place.settle_removal(names)
 
     def remove_folder(self, prefix: str) -> None:
         """Remove a folder whose objects are gone, with what killed writes left in it and no list shows."""
-        if self._root is None:
-            return  # elsewhere folders are but a part of names
-        folder = self._root / prefix
-        with _translated(prefix):
-            try:
-                drafts = [path for path in folder.iterdir() if is_draft(path.name)]
-            except FileNotFoundError:
-                return
-            for path in drafts:
-                path.unlink(missing_ok=True)
-            with suppress(OSError):  # somebody writes into it again
-                folder.rmdir()
-                fsync(folder.parent)
+        with translated(self.url, prefix):
+            self._place.remove_folder(prefix)
 
     async def stream(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` up to but without `end`; for large objects, in pieces."""
-        with _translated(name):
-            result = await obstore.get_async(self._store, name, options={"range": (start, end)})
+        with translated(self.url, name):
+            if isinstance(self._place, Bucket):
+                for first in range(start, end, WINDOW):
+                    part = await obstore.get_range_async(
+                        self._place.store, name, start=first, end=min(first + WINDOW, end)
+                    )
+                    yield bytes(part)
+                return
+            result = await obstore.get_async(self._place.store, name, options={"range": (start, end)})
             async for chunk in result.stream(min_chunk_size=64 << 10):
                 yield bytes(chunk)
 
@@ -227,7 +178,7 @@ class Storage:
         prediction = manifest.prediction
         name = manifest_name(prediction.kind, prediction.id)
         data = manifest.to_json()
-        if self.create(name, data):
+        if self._is_new(name) and self.create(name, data) and self._stands(name, data):
             return manifest
         present = self.read_manifest(prediction.kind, prediction.id)
         if present is not None and not manifest.replaces(present):
@@ -235,57 +186,16 @@ class Storage:
         self.put_bytes(name, data)
         return manifest
 
-    def _sync(self, name: str) -> None:
-        # obstore offers no fsync for local files, so we do it: the bytes first, then each folder entry.
-        if self._root is not None:
-            fsync(self._root / name)
-            self._sync_folders(name)
+    def _is_new(self, name: str) -> bool:
+        """Whether `create` may be tried: a store that overwrites silently must not meet a better manifest."""
+        return isinstance(self._place, LocalFolder) or self.head(name) is None
 
-    def _sync_folders(self, name: str) -> None:
-        assert self._root is not None
-        for folder in (self._root / name).parents:
-            fsync(folder)
-            if folder == self._root:
-                break
+    def _stands(self, name: str, data: bytes) -> bool:
+        """Whether what was created is still there: of two at once, such a store keeps the later one."""
+        return isinstance(self._place, LocalFolder) or self.get(name) == data
 
 
-def _moved(path: Path, target: Path) -> bool:
-    """Move a file, whole and its bytes on the disk, to `target`; False when that is on another disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent.stat()
-    if path.stat().st_dev != folder.st_dev:
-        return False
-    path.chmod(folder.st_mode & 0o666)  # as readable as what is written there
-    fsync(path)  # before it takes the place of what may be a whole file
-    try:
-        path.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:  # one disk, mounted twice
-            raise
-        return False
-    return True
-
-
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Keep the library's errors in this module."""
-    try:
-        yield
-    except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-        raise Transient("storage_denied", f"the storage refuses {name}: {_first_line(error)}") from error
-    except (InvalidPathError, ValueError) as error:
-        raise Permanent("storage_name", f"the storage takes no such name: {_first_line(error)}") from error
-    except (BaseError, OSError) as error:
-        reason = _first_line(error)
-        raise Transient(_code(error), f"the storage failed on {name}: {reason}") from error
-
-
-def _code(error: BaseException) -> str:
-    """The code for what the system said; obstore hides its number in the text."""
-    hidden = _SYSTEM_ERROR.search(str(error))
-    number = int(hidden[1]) if hidden else getattr(error, "errno", None)
-    return _CODES.get(number or 0, "storage_unavailable")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _require_bucket(error: Exception) -> None:
+    """Tell an object that is missing from a bucket that is; raises `error` for the latter."""
+    if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
+        raise error

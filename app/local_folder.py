@@ -1,0 +1,118 @@
+"""The part of the storage that lies in a folder of this host: durable by our own fsync."""
+
+import errno
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.store import from_url
+
+from app.core.errors import Permanent
+from app.core.repairs import is_draft
+from app.disk import fsync, make_folder
+
+CHUNK = 1 << 20
+"""Bytes held at a time while a file is copied."""
+
+
+class LocalFolder:
+    """Objects as files below `root`. obstore's and the system's errors pass through."""
+
+    def __init__(self, root: Path) -> None:
+        # An absolute path survives a later change of the working directory.
+        self.root = root.absolute()
+
+    @cached_property
+    def store(self) -> Any:
+        """The store; only once the folder exists, since looking must not create it."""
+        return from_url(self.root.as_uri())
+
+    def prepare(self) -> Any:
+        """The store, its folder made."""
+        make_folder(self.root)
+        return self.store
+
+    def is_absent(self) -> bool:
+        """Whether there is nothing to look into."""
+        return not self.root.exists()
+
+    def check(self) -> None:
+        """Prove that it can be written; raises `Permanent`."""
+        try:
+            make_folder(self.root)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise Permanent(
+                "storage_unusable",
+                f"cannot write to {self.root}: {error.strerror}; check its owner and mode",
+            ) from None
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Move the file at `path` to its place, or copy it from another disk."""
+        store = self.prepare()
+        if _moved(path, self.root / name):
+            self._sync_folders(name)
+            return
+        with path.open("rb") as source, obstore.open_writer(store, name, buffer_size=CHUNK) as target:
+            while chunk := source.read(CHUNK):
+                target.write(chunk)
+        self.settle(name)
+
+    def settle(self, name: str) -> None:
+        """Return when the object has reached the disk: first the bytes, then each folder entry."""
+        # obstore offers no fsync for local files.
+        fsync(self.root / name)
+        self._sync_folders(name)
+
+    def settle_removal(self, names: Sequence[str]) -> None:
+        """Return when the removal of objects has reached the disk."""
+        for folder in {(self.root / name).parent for name in names}:
+            with suppress(FileNotFoundError):
+                fsync(folder)
+
+    def remove_folder(self, prefix: str) -> None:
+        """Remove a folder whose objects are gone, with what killed writes left in it."""
+        folder = self.root / prefix
+        try:
+            drafts = [path for path in folder.iterdir() if is_draft(path.name)]
+        except FileNotFoundError:
+            return
+        for path in drafts:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody writes into it again
+            folder.rmdir()
+            fsync(folder.parent)
+
+    def _sync_folders(self, name: str) -> None:
+        for folder in (self.root / name).parents:
+            fsync(folder)
+            if folder == self.root:
+                break
+
+    def attributes(self, name: str) -> None:
+        """Files have none."""
+
+    def link(self, name: str) -> None:
+        """Nobody but us can serve them."""
+
+
+def _moved(path: Path, target: Path) -> bool:
+    """Move a file, whole and its bytes on the disk, to `target`; False when that is on another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent.stat()
+    if path.stat().st_dev != folder.st_dev:
+        return False
+    path.chmod(folder.st_mode & 0o666)  # as readable as what is written there
+    fsync(path)  # before it takes the place of what may be a whole file
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # one disk, mounted twice
+            raise
+        return False
+    return True
