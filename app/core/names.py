@@ -2,7 +2,8 @@
 
 Nothing else in the project spells one of these. Ids of predictions and names of handlers were checked
 against `ID` before they come here, so they contain no separator of keys and paths. RQ allows only `-` as one
-in the id of a job: Replicate's own ids (26 letters and digits) contain none, and in others it is escaped.
+in the id of a job: Replicate's own ids (26 letters and digits) contain none, and where it could mislead in
+other ids it is escaped.
 """
 
 import hashlib
@@ -41,14 +42,17 @@ PERSIST_JOB = "workers.jobs.persist"
 NOTIFY_JOB = "workers.jobs.notify"
 
 
-_PLACE = rf"(?P<kind>{'|'.join(Kind)})-(?P<id>(?!r[0-9]+\Z)[A-Za-z0-9_]{{1,128}})"
-_PERSIST_ID = re.compile(rf"persist-{_PLACE}", re.ASCII)
+_KIND = rf"(?P<kind>{'|'.join(Kind)})"
+_PLACE = rf"{_KIND}-(?:_(?P<escaped>[A-Za-z0-9_]{{1,128}})|(?P<id>[A-Za-z0-9][A-Za-z0-9_-]{{0,63}}?))"
+_PERSIST_ID = re.compile(rf"persist-{_KIND}-(?P<id>[A-Za-z0-9_-]{{1,64}})", re.ASCII)
 _NOTIFY_ID = re.compile(rf"notify-(?P<handler>[A-Za-z0-9_-]{{1,64}})-{_PLACE}(-r[1-9][0-9]*)?", re.ASCII)
+_AMBIGUOUS = re.compile(rf"[_-].*|.*(?:{'|'.join(Kind)}).*|(?:.*-)?r[0-9]+", re.ASCII)
+"""Ids that could be read in two ways beside the name of a handler or the number of a replay."""
 
 
 def persist_job_id(kind: Kind, prediction_id: str) -> str:
     """The one persist job of a prediction."""
-    return f"persist-{_place(kind, prediction_id)}"
+    return f"persist-{kind}-{prediction_id}"
 
 
 def notify_job_id(handler: str, kind: Kind, prediction_id: str) -> str:
@@ -64,7 +68,7 @@ def replay_job_id(handler: str, kind: Kind, prediction_id: str, number: int) -> 
 def split_persist_job_id(job_id: str) -> tuple[Kind, str] | None:
     """The reverse of `persist_job_id`; None for anything else."""
     found = _PERSIST_ID.fullmatch(job_id)
-    return _split_place(found) if found else None
+    return (Kind(found["kind"]), found["id"]) if found else None
 
 
 def split_notify_job_id(job_id: str) -> tuple[str, Kind, str] | None:
@@ -78,19 +82,21 @@ _OF_A_HANDLER = re.compile(rf"(?:notify|handle)-[A-Za-z0-9_-]{{1,64}}-{_PLACE}(-
 
 def place_of_job(job_id: str) -> tuple[Kind, str] | None:
     """The prediction that a job of ours works on, whatever it does; None for any other job."""
-    found = _PERSIST_ID.fullmatch(job_id) or _OF_A_HANDLER.fullmatch(job_id)
-    return _split_place(found) if found else None
+    found = _OF_A_HANDLER.fullmatch(job_id)
+    return _split_place(found) if found else split_persist_job_id(job_id)
 
 
 def _place(kind: Kind, prediction_id: str) -> str:
-    """Kind and id as part of the id of a job. `r1` alone would read like the number of a replay."""
-    escaped = prediction_id.replace("_", "_u").replace("-", "_d")
-    return f"{kind}-{f'_{escaped}' if re.fullmatch('r[0-9]+', escaped) else escaped}"
+    """Kind and id as part of the id of a job: as they are, unless that could be read in two ways."""
+    if not _AMBIGUOUS.fullmatch(prediction_id):
+        return f"{kind}-{prediction_id}"
+    return f"{kind}-_{prediction_id.replace('_', '_u').replace('-', '_d')}"
 
 
 def _split_place(found: re.Match[str]) -> tuple[Kind, str]:
-    escaped = found["id"].removeprefix("_") if found["id"].startswith("_r") else found["id"]
-    return Kind(found["kind"]), escaped.replace("_d", "-").replace("_u", "_")
+    if found["escaped"] is None:
+        return Kind(found["kind"]), found["id"]
+    return Kind(found["kind"]), found["escaped"].replace("_d", "-").replace("_u", "_")
 
 
 def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:

@@ -121,6 +121,14 @@ def test_ids_that_look_like_parts_of_a_job_are_told_apart(
     assert job_id(*one) != job_id(*other)
 
 
+@pytest.mark.parametrize("identity", ["ype2b3w02xrme0cqadzrms82nm", "order-42", "a_b-c", "r1x", "b-r1c"])
+def test_an_ordinary_id_stands_in_the_ids_of_jobs_as_it_is(identity: str) -> None:
+    assert names.persist_job_id(Kind.PREDICTION, identity) == f"persist-prediction-{identity}"
+    assert names.notify_job_id("gallery", Kind.TRAINING, identity) == f"notify-gallery-training-{identity}"
+    replay = names.replay_job_id("gallery", Kind.TRAINING, identity, 2)
+    assert replay == f"notify-gallery-training-{identity}-r2"
+
+
 @settings(deadline=None)
 @given(HANDLERS.filter(ID.fullmatch), KINDS, IDS)
 def test_rq_takes_every_job_id_and_no_two_kinds_of_jobs_meet(
