@@ -21,6 +21,7 @@ from app.redis_checks import check_redis
 from app.settings import Settings, examine
 from app.spool import Spool
 from app.storage import Storage
+from app.unmended import unmended
 
 TIMEOUT = 5.0
 """Seconds after which a silent Redis is taken for dead."""
@@ -69,7 +70,8 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
         return [Finding(Level.FAIL, "redis", problem) for problem in error.problems]
     try:
         with closing(connect(url, timeout=TIMEOUT)) as redis:
-            return check_redis(redis, keys, [handler.name for handler in handlers])
+            checks = check_redis(redis, keys, [handler.name for handler in handlers])
+            return [*checks, *unmended(redis, settings)]
     except AuthenticationError:
         detail = "it refuses the user or password of REDIS_URL"
     except BusyLoadingError:

@@ -116,11 +116,16 @@ class Spool:
         """Forget a delivery that was fed back; raises `OSError`."""
         path.unlink(missing_ok=True)
 
-    def tidy(self) -> None:
-        """Remove the drafts of processes that died while they wrote: nobody was told 2xx for them."""
+    def abandoned(self) -> Iterator[Path]:
+        """The drafts of processes that died while they wrote: nobody was told 2xx for them."""
         for draft in self._scan(_DRAFT):
             if time.time() - draft.received_at.timestamp() > ABANDONED:
-                draft.path.unlink(missing_ok=True)
+                yield draft.path
+
+    def tidy(self) -> None:
+        """Remove abandoned drafts."""
+        for path in self.abandoned():
+            path.unlink(missing_ok=True)
 
     def trouble(self) -> str | None:
         """Why a delivery could not be written now; None when it could."""

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.errors import Permanent
-
-_PREFIX = "worker-"
+from app.strays import WORKER_PREFIX, abandoned, locked
 
 
 @contextmanager
@@ -23,9 +22,9 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Between a folder and its lock, or between the test of a lock and the removal, nobody may step in.
-        with _locked(parent):
+        with locked(parent):
             _sweep(parent)
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            folder = Path(tempfile.mkdtemp(prefix=WORKER_PREFIX, dir=parent))
             own = os.open(folder, os.O_RDONLY)
             fcntl.flock(own, fcntl.LOCK_EX)
     except OSError as error:
@@ -43,35 +42,12 @@ def remove_abandoned(parent: Path) -> list[Path]:
     """Remove the folders of processes that have died, and give their paths; raises OSError."""
     if not parent.is_dir():
         return []
-    with _locked(parent):
+    with locked(parent):
         return _sweep(parent)
 
 
 def _sweep(parent: Path) -> list[Path]:
-    abandoned = [folder for folder in parent.glob(f"{_PREFIX}*") if _is_abandoned(folder)]
-    for folder in abandoned:
+    found = abandoned(parent)
+    for folder in found:
         shutil.rmtree(folder, ignore_errors=True)
-    return abandoned
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody holds its lock: the kernel frees it however its process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return found

@@ -1,9 +1,11 @@
 """What a check found: its line, and the rules that turn numbers into one. Ages and times are in seconds."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from app.core.repairs import Repair
 
 
 class Level(StrEnum):
@@ -138,6 +140,31 @@ def sweep(age: float | None) -> Finding:
         detail = f"the last one was {age:.0f} s ago; look at the logs of the workers"
         return Finding(Level.WARN, "sweep", detail)
     return Finding(Level.OK, "sweep", f"{max(age, 0):.0f} s ago")
+
+
+GAPS = {
+    Repair.JOB_MADE: "predictions that ended have no job that works on them",
+    Repair.JOB_REQUEUED: "jobs stand in no list of RQ, so none of them would run",
+    Repair.RECORD_FAILED: "predictions are called received, and their jobs gave up",
+    Repair.RECORD_LISTED: "predictions that are worked on are missing in `outkeep ls`",
+    Repair.RECORD_UNLISTED: "predictions are listed whose records have expired",
+    Repair.WORKER_DROPPED: "dead workers are still registered",
+    Repair.FILE_REMOVED: "temporary files on this host were left by killed processes",
+}
+"""What is wrong until the sweep has made a repair."""
+
+_NAMED = 3
+
+
+def gaps(found: Mapping[Repair, Sequence[str]]) -> list[Finding]:
+    """Warn of what the sweep would mend now: by repair, the ids, job ids, workers or paths."""
+    findings = []
+    for repair, names in found.items():
+        if names:
+            more = ", …" if len(names) > _NAMED else ""
+            detail = f"{len(names)} {GAPS[repair]} ({', '.join(names[:_NAMED])}{more}); the sweep mends that"
+            findings.append(Finding(Level.WARN, "gaps", detail))
+    return findings or [Finding(Level.OK, "gaps", "none: the sweep has nothing to mend")]
 
 
 def disk(place: str, free: int, floor: int) -> Finding:

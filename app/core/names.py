@@ -251,3 +251,21 @@ def quarantine_name(date: str, digest: str) -> str:
 def spool_name(kind: Kind, prediction_id: str, digest: str) -> str:
     """A file in `<data>/spool`: the same delivery sent again takes the same place; `digest` is hex."""
     return f"{kind}-{prediction_id}-{digest}.delivery"
+
+
+_HELD = "held"
+_HELD_PARTS = 5
+
+
+def held_name(kind: Kind, prediction_id: str, number: int, digest: str) -> str:
+    """A download in `<data>/tmp` that waits for the storage; `digest` is hex, or `*` to find it."""
+    # Dots, because an id may contain anything else that separates.
+    return f"{_HELD}.{kind}.{prediction_id}.{number}.{digest}"
+
+
+def held_place(name: str) -> tuple[Kind, str] | None:
+    """The prediction that a held file belongs to; None for any other name."""
+    parts = name.split(".")
+    if len(parts) != _HELD_PARTS or parts[0] != _HELD or parts[1] not in list(Kind):
+        return None
+    return Kind(parts[1]), parts[2]

@@ -1,0 +1,71 @@
+"""What the sweep would mend if it ran now; nothing is changed."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from app.core import findings as rules
+from app.core.errors import Permanent
+from app.core.findings import Finding, Level
+from app.core.names import Kind
+from app.core.repairs import Repair
+from app.gaps import Gap, Gaps, JobGap
+from app.records import Records
+from app.settings import Settings
+from app.spool import Spool
+from app.storage import Storage
+from app.strays import Strays, abandoned, locked
+
+AGAIN = 1.0
+"""Seconds after which a job that stood in no list is looked for again: RQ moves some in two steps."""
+
+
+def unmended(redis: Redis, settings: Settings, users: Sequence[str] = ()) -> list[Finding]:
+    """Gaps in Redis and stray files on this host; raises redis' errors when it does not answer.
+
+    `users` are queues beside ours that hold jobs of the user's.
+    """
+    found: dict[Repair, list[str]] = defaultdict(list)
+    try:
+        for gap in _gaps(redis, settings, users):
+            found[gap.repair].append(gap.name)
+        found[Repair.FILE_REMOVED] += map(str, _files(redis, settings))
+    except (ResponseError, OSError) as error:
+        return [Finding(Level.WARN, "gaps", f"cannot be looked for ({type(error).__name__}): {error}")]
+    return rules.gaps(found)
+
+
+def _gaps(redis: Redis, settings: Settings, users: Sequence[str]) -> list[Gap]:
+    def look() -> list[Gap]:
+        return list(Gaps(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users).look())
+
+    found = look()
+    if not any(isinstance(gap, JobGap) for gap in found):
+        return found
+    time.sleep(AGAIN)
+    still = set(look())
+    return [gap for gap in found if gap in still]
+
+
+def _files(redis: Redis, settings: Settings) -> Iterator[Path]:
+    records = Records(redis, ttl=settings.record_ttl)
+
+    def is_known(kind: Kind, prediction_id: str) -> bool:
+        return records.get(kind, prediction_id) is not None
+
+    try:
+        outputs = Storage(settings.storage_url).folder
+    except Permanent:  # the check of the storage says why
+        outputs = None
+    strays = Strays(settings.temporary, outputs, held_for=settings.record_ttl, is_known=is_known)
+    if settings.temporary.is_dir():
+        with locked(settings.temporary):
+            yield from abandoned(settings.temporary)
+    yield from strays.downloads()
+    yield from strays.half_written()
+    yield from Spool(settings.data / "spool", disk_floor=settings.disk_floor).abandoned()
