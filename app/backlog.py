@@ -11,9 +11,10 @@ from redis.exceptions import WatchError
 from rq import Queue
 from rq.job import Job, JobStatus
 from rq.results import Result
+from rq.serializers import JSONSerializer
 
 from app import queues
-from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, split_notify_job_id
+from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, split_handle_job_id, split_notify_job_id
 
 Place = tuple[str, Kind, str]
 """What a notification is about: handler, kind and id."""
@@ -42,10 +43,16 @@ def backlog(name: str, connection: Redis) -> Backlog:
     )
 
 
+def telling_queues(connection: Redis) -> list[str]:
+    """The queues whose jobs tell handlers: `notify`, and those that hold jobs of the user's."""
+    names = {queue.name for queue in Queue.all(connection, serializer=JSONSerializer)}
+    return [NOTIFY_QUEUE, *sorted(names - {NOTIFY_QUEUE, PERSIST_QUEUE})]
+
+
 def by_place(job_ids: Iterable[str]) -> Iterator[tuple[Place, str]]:
-    """What each notify job is about, with its id; the ids of other jobs are passed over."""
+    """What each job is about that tells a handler, with its id; the ids of other jobs are passed over."""
     for job_id in job_ids:
-        place = split_notify_job_id(job_id)
+        place = split_notify_job_id(job_id) or split_handle_job_id(job_id)
         if place is not None:
             yield place, job_id
 
@@ -62,9 +69,9 @@ def replace_persist(connection: Redis, job: Job) -> bool:
         return _push(target, job.id, pipeline)
 
 
-def hasten(connection: Redis, job_id: str) -> bool:
-    """Run a notify job now that waits for its time; False when it does not wait any more."""
-    target = queues.queue(NOTIFY_QUEUE, connection)
+def hasten(connection: Redis, job_id: str, name: str = NOTIFY_QUEUE) -> bool:
+    """Run a job of queue `name` now that waits for its time; False when it does not wait any more."""
+    target = queues.queue(name, connection)
     with _unchanged(connection, job_id) as (status, pipeline):
         if status != JobStatus.SCHEDULED:
             return False

@@ -57,6 +57,11 @@ def prove(
             "REPLICATE_WEBHOOK_SECRET: not set, so no delivery could be verified; copy the signing secret "
             "(whsec_…) from your Replicate account"
         )
+    callers = handlers_file.needs_token(found)
+    if callers and settings.api_token is None and not _blames(problems, "REPLICATE_API_TOKEN"):
+        problems.append(
+            f"REPLICATE_API_TOKEN: not set, and handler {callers[0]!r} creates predictions with it (predict)"
+        )
     if settings.redis_url and settings.secret_keys is None and not _blames(problems, "OUTKEEP_SECRET_KEY"):
         problems.append(
             "OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; "

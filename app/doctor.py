@@ -14,7 +14,8 @@ from app.core import findings as rules
 from app.core.addresses import is_private, is_public
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.findings import Finding, Level
-from app.core.handlers import Handler
+from app.core.handlers import Handler, job_queues
+from app.core.targets import Call, FollowUp, Webhook
 from app.health import disk, spooled
 from app.inbox import connect
 from app.redis_checks import check_redis
@@ -70,8 +71,8 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
         return [Finding(Level.FAIL, "redis", problem) for problem in error.problems]
     try:
         with closing(connect(url, timeout=TIMEOUT)) as redis:
-            checks = check_redis(redis, keys, [handler.name for handler in handlers])
-            return [*checks, *unmended(redis, settings)]
+            names, users = [handler.name for handler in handlers], job_queues(handlers)
+            return [*check_redis(redis, keys, names, users), *unmended(redis, settings, users)]
     except AuthenticationError:
         detail = "it refuses the user or password of REDIS_URL"
     except BusyLoadingError:
@@ -124,8 +125,23 @@ def _disks(settings: Settings) -> list[Finding]:
 
 
 def _handler(handler: Handler, settings: Settings) -> Finding:
-    """Whether notifications may connect to a handler: each of its addresses counts, as it does for them."""
-    check, parts = f"handler {handler.name}", urlsplit(handler.url)
+    """Whether a handler can be told, as far as that shows from here."""
+    check = f"handler {handler.name}"
+    match handler.target:
+        case Webhook(url):
+            return _webhook(check, url, settings)
+        case Call(function, queue):
+            return Finding(Level.OK, check, f"{function} on queue {queue}")
+        case FollowUp(model) if settings.public_url is None and settings.reconciles == "off":
+            detail = f"what {model} makes never comes back: set OUTKEEP_PUBLIC_URL, or OUTKEEP_RECONCILE"
+            return Finding(Level.WARN, check, detail)
+        case FollowUp(model):
+            return Finding(Level.OK, check, f"predicts with {model}")
+
+
+def _webhook(check: str, url: str, settings: Settings) -> Finding:
+    """Whether notifications may connect to a URL: each of its addresses counts, as it does for them."""
+    parts = urlsplit(url)
     host = parts.hostname or ""
     if settings.proxy is not None and not _is_address(host):
         return Finding(Level.OK, check, f"{host} is looked up by the proxy")

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from app import telemetry
 from app.claim import claim
 from app.core.errors import Permanent
-from app.core.handlers import Handler
-from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
+from app.core.handlers import Handler, job_queues
+from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import prepare
 from app.embedded import Embedded
 from app.listening import IN_USE, listen
@@ -41,15 +41,17 @@ def run(environment: Mapping[str, str]) -> int:
         if settings.port == 0:
             # All of them must mean the same port, also in the links that handlers get.
             environment = {**environment, "PORT": str(port), "PORT_FILE": ""}
-        return Supervisor(_children(environment), foundation=foundation, on_change=_report).run()
+        return Supervisor(_children(environment, handlers), foundation=foundation, on_change=_report).run()
 
 
-def _children(environment: Mapping[str, str]) -> list[Child]:
+def _children(environment: Mapping[str, str], handlers: Sequence[Handler]) -> list[Child]:
     commands = {
         "receiver": ("app.cli", "serve"),
         PERSIST_QUEUE: ("workers", PERSIST_QUEUE),
         NOTIFY_QUEUE: ("workers", NOTIFY_QUEUE),
     }
+    if HANDLE_QUEUE in job_queues(handlers):
+        commands[HANDLE_QUEUE] = ("workers", HANDLE_QUEUE)
     # -P: the folder we are started in may hold an `app` or a `redis.py` of its own.
     return [
         Child(name, (sys.executable, "-P", "-m", *command, "--lifeline"), dict(environment))

@@ -8,16 +8,20 @@ from typing import Any, cast
 from redis import Redis
 from rq.job import Job
 
-from app.backlog import backlog, by_place
+from app.backlog import Place, backlog, by_place, telling_queues
 from app.core.lifecycle import State
 from app.core.manifest import format_time
-from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, split_persist_job_id
+from app.core.names import PERSIST_QUEUE, Kind, split_handle_job_id, split_persist_job_id
 from app.records import Records
+from app.user_jobs import end_of, reason
 
 
 @dataclass(frozen=True)
 class Failure:
-    """`handler` is None for a prediction whose outputs could not be kept. `error` is a code."""
+    """`handler` is None for a prediction whose outputs could not be kept.
+
+    `error` is a code, or for a job of the user's what it raised.
+    """
 
     kind: Kind
     id: str
@@ -33,10 +37,22 @@ def failures(redis: Redis, records: Records) -> Iterator[Failure]:
         record = records.get(kind, prediction_id)
         error, at = (record.error, format_time(record.updated_at)) if record else (None, None)
         yield Failure(kind, prediction_id, None, error, 0, at)
-    for place, job_id in by_place(backlog(NOTIFY_QUEUE, redis).failed):
-        handler, kind, prediction_id = place
-        error, attempts, at = _end(redis, job_id)
-        yield Failure(kind, prediction_id, handler, error, attempts, at)
+    for name in telling_queues(redis):
+        for place, job_id in by_place(backlog(name, redis).failed):
+            yield _users(redis, place, job_id) if split_handle_job_id(job_id) else _told(redis, place, job_id)
+
+
+def _told(redis: Redis, place: Place, job_id: str) -> Failure:
+    handler, kind, prediction_id = place
+    error, attempts, at = _end(redis, job_id)
+    return Failure(kind, prediction_id, handler, error, attempts, at)
+
+
+def _users(redis: Redis, place: Place, job_id: str) -> Failure:
+    handler, kind, prediction_id = place
+    end = end_of(redis, job_id)
+    error = reason(redis, job_id) or end.status
+    return Failure(kind, prediction_id, handler, error, end.attempts, format_time(end.at))
 
 
 def failed_predictions(redis: Redis, records: Records) -> list[tuple[Kind, str]]:

@@ -23,20 +23,27 @@ from app.core.names import (
     PERSIST_JOB,
     PERSIST_QUEUE,
     Kind,
+    handle_job_id,
     notify_job_id,
     persist_job_id,
     replay_job_id,
 )
+from app.core.targets import NOTIFY_TIMEOUT, Call
 
 RESULT_TTL = 3600
 """Seconds for which the id of a finished job blocks the same job; records guard for longer."""
 
 FAILURE_TTL = 365 * 86400
-NOTIFY_TIMEOUT = 60
 
 _KILLS = Retry(max=20, interval=5)
 """How often a job whose worker died, or that raised, is run again. What fails in an expected way asks for
 its next run itself and does not count here."""
+
+_USERS = Retry(max=4, interval=[5, 60, 300, 1800])
+"""How often a job of the user's that failed, in whatever way, is run again."""
+
+OUTCOME_TTL = 86400
+"""Seconds for which a finished job of the user's is known: the sweep must see how it ended."""
 
 
 class _Job(Job):
@@ -82,9 +89,18 @@ def persist_job(connection: Redis, kind: Kind, prediction_id: str, *, timeout: i
 
 
 def notify_job(
-    connection: Redis, handler: str, kind: Kind, prediction_id: str, *, job_id: str | None = None
+    connection: Redis,
+    handler: str,
+    kind: Kind,
+    prediction_id: str,
+    *,
+    job_id: str | None = None,
+    timeout: int = NOTIFY_TIMEOUT,
 ) -> Job:
-    """The job that tells one handler about one prediction, not saved; `job_id` is that of the first one."""
+    """The job that tells one handler about one prediction, not saved; `job_id` is that of the first one.
+
+    `timeout` is the handler's `patience`.
+    """
     return _job(
         queue(NOTIFY_QUEUE, connection),
         NOTIFY_JOB,
@@ -92,19 +108,45 @@ def notify_job(
         str(kind),
         prediction_id,
         job_id=job_id or notify_job_id(handler, kind, prediction_id),
-        timeout=NOTIFY_TIMEOUT,
+        timeout=timeout,
         description=f"tell {handler} about {kind} {prediction_id}",
     )
 
 
-def _job(target: Queue, function: str, *arguments: str, job_id: str, timeout: int, description: str) -> Job:
+def handle_job(
+    connection: Redis, call: Call, event: Mapping[str, Any], *, handler: str, notify_id: str
+) -> Job:
+    """The user's job that the notify job `notify_id` hands its event to, not saved."""
+    data = event["data"]
+    return _job(
+        queue(call.queue, connection),
+        call.function,
+        event,
+        job_id=handle_job_id(notify_id),
+        timeout=call.timeout,
+        description=f"{handler} about {data['kind']} {data['id']}",
+        retry=_USERS,
+        result_ttl=OUTCOME_TTL,
+    )
+
+
+def _job(
+    target: Queue,
+    function: str,
+    *arguments: str | Mapping[str, Any],
+    job_id: str,
+    timeout: int,
+    description: str,
+    retry: Retry = _KILLS,
+    result_ttl: int = RESULT_TTL,
+) -> Job:
     job = target.create_job(
         function,
         args=arguments,
         job_id=job_id,
         timeout=timeout,
-        retry=_KILLS,
-        result_ttl=RESULT_TTL,
+        retry=retry,
+        result_ttl=result_ttl,
         failure_ttl=FAILURE_TTL,
         description=description,
     )
@@ -132,22 +174,27 @@ def dead_letter(
     return job
 
 
-def enqueue_notify(connection: Redis, handler: str, kind: Kind, prediction_id: str) -> bool:
+def enqueue_notify(
+    connection: Redis, handler: str, kind: Kind, prediction_id: str, *, timeout: int = NOTIFY_TIMEOUT
+) -> bool:
     """Tell one handler about one prediction; whether the job is new."""
-    return _enqueue(connection, notify_job(connection, handler, kind, prediction_id))
+    return enqueue(connection, notify_job(connection, handler, kind, prediction_id, timeout=timeout))
 
 
-def enqueue_replay(connection: Redis, handler: str, kind: Kind, prediction_id: str) -> str:
+def enqueue_replay(
+    connection: Redis, handler: str, kind: Kind, prediction_id: str, *, timeout: int = NOTIFY_TIMEOUT
+) -> str:
     """Tell one handler once more, by a job of its own with all attempts before it; the id of the job."""
     ids = (replay_job_id(handler, kind, prediction_id, number) for number in itertools.count(1))
-    jobs = (notify_job(connection, handler, kind, prediction_id, job_id=job_id) for job_id in ids)
-    new = next(job for job in jobs if _enqueue(connection, job))
+    place = (handler, kind, prediction_id)
+    jobs = (notify_job(connection, *place, job_id=job_id, timeout=timeout) for job_id in ids)
+    new = next(job for job in jobs if enqueue(connection, job))
     # RQ lists a failed job for longer than it may be known by its hash.
     queue(NOTIFY_QUEUE, connection).failed_job_registry.remove(new.id)
     return new.id
 
 
-def _enqueue(connection: Redis, job: Job) -> bool:
+def enqueue(connection: Redis, job: Job) -> bool:
     """Whether RQ did not know the job before, dead letters included."""
     try:
         queue(job.origin, connection).enqueue_job(job, unique=True)

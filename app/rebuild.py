@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from redis import Redis
 
-from app.backlog import Place, backlog, by_place
+from app.backlog import Place, backlog, by_place, telling_queues
 from app.core import outcomes
 from app.core.errors import OutkeepError
 from app.core.handlers import Handler, interested
 from app.core.manifest import Manifest
-from app.core.names import NOTIFY_QUEUE, Kind, manifest_name, object_name, outcome_name
+from app.core.names import Kind, manifest_name, object_name, outcome_name
 from app.core.outcomes import Told
 from app.folders import Folder, folders
 from app.restoration import Restoration, Wanted, listed_until
@@ -79,9 +79,10 @@ class Rebuild:
 
     def run(self) -> Iterator[Rebuilt]:
         """Rebuild, folder by folder; raises `Transient` when storage is away, and redis-py's errors."""
-        jobs = backlog(NOTIFY_QUEUE, self._redis)
-        listed = [*jobs.queued, *jobs.running, *jobs.scheduled, *jobs.failed]
-        self._busy = {place for place, _ in by_place(listed)}
+        for queue in telling_queues(self._redis):
+            jobs = backlog(queue, self._redis)
+            listed = [*jobs.queued, *jobs.running, *jobs.scheduled, *jobs.failed]
+            self._busy |= {place for place, _ in by_place(listed)}
         found = chain.from_iterable(folders(self._storage, kind) for kind in Kind)
         with ThreadPoolExecutor(READERS, thread_name_prefix="rebuild") as readers:
             for batch in _batches(found, BATCH):

@@ -222,7 +222,8 @@ def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:
         "webhook_id": receipt.webhook_id,
         "source": receipt.source,
         "query": json.dumps(dict(receipt.query)),
-        "context": json.dumps(receipt.context),
+        # What a record knows of it already stays: not every way to us tells it.
+        "context": json.dumps(receipt.context) if receipt.context is not None else None,
         "parent": receipt.parent,
         "body": arrival.body if move is Move.FINISH else None,
     }
@@ -236,7 +237,7 @@ def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:
         webhook_id=texts.get("webhook_id"),
         source=texts["source"],  # type: ignore[arg-type]
         query=json.loads(texts["query"]),
-        context=json.loads(texts["context"]),
+        context=json.loads(texts.get("context", "null")),
         parent=texts.get("parent"),
     )
     return Record(

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from app.core.handlers import Handler
 from app.core.keys import SharedKey
+from app.core.targets import Webhook
 from app.settings import Settings
 
 HIDDEN = "[hidden]"
@@ -74,7 +75,8 @@ def secrets_of(settings: Settings, handlers: Iterable[Handler] = ()) -> set[str]
             if isinstance(secret, SecretStr):
                 found |= _spellings(secret.get_secret_value())
     for handler in handlers:
-        found |= {base64.b64encode(key.secret).decode() for key in handler.keys if isinstance(key, SharedKey)}
+        keys = handler.target.keys if isinstance(handler.target, Webhook) else ()
+        found |= {base64.b64encode(key.secret).decode() for key in keys if isinstance(key, SharedKey)}
     return found
 
 

@@ -27,18 +27,23 @@ from app.core.names import (
 )
 from app.handler_states import HandlerStates
 
+_OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
+
 SILENCE = timedelta(seconds=30)
 """A worker that was not heard of for this long is taken for dead; each reports every few seconds."""
 
 
-def check_redis(redis: Redis, keys: Sequence[bytes], handlers: Sequence[str]) -> list[Finding]:
+def check_redis(
+    redis: Redis, keys: Sequence[bytes], handlers: Sequence[str], users: Sequence[str] = ()
+) -> list[Finding]:
     """Every check that needs Redis; raises redis' errors when it does not answer.
 
-    `keys` are those of this configuration, `handlers` the names of those that are told.
+    `keys` are those of this configuration, `handlers` the names of those that are told, `users` the queues
+    that hold jobs of the user's.
     """
     findings = [*_server(redis), *_writes(redis)]
     try:
-        findings += _rest(redis, keys, handlers, wrong=bool(findings))
+        findings += _rest(redis, keys, handlers, users, wrong=bool(findings))
     except ResponseError as error:
         # A cluster, or a user who may not do what we must.
         detail = f"refuses commands that are needed ({type(error).__name__}): {error}"
@@ -46,19 +51,26 @@ def check_redis(redis: Redis, keys: Sequence[bytes], handlers: Sequence[str]) ->
     return findings
 
 
-def _rest(redis: Redis, keys: Sequence[bytes], handlers: Sequence[str], *, wrong: bool) -> list[Finding]:
+def _rest(
+    redis: Redis, keys: Sequence[bytes], handlers: Sequence[str], users: Sequence[str], *, wrong: bool
+) -> list[Finding]:
     durable = durability(redis, severe=Level.FAIL)
     return [
         *(found for found in durable if not (wrong and found.level is Level.OK)),
         *_key(redis, keys),
         _clock(redis),
-        *_workers(redis),
-        scheduler(redis),
+        *_workers(redis, users),
+        scheduler(redis, users),
         _sweep(redis),
-        *ages(redis),
-        *_dead_letters(redis),
+        *ages(redis, users),
+        *_dead_letters(redis, users),
         *_switched_off(redis, handlers),
     ]
+
+
+def _all(users: Sequence[str]) -> tuple[str, ...]:
+    """Our queues, and those that users work off themselves."""
+    return (*_OURS, *(name for name in users if name not in _OURS))
 
 
 def _server(redis: Redis) -> list[Finding]:
@@ -95,25 +107,22 @@ def _clock(redis: Redis) -> Finding:
     return rules.clock(middle - (seconds + microseconds / 1e6))
 
 
-def _workers(redis: Redis) -> Iterator[Finding]:
+def _workers(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
     if redis.exists(WORKERS_SUSPENDED):
         yield Finding(Level.FAIL, "workers", "all are suspended; `rq resume` lets them go on")
     earliest = datetime.now(UTC) - SILENCE
-    for name in (PERSIST_QUEUE, NOTIFY_QUEUE):
+    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, *users):
         registered = BaseWorker.all(queue=queues.queue(name, redis))
         alive = [each for each in registered if each.last_heartbeat and each.last_heartbeat > earliest]
         level = Level.OK if alive else Level.FAIL
-        detail = f"{len(alive)} running" if alive else f"none runs; start `outkeep work {name}`"
+        command = f"outkeep work {name}" if name in _OURS else f"rq worker -S json {name}"
+        detail = f"{len(alive)} running" if alive else f"none runs; start `{command}`"
         yield Finding(level, f"workers of {name}", detail)
 
 
-def scheduler(redis: Redis) -> Finding:
+def scheduler(redis: Redis, users: Sequence[str] = ()) -> Finding:
     """Whether delayed retries are started."""
-    idle = [
-        name
-        for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
-        if not redis.exists(RQScheduler.get_locking_key(name))
-    ]
+    idle = [name for name in _all(users) if not redis.exists(RQScheduler.get_locking_key(name))]
     if idle:
         detail = f"none for {', '.join(idle)}: delayed retries do not start; the workers of "
         detail += f"{PERSIST_QUEUE} and {NOTIFY_QUEUE} bring one"
@@ -126,15 +135,15 @@ def _sweep(redis: Redis) -> Finding:
     return rules.sweep(None if at is None else time.time() - float(at))
 
 
-def ages(redis: Redis) -> Iterator[Finding]:
+def ages(redis: Redis, users: Sequence[str] = ()) -> Iterator[Finding]:
     """How long work has waited, queue by queue."""
-    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE):
+    for name in _all(users):
         queue = queues.queue(name, redis)
         yield rules.waiting(name, queue.count, _waited(redis, queue.key))
 
 
-def _dead_letters(redis: Redis) -> Iterator[Finding]:
-    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE):
+def _dead_letters(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
+    for name in _all(users):
         registry = queues.queue(name, redis).failed_job_registry
         yield rules.dead_letters(name, registry.get_job_count(cleanup=False))
 

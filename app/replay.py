@@ -13,7 +13,15 @@ from typing import Any
 from redis import Redis
 
 from app import queues
-from app.backlog import Place, backlog, by_place, forget_failed, hasten, replace_persist
+from app.backlog import (
+    Place,
+    backlog,
+    by_place,
+    forget_failed,
+    hasten,
+    replace_persist,
+    telling_queues,
+)
 from app.core.errors import Permanent
 from app.core.handlers import Handler, interested
 from app.core.lifecycle import State
@@ -64,6 +72,10 @@ class Replayed:
         return asdict(self)
 
 
+_Job = tuple[str, str]
+"""A queue, and the id of a job of it."""
+
+
 class Replay:
     """One request to do things again; what waits and what has failed is read once, when it is made."""
 
@@ -77,13 +89,22 @@ class Replay:
         self._handlers = {handler.name: handler for handler in handlers}
         self._only = only
         self._off = HandlerStates(redis).switched_off()
-        jobs = backlog(NOTIFY_QUEUE, redis)
-        self._coming = dict(by_place([*jobs.queued, *jobs.running]))
-        self._scheduled = dict(by_place(jobs.scheduled))
-        self._dead: dict[Place, list[str]] = defaultdict(list)
+        self._coming: dict[Place, str] = {}
+        self._scheduled: dict[Place, _Job] = {}
+        self._dead: dict[Place, list[_Job]] = defaultdict(list)
+        self._foreign: list[str] = []
+        for name in telling_queues(redis):
+            self._read(name)
+
+    def _read(self, name: str) -> None:
+        """Note what waits, runs and has failed in a queue."""
+        jobs = backlog(name, self._redis)
+        self._coming |= dict(by_place([*jobs.queued, *jobs.running]))
+        self._scheduled |= {place: (name, job_id) for place, job_id in by_place(jobs.scheduled)}
         for place, job_id in by_place(jobs.failed):
-            self._dead[place].append(job_id)
-        self._foreign = [job_id for job_id in jobs.failed if split_notify_job_id(job_id) is None]
+            self._dead[place].append((name, job_id))
+        if name == NOTIFY_QUEUE:
+            self._foreign += [job_id for job_id in jobs.failed if split_notify_job_id(job_id) is None]
 
     def one(self, prediction_id: str) -> Iterator[Replayed]:
         """Tell the handlers about a prediction or training; keep its outputs when that had failed.
@@ -154,14 +175,19 @@ class Replay:
             return _refused(kind, prediction_id, handler, obstacle)
         job_id, outcome = self._coming.get(place), Outcome.WAITING
         if job_id is None:
-            job_id, outcome = self._scheduled.get(place), Outcome.HASTENED
-            if job_id is None or not hasten(self._redis, job_id):
-                job_id, outcome = queues.enqueue_replay(self._redis, *place), Outcome.ENQUEUED
+            name, job_id = self._scheduled.get(place, (NOTIFY_QUEUE, None))
+            outcome = Outcome.HASTENED
+            if job_id is None or not hasten(self._redis, job_id, name):
+                job_id, outcome = self._enqueue(*place), Outcome.ENQUEUED
             self._coming[place] = job_id
-        for dead in self._dead.pop(place, ()):
+        for name, dead in self._dead.pop(place, ()):
             if dead != job_id:
-                forget_failed(self._redis, NOTIFY_QUEUE, dead)
+                forget_failed(self._redis, name, dead)
         return Replayed(outcome, kind, prediction_id, handler, job_id)
+
+    def _enqueue(self, handler: str, kind: Kind, prediction_id: str) -> str:
+        patience = self._handlers[handler].patience
+        return queues.enqueue_replay(self._redis, handler, kind, prediction_id, timeout=patience)
 
     def _obstacle(self, handler: str, kind: Kind, prediction_id: str) -> str | None:
         if handler not in self._handlers:

@@ -65,7 +65,7 @@ class Api:
                     url = URL(self.base_url + path, encoded=True)
                     async with self.session.get(url, allow_redirects=False) as answer:
                         body = await _read(answer)
-                        return _judge(answer.status, answer.headers, body, path)
+                        return judge(answer.status, answer.headers, body, path)
         except TimeoutError:
             raise Transient("api_unreachable", f"{host} did not answer within {timeout:.0f} s") from None
         except OutkeepError as error:
@@ -134,7 +134,7 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Object:
+def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Object:
     """The object in an answer, or the error that it means."""
     where = path.partition("?")[0]
     if status in _OK:

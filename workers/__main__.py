@@ -7,22 +7,24 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from app import lifeline, telemetry
 from app.core.errors import ConfigurationError, Permanent
+from app.core.handlers import job_queues
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
 from app.redaction import secrets_of
+from app.storage import Storage
 from workers import handle
 from workers.async_worker import AsyncWorker
 from workers.services import ASYNCHRONOUS
 from workers.sweeper import sweeper_of
 
-SCHEDULED = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
-"""Each asynchronous worker offers to start the delayed retries of all our queues; one of them does."""
+OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 
 log = logging.getLogger("outkeep.worker")
 
@@ -58,8 +60,9 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
 
 def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
     if queue == HANDLE_QUEUE:
-        sys.path.insert(0, path)
-        handle.worker(redis, frozenset()).work(logging_level="WARNING")
+        sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
+        storage = Storage(deployment.settings.storage_url)
+        handle.worker(redis, handle.listed(deployment.handlers), storage).work(logging_level="WARNING")
         return
     opened = ASYNCHRONOUS[queue]
     slots = deployment.settings.slots
@@ -69,7 +72,8 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
         connection=redis,
         jobs=lambda: opened(deployment, redis),
         slots=slots,
-        scheduled_queues=SCHEDULED,
+        # Each offers to start the delayed retries of all queues; one of them does.
+        scheduled_queues=sorted({*OURS, *job_queues(deployment.handlers)}),
     )
     with sweeper_of(queue, deployment):
         worker.work()

@@ -5,58 +5,79 @@ work-horse ends with its parent, however that dies, so that a job does not run o
 the job of a killed worker is found after seconds, not minutes.
 """
 
+import logging
 import os
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Worker
+from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from app import lifeline
-from app.core.errors import Permanent
+from app.core.errors import OutkeepError, Permanent
+from app.core.handlers import Handler, calls
 from app.core.names import HANDLE_QUEUE
+from app.storage import Storage
+from app.user_jobs import end_of, tell
 from workers.guarded_job import GuardedJob
 from workers.job_queue import JobQueue
 from workers.steady_worker import Pace
 
 PACE = Pace()
 
+Listed = Mapping[str, int]
+"""The functions that may run, by their dotted names, with the bytes of memory that each may take."""
+
+log = logging.getLogger("outkeep.worker")
+
 
 class ListedJob(GuardedJob):
     """A job that runs only functions the handlers file names; whoever can write to Redis cannot add one."""
 
-    names: ClassVar[frozenset[str]] = frozenset()
+    listed: ClassVar[Listed] = {}
 
     @property
     def func(self) -> Callable[..., Any]:
         """The function to run; raises `Permanent`, for good, when it is not on the list."""
-        if self.func_name not in self.names:
+        if self.func_name not in self.listed:
             self.retries_left = 0
             raise Permanent("job_refused", f"{self.func_name!r} is not a job of the handlers file")
         function: Callable[..., Any] = super().func
         return function
 
+    def perform(self) -> Any:
+        """Run it within its memory."""
+        with _limited(self.listed.get(str(self.func_name))):
+            return super().perform()
+
 
 class HandleWorker(Worker):
-    """RQ's worker, that says every `beat` seconds that it lives and is missed after `silence`."""
+    """RQ's worker, that says every `beat` seconds that it lives and is missed after `silence`.
+
+    How a job ended is written to `storage`, if there is one.
+    """
 
     queue_class = JobQueue
 
-    def __init__(self, connection: Redis, names: frozenset[str], pace: Pace) -> None:
+    def __init__(self, connection: Redis, listed: Listed, storage: Storage | None, pace: Pace) -> None:
         self.pace = pace
+        self._storage = storage
         # Only this process holds the writing end: when it dies, the work-horse reads the end of the file.
         self._cut_with_parent, self._held_by_parent = os.pipe()
         super().__init__(
             [HANDLE_QUEUE],
             connection=connection,
             serializer=JSONSerializer,
-            job_class=type("ListedJob", (ListedJob,), {"names": names}),
+            job_class=type("ListedJob", (ListedJob,), {"listed": listed}),
             worker_ttl=pace.worker_ttl,
             maintenance_interval=pace.maintenance,
             job_monitoring_interval=pace.beat,
@@ -107,10 +128,50 @@ class HandleWorker(Worker):
         lifeline.watch(_end_group, fd=self._cut_with_parent)
         super().main_work_horse(job, queue)
 
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """In the work-horse: run the job, and tell how it ended for good. If it is killed, the sweep does."""
+        done: bool = super().perform_job(job, queue, execution)
+        if self._storage is not None:
+            try:
+                end = end_of(self.connection, job.id)
+                if end.is_news:
+                    tell(self.connection, self._storage, job.id, end)
+            except (RedisError, OutkeepError) as error:
+                log.warning("the end of job %s is told by the sweep: %s", job.id, error)
+        return done
 
-def worker(connection: Redis, names: frozenset[str], *, pace: Pace = PACE) -> HandleWorker:
-    """A worker that runs the functions `names` and no others."""
-    return HandleWorker(connection, names, pace)
+
+def listed(handlers: Sequence[Handler]) -> Listed:
+    """What this worker may run; where handlers share a function, it has the most memory that one gives."""
+    found: dict[str, int] = {}
+    for call in calls(handlers):
+        if call.queue == HANDLE_QUEUE:
+            found[call.function] = max(call.memory, found.get(call.function, 0))
+    return found
+
+
+def worker(
+    connection: Redis, functions: Listed, storage: Storage | None = None, *, pace: Pace = PACE
+) -> HandleWorker:
+    """A worker that runs `functions` and no others."""
+    return HandleWorker(connection, functions, storage, pace)
+
+
+@contextmanager
+def _limited(size: int | None) -> Iterator[None]:
+    """Let what this process allocates be `size` bytes at most; more raises MemoryError.
+
+    Not the address space: libraries reserve much more of it than they ever use.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if size is not None:
+        most = size if hard == resource.RLIM_INFINITY else min(size, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    try:
+        yield
+    finally:
+        # RQ still has to write down what happened.
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _end_group() -> None:

@@ -15,6 +15,7 @@ from structlog.contextvars import bind_contextvars
 from app.core.errors import OutkeepError, Permanent, Rejected
 from app.core.names import ID, Kind
 from app.core.tries import Tries
+from workers.attempt import Delivery
 from workers.notify import Notify
 from workers.persist import Persist
 
@@ -46,7 +47,7 @@ async def notify(service: Notify, job: Job, handler: str, kind: str, prediction_
     place = _place(job, kind, prediction_id, handler)
     wait = None
     try:
-        wait = await service.run(handler, *place, job.meta)
+        wait = await service.run(Delivery(handler, *place, job.id), job.meta)
     except Permanent as error:
         raise _final(job, error) from None
     finally:

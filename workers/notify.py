@@ -1,7 +1,6 @@
 """Tell one handler about one prediction: when an attempt is made, and what follows from how it ended."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -12,19 +11,31 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from app.core import outcomes
+from app import told as outcome_files
 from app.core.downstream import Downstream
 from app.core.errors import Permanent, Transient
-from app.core.names import Kind, notification_id, object_name, outcome_name
+from app.core.names import Kind
 from app.core.outcomes import Told
-from app.core.policy import notify_delay, store_delay
+from app.core.policy import notify_delay, put_off
 from app.core.vocabulary import NOTIFIED, RETRIES
 from app.handler_states import HandlerStates
 from app.storage import Storage
 from app.tally import Tally
-from workers.attempt import Attempt, Sender
+from workers.attempt import Attempt, Attempts, Delivery, Result
 
-_FINAL = frozenset({"handler_unknown", "manifest_missing"})
+_FINAL = frozenset(
+    {
+        "handler_unknown",
+        "manifest_missing",
+        "input_unresolved",
+        "follow_up_too_deep",
+        "context_too_large",
+        "file_too_large",
+        "file_missing",
+        "api_rejected",
+        "api_absent",
+    }
+)
 """What no later attempt could change."""
 
 _GONE = 410
@@ -34,29 +45,10 @@ log = logging.getLogger("outkeep.notify")
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """What the handler named `handler` is told about."""
-
-    handler: str
-    kind: Kind
-    id: str
-
-    @property
-    def outcome(self) -> str:
-        """The object that says how it ended."""
-        return object_name(self.kind, self.id, outcome_name(self.handler))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """How log lines name it."""
-        return {"handler": self.handler, "kind": str(self.kind), "id": self.id}
-
-
-@dataclass(frozen=True)
 class Notify:
     """What the job works with. `downstreams` has one entry for each handler of the file."""
 
-    sender: Sender
+    attempts: Attempts
     storage: Storage
     states: HandlerStates
     downstreams: Mapping[str, Downstream]
@@ -64,38 +56,38 @@ class Notify:
     jitter: Callable[[], float]
     tally: Tally = field(default_factory=Tally)
 
-    async def run(self, handler: str, kind: Kind, prediction_id: str, memory: dict[str, Any]) -> float | None:
+    async def run(self, delivery: Delivery, memory: dict[str, Any]) -> float | None:
         """Make one attempt; seconds to wait before the next run, or None when the handler was told.
 
         `memory` is kept between runs and changed in place: `attempts` lists all of them, `owed` is an outcome
-        that storage did not take yet and `told` what it took, `faults` counts the runs that our own storage
-        or Redis ended. Raises `Permanent` when the delivery is a dead letter: `dead_letter` after its last
+        that storage did not take yet and `told` what it took, `child` the follow-up that was made, `faults`
+        counts the runs that were no attempt. Raises `Permanent` when the delivery is a dead letter:
+        `dead_letter` after its last
         attempt, `handler_off`.
         """
-        delivery = Delivery(handler, kind, prediction_id)
         attempts: list[dict[str, Any]] = memory.setdefault("attempts", [])
         try:
             if "owed" not in memory:
-                wait, outcome = await self._try(delivery, attempts)
+                wait, outcome = await self._try(delivery, attempts, memory)
                 if outcome is None:
                     return wait
                 memory["owed"] = outcome
-            memory["told"] = await asyncio.to_thread(self._settle, delivery, memory["owed"], attempts)
+            memory["told"] = await asyncio.to_thread(self._settle, delivery, memory, attempts)
         except (Transient, RedisError) as error:
             return self._put_off(delivery, error, memory)
-        _require_told(memory.pop("owed"), handler, attempts)
+        _require_told(memory.pop("owed"), delivery.handler, attempts)
         return None
 
     async def _try(
-        self, delivery: Delivery, attempts: list[dict[str, Any]]
+        self, delivery: Delivery, attempts: list[dict[str, Any]], memory: dict[str, Any]
     ) -> tuple[float | None, str | None]:
         """Make an attempt if one may be made now: seconds until the next run, or the outcome.
 
-        Both are None when somebody else has told the handler since our last attempt. Raises `Transient` and
-        redis-py's errors when storage or Redis fails; then nothing was sent.
+        Both are None when somebody else has told the handler since our last attempt, or will: the user's job.
+        Raises `Transient` and redis-py's errors when there was no attempt.
         """
         if await asyncio.to_thread(self._told_since, delivery, attempts):
-            log.info("handler told meanwhile", extra=delivery.facts)
+            log.info("handler told meanwhile", extra=_facts(delivery))
             return None, None
         if await asyncio.to_thread(self.states.is_off, delivery.handler):
             return None, "off"
@@ -104,32 +96,36 @@ class Notify:
         wait = downstream.ask(began)
         if wait is not None:
             return wait, None
-        attempt, asked = await self._attempt(delivery, downstream, began)
+        attempt, result = await self._attempt(delivery, downstream, began)
         attempts.append(asdict(attempt))
+        memory["child"] = result.child
         await asyncio.to_thread(self._report, delivery, attempt, downstream)
-        wait, outcome = self._decide(delivery, attempt, asked, number=len(attempts))
-        self.tally.add(NOTIFIED, delivery.handler, outcome or "retried")
-        if outcome is None:
+        wait, outcome = self._decide(delivery, attempt, result, number=len(attempts))
+        self.tally.add(NOTIFIED, delivery.handler, outcome or ("retried" if attempt.error else "handed_on"))
+        if attempt.error is not None and outcome is None:
             self.tally.add(RETRIES, "notify", attempt.error)
         return wait, outcome
 
     async def _attempt(
         self, delivery: Delivery, downstream: Downstream, began: float
-    ) -> tuple[Attempt, float | None]:
+    ) -> tuple[Attempt, Result]:
         answered = timed_out = False
         try:
-            attempt, asked = await self.sender.attempt(delivery.handler, delivery.kind, delivery.id)
+            attempt, result = await self.attempts.make(delivery)
             answered, timed_out = attempt.status is not None, attempt.error in _TIMED_OUT
         finally:
             downstream.ended(began, time.monotonic(), answered=answered, timed_out=timed_out)
-        return attempt, asked
+        return attempt, result
 
     def _decide(
-        self, delivery: Delivery, attempt: Attempt, asked: float | None, *, number: int
+        self, delivery: Delivery, attempt: Attempt, result: Result, *, number: int
     ) -> tuple[float | None, str | None]:
-        """Seconds until the attempt after attempt `number`, or the outcome."""
-        facts = delivery.facts | {"attempt": number}
+        """Seconds until the attempt after attempt `number`, or the outcome; neither: another job tells."""
+        facts = _facts(delivery) | {"attempt": number}
         facts |= {"status": attempt.status, "milliseconds": attempt.milliseconds}
+        if result.handed_on:
+            log.info("event handed on to a job", extra=facts)
+            return None, None
         if attempt.error is None:
             log.info("handler told", extra=facts)
             return None, "delivered"
@@ -138,7 +134,7 @@ class Notify:
             return None, "off"
         wait = None
         if attempt.error not in _FINAL:
-            wait = notify_delay(attempt=number, retry_after=asked, jitter=self.jitter())
+            wait = notify_delay(attempt=number, retry_after=result.asked, jitter=self.jitter())
         if wait is None:
             log.error("handler not told; the delivery is a dead letter: %s", attempt.detail, extra=facts)
             return None, "dead"
@@ -147,12 +143,11 @@ class Notify:
 
     def _told_since(self, delivery: Delivery, attempts: list[dict[str, Any]]) -> bool:
         """Whether the handler was told after our last attempt: by a replay, or by a run that overlapped."""
-        data = self.storage.get(delivery.outcome) if attempts else None
-        try:
-            told = json.loads(data or b"{}")
-            return bool(told["outcome"] == "delivered" and told["at"] > attempts[-1]["at"])
-        except (ValueError, KeyError, TypeError):
-            return False  # absent, or torn by a power cut: telling once more is safe
+        if not attempts:
+            return False
+        told = outcome_files.read(self.storage, *_place(delivery))
+        last = datetime.fromisoformat(attempts[-1]["at"])
+        return told is not None and told.outcome == "delivered" and told.at > last
 
     def _report(self, delivery: Delivery, attempt: Attempt, downstream: Downstream) -> None:
         """Show how the handler fares; that alone must not fail a delivery."""
@@ -160,31 +155,31 @@ class Notify:
             with suppress(RedisError):
                 self.states.report(delivery.handler, asdict(attempt), downstream.timeouts)
 
-    def _settle(self, delivery: Delivery, outcome: str, attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _settle(
+        self, delivery: Delivery, memory: dict[str, Any], attempts: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        outcome = memory["owed"]
         answered_gone = outcome == "off" and attempts and attempts[-1]["status"] == _GONE
         if answered_gone and self.states.switch_off(delivery.handler, self.clock()):
             log.error(
                 "the handler answered 410 and is switched off until `outkeep handlers enable %s`",
                 delivery.handler,
-                extra=delivery.facts,
+                extra=_facts(delivery),
             )
-        document = outcomes.document(
-            notification_id(delivery.handler, delivery.kind, delivery.id),
-            Told(outcome, len(attempts), self.clock(), _reason(outcome, attempts)),
+        told = Told(
+            outcome, len(attempts), self.clock(), _reason(outcome, attempts), child=memory.get("child")
         )
-        self.storage.put_bytes(delivery.outcome, json.dumps(document).encode())
-        return document
+        return outcome_files.write(self.storage, *_place(delivery), told)
 
     def _put_off(self, delivery: Delivery, error: Transient | RedisError, memory: dict[str, Any]) -> float:
-        """Seconds to wait for our own storage or Redis."""
+        """Seconds to wait for our own storage or Redis, or for what the API allows."""
         memory["faults"] = memory.get("faults", 0) + 1
-        delay = store_delay(attempt=memory["faults"], jitter=self.jitter())
-        if isinstance(error, Transient):
-            code, message = error.code, error.message
-        else:
-            code, message = "redis_unavailable", f"Redis failed: {type(error).__name__}"
-        log.warning("trying again in %.0f s: %s", delay, message, extra=delivery.facts | {"code": code})
-        self.tally.add(RETRIES, "notify", code)
+        if isinstance(error, RedisError):
+            error = Transient("redis_unavailable", f"Redis failed: {type(error).__name__}")
+        delay = put_off(error, faults=memory["faults"], jitter=self.jitter())
+        facts = _facts(delivery) | {"code": error.code}
+        log.warning("trying again in %.0f s: %s", delay, error.message, extra=facts)
+        self.tally.add(RETRIES, "notify", error.code)
         return delay
 
 
@@ -193,6 +188,15 @@ def _reason(outcome: str, attempts: list[dict[str, Any]]) -> str | None:
     if outcome == "delivered":
         return None
     return attempts[-1]["error"] if attempts else "handler_off"
+
+
+def _place(delivery: Delivery) -> tuple[str, Kind, str]:
+    return delivery.handler, delivery.kind, delivery.id
+
+
+def _facts(delivery: Delivery) -> dict[str, Any]:
+    """How log lines name a delivery."""
+    return {"handler": delivery.handler, "kind": str(delivery.kind), "id": delivery.id}
 
 
 def _require_told(outcome: str, handler: str, attempts: list[dict[str, Any]]) -> None:

@@ -10,12 +10,15 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app import queues
+from app import told as outcome_files
 from app.core import manifest as manifests
+from app.core.context import lineage
 from app.core.errors import OutkeepError, Permanent, Removed, Transient
 from app.core.handlers import Handler, interested
 from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
-from app.core.names import Kind, object_name, outcome_name
+from app.core.names import Kind, manifest_name, object_name, outcome_name
+from app.core.outcomes import Told
 from app.core.outputs import OutputFile, joined_text
 from app.core.policy import store_delay
 from app.core.prediction import parse
@@ -110,13 +113,28 @@ class Persist:
         """
         prediction = manifest.prediction
         place = (prediction.kind, prediction.id)
+        self._acknowledge(manifest)
         jobs = [
-            queues.notify_job(self.redis, handler.name, *place)
+            queues.notify_job(self.redis, handler.name, *place, timeout=handler.patience)
             for handler in interested(self.handlers, prediction)
             # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
             if self.storage.head(object_name(*place, outcome_name(handler.name))) is None
         ]
         self.records.dispatch(*place, manifest.stored_at, _counts(manifest), jobs)
+
+    def _acknowledge(self, manifest: Manifest) -> None:
+        """Note beside the parent of a follow-up that this is it, whatever Redis remembers."""
+        line = lineage(manifest.receipt.context)
+        if line is None:
+            return
+        place = (line.handler, line.kind, line.parent)
+        told = outcome_files.read(self.storage, *place)
+        is_known = told is not None and told.child is not None
+        if is_known or self.storage.head(manifest_name(line.kind, line.parent)) is None:
+            return
+        attempts = told.attempts if told else 1
+        came = Told("delivered", attempts, self.clock(), None, child=manifest.prediction.id)
+        outcome_files.write(self.storage, *place, came)
 
     def give_up(self, kind: Kind, prediction_id: str, error: OutkeepError) -> None:
         """Mark the record as failed: trying again by itself cannot help, a replay by the operator may."""

@@ -12,25 +12,35 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.core.context import context_keys
 from app.core.downstream import Downstream, share_of
+from app.core.handlers import needs_token
 from app.core.inputs import Uploads
 from app.core.links import link_keys
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
+from app.creation import creating
+from app.creation_limit import CreationLimit
 from app.deployment import Deployment
+from app.follow_ups import FollowUps
 from app.guard import guarded_session
 from app.handler_states import HandlerStates
 from app.inbox import TIMEOUT as REDIS_TIMEOUT
 from app.records import Records
+from app.replicate import connected
 from app.storage import Storage
 from app.tally import Tally
 from workers import jobs
-from workers.attempt import TIMEOUT, Sender
+from workers.attempt import Attempts
 from workers.collect import Collector, Limits
 from workers.fetch import Fetcher
+from workers.follow import Follow
+from workers.handing_over import HandingOver
 from workers.inputs import Inputs
 from workers.keep import Keeper
+from workers.links import Links, signed_links
 from workers.notify import Notify
 from workers.persist import Persist
+from workers.post import TIMEOUT, Post
 from workers.scratch import scratch
 from workers.uploads import InputFetcher
 
@@ -63,13 +73,15 @@ async def notify_jobs(
     storage = Storage(settings.storage_url)
     handlers = {handler.name: handler for handler in deployment.handlers}
     share = share_of(settings.slots)
+    links = signed_links(link_keys(deployment.secret_keys), settings.base_url, _now)
     async with (
         guarded_session(private=settings.notify_private, proxy=_proxy(deployment)) as session,
         _counting(redis) as tally,
+        _following(deployment, redis, storage, links) as follow,
     ):
-        links = link_keys(deployment.secret_keys)
+        post = Post(session, _now, patience)
         service = Notify(
-            sender=Sender(session, storage, handlers, links, settings.base_url, _now, patience),
+            attempts=Attempts(redis, storage, handlers, links, post, follow, _now),
             storage=storage,
             states=HandlerStates(redis),
             downstreams={name: Downstream(share) for name in handlers},
@@ -78,6 +90,35 @@ async def notify_jobs(
             tally=tally,
         )
         yield {NOTIFY_JOB: partial(jobs.notify, service)}
+
+
+@asynccontextmanager
+async def _following(
+    deployment: Deployment, redis: Redis, storage: Storage, links: Links
+) -> AsyncIterator[Follow | None]:
+    """What follow-up predictions are made with; None when no handler makes any."""
+    settings, token = deployment.settings, deployment.settings.api_token
+    if not needs_token(deployment.handlers) or token is None:
+        yield None
+        return
+    with scratch(settings.temporary) as folder:
+        async with (
+            creating(settings.api_url, token.get_secret_value()) as creator,
+            connected(settings.api_url, token.get_secret_value()) as api,
+        ):
+            yield Follow(
+                creator=creator,
+                api=api,
+                follow_ups=FollowUps(redis),
+                limit=CreationLimit(redis),
+                records=Records(redis, ttl=settings.record_ttl),
+                storage=storage,
+                files=HandingOver(creator, storage, folder),
+                links=links,
+                keys=context_keys(deployment.secret_keys),
+                base_url=settings.public_url,
+                clock=_now,
+            )
 
 
 ASYNCHRONOUS = {PERSIST_QUEUE: persist_jobs, NOTIFY_QUEUE: notify_jobs}

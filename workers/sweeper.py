@@ -12,6 +12,7 @@ from typing import Self
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.core.handlers import job_queues
 from app.core.names import COUNTERS, PERSIST_QUEUE, SWEEP_TURN, SWEPT, Kind
 from app.core.repairs import Repair
 from app.core.vocabulary import REPAIRS
@@ -20,6 +21,7 @@ from app.inbox import connect
 from app.records import Records
 from app.storage import Storage
 from app.tally import series
+from workers.ends import Ends
 from workers.leftovers import Leftovers
 from workers.sweep import Sweep
 
@@ -39,9 +41,10 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
     """What the worker process of a queue sweeps; files are looked after by those that download them."""
     settings = deployment.settings
     redis = connect(deployment.redis_url, timeout=TIMEOUT)
+    storage = Storage(settings.storage_url)
     local = None
     if queue == PERSIST_QUEUE:
-        outputs = Storage(settings.storage_url).folder
+        outputs = storage.folder
         records = Records(redis, ttl=settings.record_ttl)
 
         def is_known(kind: Kind, prediction_id: str) -> bool:
@@ -49,7 +52,13 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
 
         held_for = settings.record_ttl
         local = Leftovers(settings.temporary, outputs, held_for=held_for, is_known=is_known).run
-    shared = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC)).run
+    users = job_queues(deployment.handlers)
+    sweep = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users)
+    ends = Ends(redis, storage, users)
+
+    def shared() -> Counter[Repair]:
+        return sweep.run() + ends.run()
+
     return Sweeper(redis, shared=shared, local=local)
 
 

@@ -9,10 +9,9 @@ import click
 from redis import Redis
 
 from app import deployment
-from app.backlog import backlog, by_place
+from app.backlog import backlog, by_place, telling_queues
 from app.cli.look import TIMEOUT
 from app.cli.terminal import table
-from app.core.names import NOTIFY_QUEUE
 from app.handler_states import HandlerState, HandlerStates
 from app.inbox import connect
 
@@ -83,10 +82,14 @@ def _open() -> tuple[Redis, list[str]]:
 
 def _counts(redis: Redis) -> tuple[Counter[str], Counter[str]]:
     """How many notifications wait or run for each handler, and how many are dead letters."""
-    jobs = backlog(NOTIFY_QUEUE, redis)
-    live = [*jobs.queued, *jobs.running, *jobs.scheduled]
-    waiting = Counter(handler for (handler, *_), _ in by_place(live))
-    return waiting, Counter(handler for (handler, *_), _ in by_place(jobs.failed))
+    waiting: Counter[str] = Counter()
+    dead: Counter[str] = Counter()
+    for name in telling_queues(redis):
+        jobs = backlog(name, redis)
+        live = [*jobs.queued, *jobs.running, *jobs.scheduled]
+        waiting.update(handler for (handler, *_), _ in by_place(live))
+        dead.update(handler for (handler, *_), _ in by_place(jobs.failed))
+    return waiting, dead
 
 
 def _last(state: HandlerState) -> str:

@@ -56,7 +56,7 @@ def serve(*, on_lifeline: bool) -> None:
 @click.argument("queue", type=click.Choice(_QUEUES))
 @click.option("--path", default=".", type=click.Path(), help="Folder from which handler code is imported.")
 def work(queue: str, path: str) -> None:
-    """Run one worker process for QUEUE: persist keeps outputs, notify tells handlers.
+    """Run one worker process for QUEUE: persist keeps outputs, notify tells handlers, handle runs their jobs.
 
     Start as many as you like, on as many hosts as you like.
 
@@ -64,6 +64,7 @@ def work(queue: str, path: str) -> None:
     Examples:
       outkeep work persist
       outkeep work notify
+      outkeep work handle --path /srv/myproject
     """
     # `app` never imports `workers`, so that the receiver cannot grow into them: another program takes over.
     # -P: the working directory may hold a `workers` of its own.

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import click
@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from app.cli.look import open_records, summary
 from app.cli.terminal import say
+from app.core.context import Lineage, lineage
 from app.core.errors import ConfigurationError, OutkeepError, Permanent
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import ID, Kind, object_name
@@ -114,7 +115,22 @@ def _document(known: _Known) -> dict[str, Any]:
         "record": summary(known.record) if known.record else None,
         "manifest": json.loads(known.manifest.to_json()) if known.manifest else None,
         "told": known.told,
+        "lineage": asdict(line) if (line := _lineage(known)) else None,
+        "children": dict(_children(known)),
     }
+
+
+def _lineage(known: _Known) -> Lineage | None:
+    """What it follows."""
+    source = known.manifest or known.record
+    return lineage(source.receipt.context) if source else None
+
+
+def _children(known: _Known) -> Iterator[tuple[str, str]]:
+    """The handlers that made follow-ups of it, with their ids."""
+    for handler, outcome in known.told.items():
+        if isinstance(outcome.get("child"), str):
+            yield handler, outcome["child"]
 
 
 def _print(known: _Known, where: str) -> None:
@@ -124,16 +140,24 @@ def _print(known: _Known, where: str) -> None:
         say(f"  state   {record.state}")
         if record.error is not None:
             say(f"  error   {record.error}")
+    if (line := _lineage(known)) is not None:
+        say(f"  follows {line.parent} by {line.handler}")
     if manifest is not None:
-        prediction = manifest.prediction
         if record is None:
-            say(f"  status  {prediction.status}")
-        say(f"  model   {prediction.model or '-'}")
-        say(f"  kept in {where}/{object_name(prediction.kind, prediction.id, '')}")
-        for file in manifest.files:
-            say(f"    {_file_line(file)}")
+            say(f"  status  {manifest.prediction.status}")
+        _print_kept(manifest, where)
     for name, outcome in known.told.items():
         say(f"    {_outcome_line(name, outcome)}")
+    for handler, child in _children(known):
+        say(f"    followed by {child} ({handler})")
+
+
+def _print_kept(manifest: Manifest, where: str) -> None:
+    prediction = manifest.prediction
+    say(f"  model   {prediction.model or '-'}")
+    say(f"  kept in {where}/{object_name(prediction.kind, prediction.id, '')}")
+    for file in manifest.files:
+        say(f"    {_file_line(file)}")
 
 
 def _outcome_line(name: str, outcome: Mapping[str, Any]) -> str:

@@ -29,9 +29,18 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
     their entries are made brief, and only if that is not enough the last ones are left out.
     `data.truncated` lists the JSON pointers (into the event) of what was cut.
     """
+    data = whole(manifest, link)
+    event = {"type": event_type(manifest), "timestamp": format_time(manifest.stored_at), "data": data}
+    _cut_logs(data)
+    _shrink(event, data, link(MANIFEST_NAME))
+    return event
+
+
+def whole(manifest: Manifest, link: Link) -> dict[str, Any]:
+    """The `data` of the event with nothing cut, however large."""
     prediction = manifest.prediction
     raw = prediction.raw
-    data: dict[str, Any] = {
+    return {
         "id": prediction.id,
         "kind": prediction.kind,
         "status": prediction.status,
@@ -50,10 +59,6 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
         "lost": [_lost(file) for file in (*manifest.lost, *manifest.lost_inputs)],
         "truncated": [],
     }
-    event = {"type": event_type(manifest), "timestamp": format_time(manifest.stored_at), "data": data}
-    _cut_logs(data)
-    _shrink(event, data, link(MANIFEST_NAME))
-    return event
 
 
 def encode(value: Any) -> bytes:

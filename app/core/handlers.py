@@ -6,33 +6,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import urlsplit
 
+from app.core import targets
 from app.core.errors import ConfigurationError, Permanent
-from app.core.hosts import is_host
 from app.core.keys import SigningKey, parse_signing_keys
 from app.core.names import ID, Kind
 from app.core.prediction import TERMINAL, Prediction
+from app.core.targets import Call, FollowUp, Target
 
 ReadSecret = Callable[[str], str]
 """Resolves `env:NAME`, `file:PATH` or a literal to the secret's text; raises `Permanent` when it cannot."""
 
-_KEYS = frozenset({"name", "on", "model", "kind", "url", "secret"})
-_LATER = frozenset({"job", "queue", "predict", "input"})
+_KEYS = frozenset({"name", "on", "model", "kind"}).union(targets.KINDS, *targets.KINDS.values())
 
 
 @dataclass(frozen=True)
 class Handler:
-    """One downstream that is told by signed HTTP POST."""
+    """One downstream: which events it wants, and what is done with them."""
 
     name: str
-    url: str
-    keys: tuple[SigningKey, ...]
+    target: Target
     on: frozenset[str] | None = None
     """Statuses it wants; None: every terminal one."""
     model: str | None = None
     """A glob over `owner/name`."""
     kind: Kind | None = None
+
+    @property
+    def patience(self) -> int:
+        """Seconds that one run of its notify job may take."""
+        return targets.FOLLOW_TIMEOUT if isinstance(self.target, FollowUp) else targets.NOTIFY_TIMEOUT
 
     def wants(self, prediction: Prediction) -> bool:
         """Whether this handler is told about a prediction that ended."""
@@ -76,6 +79,21 @@ def interested(handlers: Sequence[Handler], prediction: Prediction) -> list[Hand
     return [handler for handler in handlers if handler.wants(prediction)]
 
 
+def job_queues(handlers: Sequence[Handler]) -> tuple[str, ...]:
+    """The queues that hold jobs of the user's, in order."""
+    return tuple(sorted({call.queue for call in calls(handlers)}))
+
+
+def calls(handlers: Sequence[Handler]) -> list[Call]:
+    """The jobs of the user's that the handlers name."""
+    return [handler.target for handler in handlers if isinstance(handler.target, Call)]
+
+
+def needs_token(handlers: Sequence[Handler]) -> list[str]:
+    """The names of the handlers that call Replicate's API."""
+    return [handler.name for handler in handlers if isinstance(handler.target, FollowUp)]
+
+
 def _toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
@@ -93,8 +111,7 @@ def _label(entry: Mapping[str, Any], number: int) -> str:
 def _handler(entry: Mapping[str, Any], keys: tuple[SigningKey, ...]) -> Handler:
     return Handler(
         name=entry["name"],
-        url=entry["url"],
-        keys=keys,
+        target=targets.make(entry, keys),
         on=frozenset(entry["on"]) if "on" in entry else None,
         model=entry.get("model"),
         kind=Kind(entry["kind"]) if "kind" in entry else None,
@@ -102,29 +119,15 @@ def _handler(entry: Mapping[str, Any], keys: tuple[SigningKey, ...]) -> Handler:
 
 
 def _mistakes(entry: Mapping[str, Any]) -> list[str]:
-    later = sorted(entry.keys() & _LATER)
-    required = ("name",) if later else ("name", "url", "secret")
-    found = [f"unknown key {key!r}" for key in sorted(entry.keys() - _KEYS - _LATER)]
-    found += [f"key {key!r} is not supported by this version" for key in later]
-    found += [f"{key!r} is missing" for key in required if key not in entry]
-    return found + [
-        f"{key!r} {rule}" for key, holds, rule in _RULES if key in entry and not holds(entry[key])
-    ]
+    found = [f"unknown key {key!r}" for key in sorted(entry.keys() - _KEYS)]
+    if "name" not in entry:
+        found.append("'name' is missing")
+    found += [f"{key!r} {rule}" for key, holds, rule in _RULES if key in entry and not holds(entry[key])]
+    return found + targets.mistakes(entry)
 
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and ID.fullmatch(value) is not None
-
-
-def _is_url(value: Any) -> bool:
-    # `urlsplit` drops tabs and line ends without a word, and looks at the port only when it is asked for.
-    if not isinstance(value, str) or not value.isprintable() or " " in value:
-        return False
-    try:
-        parts = urlsplit(value)
-        return parts.scheme in {"http", "https"} and is_host(parts.hostname or "") and parts.port != 0
-    except ValueError:
-        return False
 
 
 def _is_statuses(value: Any) -> bool:
@@ -145,7 +148,6 @@ def _is_kind(value: Any) -> bool:
 
 _RULES: Sequence[tuple[str, Callable[[Any], bool], str]] = (
     ("name", _is_name, "must be 1 to 64 letters, digits, '_' or '-'"),
-    ("url", _is_url, "must be an http or https URL"),
     ("on", _is_statuses, f"must be a list of statuses: {', '.join(sorted(TERMINAL))}"),
     ("model", _is_text, "must be a glob such as 'owner/*'"),
     ("kind", _is_kind, "must be 'prediction' or 'training'"),

@@ -45,7 +45,10 @@ NOTIFY_JOB = "workers.jobs.notify"
 _KIND = rf"(?P<kind>{'|'.join(Kind)})"
 _PLACE = rf"{_KIND}-(?:_(?P<escaped>[A-Za-z0-9_]{{1,128}})|(?P<id>[A-Za-z0-9][A-Za-z0-9_-]{{0,63}}?))"
 _PERSIST_ID = re.compile(rf"persist-{_KIND}-(?P<id>[A-Za-z0-9_-]{{1,64}})", re.ASCII)
-_NOTIFY_ID = re.compile(rf"notify-(?P<handler>[A-Za-z0-9_-]{{1,64}})-{_PLACE}(-r[1-9][0-9]*)?", re.ASCII)
+_DELIVERY = rf"-(?P<handler>[A-Za-z0-9_-]{{1,64}})-{_PLACE}(-r[1-9][0-9]*)?"
+_NOTIFY_ID = re.compile(rf"notify{_DELIVERY}", re.ASCII)
+_HANDLE_ID = re.compile(rf"handle{_DELIVERY}", re.ASCII)
+_OF_A_HANDLER = re.compile(rf"(?:notify|handle){_DELIVERY}", re.ASCII)
 _AMBIGUOUS = re.compile(rf"[_-].*|.*(?:{'|'.join(Kind)}).*|(?:.*-)?r[0-9]+", re.ASCII)
 """Ids that could be read in two ways beside the name of a handler or the number of a replay."""
 
@@ -77,9 +80,6 @@ def split_notify_job_id(job_id: str) -> tuple[str, Kind, str] | None:
     return (found["handler"], *_split_place(found)) if found else None
 
 
-_OF_A_HANDLER = re.compile(rf"(?:notify|handle)-[A-Za-z0-9_-]{{1,64}}-{_PLACE}(-r[1-9][0-9]*)?", re.ASCII)
-
-
 def place_of_job(job_id: str) -> tuple[Kind, str] | None:
     """The prediction that a job of ours works on, whatever it does; None for any other job."""
     found = _OF_A_HANDLER.fullmatch(job_id)
@@ -97,6 +97,17 @@ def _split_place(found: re.Match[str]) -> tuple[Kind, str]:
     if found["escaped"] is None:
         return Kind(found["kind"]), found["id"]
     return Kind(found["kind"]), found["escaped"].replace("_d", "-").replace("_u", "_")
+
+
+def handle_job_id(notify_id: str) -> str:
+    """The user's job that a notify job, first one or replay, hands the event to: one for each."""
+    return f"handle-{notify_id.removeprefix('notify-')}"
+
+
+def split_handle_job_id(job_id: str) -> tuple[str, Kind, str] | None:
+    """Handler, kind and id out of `handle_job_id`; None for anything else."""
+    found = _HANDLE_ID.fullmatch(job_id)
+    return (found["handler"], *_split_place(found)) if found else None
 
 
 def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:
@@ -179,6 +190,28 @@ def split_member(member: str) -> tuple[Kind, str]:
     """The reverse of `record_member`."""
     kind, _, prediction_id = member.partition(":")
     return Kind(kind), prediction_id
+
+
+JOB_TOLD = "outkeep_told"
+"""Field of the hash of a user's job: the end (`<status> <time>`) that the outcome file tells already."""
+
+CREATIONS = "outkeep:creations"
+"""When the next follow-up prediction may be created, by all processes together (see `app.creation_limit`)."""
+
+
+def follow_up_key(handler: str, kind: Kind, prediction_id: str) -> str:
+    """JSON: the follow-up that is being created, written before the API is asked (see `app.follow_ups`)."""
+    return f"outkeep:follow-up:{handler}:{kind}:{prediction_id}"
+
+
+def follow_up_lock(handler: str, kind: Kind, prediction_id: str) -> str:
+    """Held by the one run that creates this follow-up; expires soon after its process died."""
+    return f"outkeep:following:{handler}:{kind}:{prediction_id}"
+
+
+def follow_up_child(prediction_id: str) -> str:
+    """Which follow-up (`<handler>:<kind>:<id>`) the prediction with this id is."""
+    return f"outkeep:follows:{prediction_id}"
 
 
 # Objects in storage.

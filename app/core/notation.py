@@ -1,4 +1,4 @@
-"""How people write durations and addresses in settings; no message repeats what may hold a password."""
+"""How people write durations, sizes and addresses; no message repeats what may hold a password."""
 
 import re
 from ipaddress import ip_network
@@ -10,6 +10,17 @@ from app.core.hosts import is_host
 _DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)?", re.ASCII)
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 100 * 365 * 86400
+_SIZE = re.compile(r"(\d{1,12})\s*(b|kb|mb|gb|kib|mib|gib)?", re.ASCII)
+_BYTES = {
+    None: 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
 
 
 def duration(text: str) -> int:
@@ -21,6 +32,14 @@ def duration(text: str) -> int:
     if seconds > _LONGEST:
         raise Permanent("bad_duration", "that is more than a hundred years")
     return seconds
+
+
+def size(text: str) -> int:
+    """Bytes in `512MiB`, `1GB`, `1048576` and the like; raises `Permanent` for anything else."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        raise Permanent("bad_size", "write a whole number of MiB or GiB, such as 512MiB")
+    return int(match[1]) * _BYTES[match[2] or "b"]
 
 
 def http_url(text: str) -> str:

@@ -16,6 +16,9 @@ PERSIST_MARGIN = 600
 NOTIFY_DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 """Waits before the second and later attempts to notify a handler; then dead letter."""
 
+UNCOUNTED = frozenset({"api_busy", "creations_limited", "follow_up_running", "follow_up_sought"})
+"""What puts a notification off and is no attempt: nothing was tried, or somebody asked us to wait."""
+
 MAX_RETRY_AFTER = 86400.0
 RETRIED_ONCE = frozenset({"forbidden"})
 RETRIED_WITHIN_THE_HOUR = frozenset({"host_refused", "scheme_refused", "port_refused", "address_refused"})
@@ -74,6 +77,14 @@ def input_delay(*, attempt: int, asked: float | None) -> float:
 def store_delay(*, attempt: int, jitter: float) -> float:
     """How long to wait when our own storage fails: without end, since the operator can mend it."""
     return min(2.0 * 2.0 ** min(attempt, 10), 300.0) * (0.5 + jitter / 2)
+
+
+def put_off(error: OutkeepError, *, faults: int, jitter: float) -> float:
+    """How long to wait before the next run when there was no attempt, for the time number `faults`."""
+    asked = error.retry_after if isinstance(error, Transient) else None
+    if asked is None:
+        return store_delay(attempt=faults, jitter=jitter)
+    return min(asked, MAX_RETRY_AFTER) * (1 + jitter / 2)
 
 
 def notify_delay(*, attempt: int, retry_after: float | None, jitter: float) -> float | None:

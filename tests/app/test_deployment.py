@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.core.errors import ConfigurationError
+from app.core.targets import Webhook
 from app.deployment import connect, find_redis, own_keys, prepare
 from app.settings import load
 from tests.app.web import SECRET, SECRET_KEY
@@ -139,7 +140,8 @@ def test_the_secret_of_a_handler_is_read_from_the_environment_or_a_file(tmp_path
         file.write_text(HANDLER.format(secret=reference))
         settings = environment(tmp_path, OUTKEEP_HANDLERS=str(file), GALLERY=SECRET)
         (handler,) = prepare(settings)[1]
-        assert len(handler.keys) == 1
+        assert isinstance(handler.target, Webhook)
+        assert len(handler.target.keys) == 1
 
 
 def test_without_any_redis_the_way_out_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from app.core.handlers import Handler, interested, parse
 from app.core.keys import PrivateKey, SharedKey, generate_secret
 from app.core.names import Kind
 from app.core.prediction import TERMINAL, Prediction, from_object
+from app.core.targets import Webhook
 
 CANARY = b"canary in a mine, 24 bytes"
 SECRET = generate_secret(CANARY)
@@ -55,6 +56,12 @@ def handler(**filters: object) -> Handler:
     return found
 
 
+def webhook(**filters: object) -> Webhook:
+    target = handler(**filters).target
+    assert isinstance(target, Webhook)
+    return target
+
+
 def ended(
     status: str = "succeeded", model: str | None = "black-forest-labs/flux-dev", kind: Kind = Kind.PREDICTION
 ) -> Prediction:
@@ -73,8 +80,7 @@ def test_a_handler_is_read_whole() -> None:
     )
     assert found == Handler(
         name="gallery",
-        url="https://example.com/hooks/outputs",
-        keys=(SharedKey(CANARY),),
+        target=Webhook("https://example.com/hooks/outputs", (SharedKey(CANARY),)),
         on=frozenset({"succeeded", "failed"}),
         model="owner/*",
         kind=Kind.TRAINING,
@@ -85,7 +91,7 @@ def test_a_handler_is_read_whole() -> None:
     "host", ["localhost", "my_service:8000", "10.0.0.7", "[::1]:80", "example.com.", "bücher.example"]
 )
 def test_a_handler_may_be_on_ones_own_network(host: str) -> None:
-    assert handler(url=f"http://{host}/hook").url == f"http://{host}/hook"
+    assert webhook(url=f"http://{host}/hook").url == f"http://{host}/hook"
 
 
 def test_the_order_of_the_file_is_kept() -> None:
@@ -95,10 +101,10 @@ def test_the_order_of_the_file_is_kept() -> None:
 
 def test_secrets_come_from_where_the_file_says_and_all_of_a_list_sign() -> None:
     private = "whsk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
-    assert handler(secret="env:GALLERY_SECRET").keys == (SharedKey(CANARY),)
-    assert len(handler(secret="file:/run/two").keys) == 2
-    assert len(handler(secret=[SECRET, "file:/run/two"]).keys) == 3
-    (key,) = handler(secret=private).keys
+    assert webhook(secret="env:GALLERY_SECRET").keys == (SharedKey(CANARY),)
+    assert len(webhook(secret="file:/run/two").keys) == 2
+    assert len(webhook(secret=[SECRET, "file:/run/two"]).keys) == 3
+    (key,) = webhook(secret=private).keys
     assert isinstance(key, PrivateKey)
 
 
@@ -108,7 +114,10 @@ def test_a_handler_does_not_show_its_keys() -> None:
 
 MISTAKES = [
     (gallery(without="name"), "handler number 1: 'name' is missing"),
-    (gallery(without="url"), "handler 'gallery': 'url' is missing"),
+    (
+        gallery(without="url"),
+        "handler 'gallery': one of 'url', 'job' and 'predict' is missing",
+    ),
     (gallery(without="secret"), "handler 'gallery': 'secret' is missing"),
     (gallery('colour = "red"'), "handler 'gallery': unknown key 'colour'"),
     *(
@@ -218,23 +227,13 @@ def test_all_mistakes_are_told_at_once() -> None:
     """
     assert problems(text) == (
         "unknown table or key 'colour'; only [[handler]] is known",
-        "handler 'a': 'url' must be an http or https URL",
         "handler 'a': 'on' must be a list of statuses: aborted, canceled, failed, succeeded",
+        "handler 'a': 'url' must be an http or https URL",
         "handler 'a': 'secret': the environment variable MISSING is not set",
-        "handler 'a': 'url' is missing",
-        "handler 'a': 'secret' is missing",
+        "handler 'a': one of 'url', 'job' and 'predict' is missing",
         "handler number 4: 'name' is missing",
-        "handler number 4: 'url' is missing",
-        "handler number 4: 'secret' is missing",
+        "handler number 4: one of 'url', 'job' and 'predict' is missing",
         "2 handlers are named 'a'",
-    )
-
-
-def test_a_kind_of_handler_that_comes_later_is_named_as_such_and_nothing_else_asked_of_it() -> None:
-    job = '[[handler]]\nname = "thumbnail"\njob = "myproject.tasks.make_thumbnail"\nqueue = "handle"'
-    assert problems(job) == (
-        "handler 'thumbnail': key 'job' is not supported by this version",
-        "handler 'thumbnail': key 'queue' is not supported by this version",
     )
 
 

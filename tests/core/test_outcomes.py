@@ -15,6 +15,7 @@ AT = datetime(2026, 3, 16, 10, 0, 0, 250_000, tzinfo=UTC)
     "told",
     [
         Told("delivered", 2, AT, None),
+        Told("delivered", 2, AT, None, "child"),
         Told("dead", 10, AT, "status_500"),
         Told("off", 0, AT, "handler_off"),
         Told("off", 0, AT, None),
@@ -25,7 +26,7 @@ def test_an_outcome_is_read_as_it_was_written(told: Told) -> None:
 
 
 def test_what_was_delivered_has_the_keys_of_the_contract() -> None:
-    assert outcomes.document("msg_1", Told("delivered", 1, AT, None), "abc") == {
+    assert outcomes.document("msg_1", Told("delivered", 1, AT, None, "abc")) == {
         "webhook_id": "msg_1",
         "outcome": "delivered",
         "attempts": 1,

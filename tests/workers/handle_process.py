@@ -10,6 +10,7 @@ from pathlib import Path
 
 from redis import Redis
 
+from app.core.targets import MEMORY
 from workers import handle
 from workers.steady_worker import Pace
 
@@ -38,7 +39,8 @@ NAMES = frozenset(f"tests.workers.handle_process.{function.__name__}" for functi
 
 def main(url: str, pace: str = "{}") -> None:
     logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
-    handle.worker(Redis.from_url(url), NAMES, pace=Pace(**json.loads(pace))).work(logging_level="WARNING")
+    listed = dict.fromkeys(NAMES, MEMORY)
+    handle.worker(Redis.from_url(url), listed, pace=Pace(**json.loads(pace))).work(logging_level="WARNING")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rq.job import Job, JobStatus
 
 from app import queues
 from app.core.names import HANDLE_QUEUE
+from app.core.targets import MEMORY
 from tests.e2e.recorder import Recorder, recorder
 from tests.workers.worker_process import failure
 from workers import handle
@@ -41,14 +42,15 @@ def enqueue(redis: Redis, name: str, *args: Any, **options: Any) -> Job:
 
 def work(url: str, *names: str) -> None:
     """In a process of its own, as in production: RQ's worker forks."""
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(url, frozenset(names)))
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(url, names))
     process.start()
     process.join(30)
     assert process.exitcode == 0
 
 
-def _work(url: str, names: frozenset[str]) -> None:
-    handle.worker(Redis.from_url(url), names).work(burst=True, logging_level="WARNING")
+def _work(url: str, names: tuple[str, ...]) -> None:
+    listed = dict.fromkeys(names, MEMORY)
+    handle.worker(Redis.from_url(url), listed).work(burst=True, logging_level="WARNING")
 
 
 def test_a_listed_function_runs(redis: Redis, valkey_url: str, here: Path) -> None:

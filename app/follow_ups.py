@@ -1,0 +1,105 @@
+"""What Redis knows of follow-up predictions that are being created, so that each is created once.
+
+Replicate's API takes no idempotency key. So what is about to be created is written down first: a run that
+finds such an intent does not create, but looks for what an earlier run may have created.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import cast
+
+from redis import Redis
+
+from app.core.names import Kind, follow_up_child, follow_up_key, follow_up_lock
+
+TTL = 30 * 86400
+"""Seconds for which an intent is kept; the outcome file beside the manifest is the lasting memory."""
+
+LOCK_TTL = 20
+"""Seconds after which the lock of a dead run falls; a living one renews it."""
+
+Place = tuple[str, Kind, str]
+"""Handler, kind and id of what is followed."""
+
+_RENEW = """
+-- KEYS: 1 lock  ARGV: 1 owner, 2 ttl (s)
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+_RELEASE = """
+-- KEYS: 1 lock  ARGV: 1 owner
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+_INTEND = """
+-- KEYS: 1 lock, 2 intent  ARGV: 1 owner, 2 ttl of the lock (s), 3 intent, 4 its ttl (s)
+-- Whoever has lost the lock must not create: another run may be creating.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A creation that may have happened.
+
+    at: when the API was asked (RFC 3339). input: fingerprint of the input. version: if one was asked for.
+    webhook: the URL that was given. child: the id, once it is known.
+    """
+
+    at: str
+    input: str
+    version: str | None
+    webhook: str | None
+    child: str | None = None
+
+
+class FollowUps:
+    """Over one Redis connection. Methods block; errors are redis-py's."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._renew = redis.register_script(_RENEW)
+        self._release = redis.register_script(_RELEASE)
+        self._intend = redis.register_script(_INTEND)
+
+    def lock(self, place: Place, owner: str) -> bool:
+        """Whether `owner` is now the one run that may create this follow-up."""
+        return bool(self._redis.set(follow_up_lock(*place), owner, nx=True, ex=LOCK_TTL))
+
+    def renew(self, place: Place, owner: str) -> bool:
+        """Keep the lock for another while; False when it is lost."""
+        return bool(self._renew(keys=[follow_up_lock(*place)], args=[owner, LOCK_TTL]))
+
+    def release(self, place: Place, owner: str) -> None:
+        """Give the lock back."""
+        self._release(keys=[follow_up_lock(*place)], args=[owner])
+
+    def intent(self, place: Place) -> Intent | None:
+        """What an earlier run was about to create."""
+        data = cast(bytes | None, self._redis.get(follow_up_key(*place)))
+        return Intent(**json.loads(data)) if data is not None else None
+
+    def intend(self, place: Place, owner: str, intent: Intent) -> bool:
+        """Write down what is created next; False when the lock is lost, and then nothing may be created."""
+        keys = [follow_up_lock(*place), follow_up_key(*place)]
+        return bool(self._intend(keys=keys, args=[owner, LOCK_TTL, json.dumps(asdict(intent)), TTL]))
+
+    def forget(self, place: Place) -> None:
+        """Note that nothing was created."""
+        self._redis.delete(follow_up_key(*place))
+
+    def claim(self, place: Place, child: str) -> bool:
+        """Whether a prediction that was found is this follow-up, and not known as another one."""
+        key, mine = follow_up_child(child), ":".join(place)
+        return bool(self._redis.set(key, mine, nx=True, ex=TTL)) or self._redis.get(key) == mine.encode()
+
+    def remember(self, place: Place, intent: Intent, child: str) -> None:
+        """Note what was created or found."""
+        with self._redis.pipeline() as pipeline:
+            pipeline.set(follow_up_child(child), ":".join(place), ex=TTL)
+            pipeline.set(follow_up_key(*place), json.dumps(asdict(replace(intent, child=child))), ex=TTL)
+            pipeline.execute()

@@ -1,0 +1,93 @@
+"""Jobs of the user's: how they ended, told beside the manifest, and why.
+
+A job of a handler ends in a process of ours or of the user's own, which knows nothing of us. So what is told
+is read from RQ: by the work-horse as soon as it has ended, and by the sweep for all others. Whoever comes
+first marks the job's hash.
+"""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import cast
+
+from redis import Redis
+from rq.job import Job, JobStatus
+from rq.results import Result
+
+from app import told as outcome_files
+from app.core.names import COUNTERS, JOB_TOLD, split_handle_job_id
+from app.core.outcomes import Told
+from app.core.vocabulary import NOTIFIED
+from app.storage import Storage
+from app.tally import series
+
+FIELDS = ("status", "ended_at", "number_of_retries", JOB_TOLD)
+"""Of the hash of a job: what `end_of` reads."""
+
+OUTCOMES = {
+    JobStatus.FINISHED: "delivered",
+    JobStatus.FAILED: "dead",
+    JobStatus.STOPPED: "dead",
+    JobStatus.CANCELED: "dead",
+}
+
+_LONGEST = 200
+
+_MARK = """
+-- KEYS: 1 job  ARGV: 1 name of the field, 2 the end
+-- A job that has expired stays gone.
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+
+
+class End:
+    """The end of one run of a job, read from `fields` of its hash."""
+
+    def __init__(self, fields: list[bytes | None]) -> None:
+        texts = [(field or b"").decode(errors="replace") for field in fields]
+        self.status, ended_at, retries, self.told = texts
+        self.word = f"{self.status} {ended_at}"
+        self.at = datetime.now(UTC)
+        with suppress(ValueError):  # a job whose worker died has none
+            at = datetime.fromisoformat(ended_at)
+            self.at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        self.attempts = int(retries) + 1 if retries.isdecimal() else 1
+
+    @property
+    def outcome(self) -> str | None:
+        """What it means for the delivery; None while it has not ended."""
+        return OUTCOMES.get(cast(JobStatus, self.status))
+
+    @property
+    def is_news(self) -> bool:
+        """Whether it has ended, and nobody has told so."""
+        return self.outcome is not None and self.told != self.word
+
+
+def end_of(redis: Redis, job_id: str) -> End:
+    """How a job stands."""
+    return End(cast(list[bytes | None], redis.hmget(Job.key_for(job_id), FIELDS)))
+
+
+def tell(redis: Redis, storage: Storage, job_id: str, end: End) -> None:
+    """Write how a delivery ended whose job has ended; raises redis-py's errors and the storage's."""
+    place = split_handle_job_id(job_id)
+    if place is None or end.outcome is None:
+        return
+    known = outcome_files.read(storage, *place)
+    if known is None or known.at <= end.at:
+        why = None if end.outcome == "delivered" else reason(redis, job_id) or end.status
+        outcome_files.write(storage, *place, Told(end.outcome, end.attempts, end.at, why))
+    if redis.eval(_MARK, 1, Job.key_for(job_id), JOB_TOLD, end.word):
+        redis.hincrby(COUNTERS, series(NOTIFIED, [place[0], end.outcome]), 1)
+
+
+def reason(redis: Redis, job_id: str) -> str | None:
+    """Why the last run of a job failed, in a line."""
+    try:
+        result = Result.fetch_latest(Job(job_id, connection=redis))
+        lines = (result.exc_string or "").strip().splitlines() if result else []
+    except (ValueError, KeyError, TypeError):  # planted by somebody else
+        return None
+    return lines[-1][:_LONGEST] if lines else None
