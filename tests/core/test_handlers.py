@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import ConfigurationError, Permanent
-from app.core.handlers import Handler, interested, parse
+from app.core.handlers import Handler, interested, job_queues, needs_token, parse
 from app.core.keys import PrivateKey, SharedKey, generate_secret
+from app.core.models import Model
 from app.core.names import Kind
 from app.core.prediction import TERMINAL, Prediction, from_object
-from app.core.targets import Webhook
+from app.core.targets import Call, FollowUp, Webhook
+from app.core.templates import render
 
 CANARY = b"canary in a mine, 24 bytes"
 SECRET = generate_secret(CANARY)
@@ -110,6 +112,120 @@ def test_secrets_come_from_where_the_file_says_and_all_of_a_list_sign() -> None:
 
 def test_a_handler_does_not_show_its_keys() -> None:
     assert "canary" not in repr(handler())
+
+
+def table(*lines: str, name: str = "next") -> str:
+    return "\n".join(["[[handler]]", f'name = "{name}"', *lines])
+
+
+def test_a_job_is_read_whole_and_has_defaults() -> None:
+    whole = table('job = "my.tasks.thumb"', 'queue = "thumbs"', 'timeout = "10m"', 'memory = "512MiB"')
+    (found,) = parse(whole, read_secret)
+    assert found.target == Call("my.tasks.thumb", "thumbs", 600, 512 << 20)
+    (found,) = parse(table('job = "my.tasks.thumb"', "timeout = 30"), read_secret)
+    assert found.target == Call("my.tasks.thumb", "handle", 30, 2 << 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("nightmareai/real-esrgan", Model("nightmareai/real-esrgan")),
+        ("a/b:" + "0" * 64, Model("a/b", "0" * 64)),
+        ("deployments/acme/upscale", Model("acme/upscale", is_deployment=True)),
+    ],
+)
+def test_a_follow_up_is_read_whole(text: str, model: Model) -> None:
+    line = 'input = { image = "{files[0].url}", scale = 2, more = [{ a = true }] }'
+    (found,) = parse(table(f'predict = "{text}"', line), read_secret)
+    assert isinstance(found.target, FollowUp)
+    assert found.target.model == model
+    assert str(model) == text
+    files = [{"url": "https://x/"}]
+    given = {"image": "https://x/", "scale": 2, "more": [{"a": True}]}
+    assert render(found.target.input, {"files": files}) == given
+
+
+def test_the_queues_of_jobs_and_the_callers_of_the_api_are_told() -> None:
+    text = "\n".join(
+        [
+            GALLERY,
+            table('job = "a.b"', name="one"),
+            table('job = "a.c"', 'queue = "thumbs"', name="two"),
+            table('predict = "a/b"', name="three"),
+        ]
+    )
+    found = parse(text, read_secret)
+    assert job_queues(found) == ("handle", "thumbs")
+    assert job_queues(found[:1]) == ()
+    assert needs_token(found) == ["three"]
+    assert [one.patience for one in found] == [60, 60, 60, 900]
+
+
+_FUNCTION = "must be the dotted name of a function, such as 'myproject.tasks.make_thumbnail'"
+_QUEUE = "must be 1 to 64 letters, digits, '_' or '-', and neither 'persist' nor 'notify'"
+_MODEL = "must be 'owner/name', 'owner/name:version' or 'deployments/owner/name'"
+
+_OURS = "'job' names Outkeep's own code; a package named app or workers cannot run here"
+_TIMEOUT = "'timeout' must be a duration of a day at most, such as '10m'"
+_NOTHING = (
+    "'input' 'image': {file} names nothing of an event, which has completed_at, context, created_at, error, "
+    "files, id, input, kind, logs, lost, metrics, model, output, query, status, version"
+)
+
+KIND_MISTAKES = [
+    ((), "one of 'url', 'job' and 'predict' is missing"),
+    (('job = "a.b"', 'predict = "a/b"'), "'job' and 'predict' stand together; a handler has one of them"),
+    (('job = "a.b"', 'secret = "env:GALLERY_SECRET"'), "'secret' means nothing beside 'job'"),
+    (('job = "a.b"', "input = {}"), "'input' means nothing beside 'job'"),
+    (('predict = "a/b"', 'queue = "handle"'), "'queue' means nothing beside 'predict'"),
+    *(
+        ((f"job = {job}",), f"'job' {_FUNCTION}")
+        for job in (
+            '""', "7", '"tasks"', '"a.b()"', '"a..b"', '".a.b"', '"a.b."', '"a b.c"', '"a.b\\n"', '"a.1b"'
+        )
+    ),
+    (('job = "app.tasks.x"',), _OURS),
+    *(
+        (('job = "a.b"', f"queue = {queue}"), f"'queue' {_QUEUE}")
+        for queue in ('""', "7", '"persist"', '"notify"', '"a b"', '"a:b"', '"é"')
+    ),
+    *(
+        (('job = "a.b"', f"timeout = {timeout}"), _TIMEOUT)
+        for timeout in ('""', "0", '"0s"', '"2d"', '"soon"', "true", "1.5", "[]", "-1")
+    ),
+    *(
+        (('job = "a.b"', f"memory = {memory}"), "'memory' must be a size of 128MiB or more, such as '1GiB'")
+        for memory in ('""', "0", '"64MiB"', '"much"', "true", '"1TB"', "-1")
+    ),
+    *(
+        ((f"predict = {model}",), f"'predict' {_MODEL}")
+        for model in (
+            '""', "7", '"a"', '"a/b/c"', '"a/b:"', '"a/b:c:d"', '"https://replicate.com/a/b"', '"../b"'
+        )
+    ),
+    (
+        ('predict = "a/b"', 'input = "x"'),
+        "'input' must be a table such as { image = \"{files[0].url}\" }",
+    ),
+    (
+        ('predict = "a/b"', 'input = { image = "{file}" }'),
+        _NOTHING,
+    ),
+    (
+        ('predict = "a/b"', 'input = { image = "{" }'),
+        "'input' 'image': '{' has a brace without its partner; write {{ or }}",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "problem"), KIND_MISTAKES, ids=range(len(KIND_MISTAKES)))
+def test_each_mistake_of_a_kind_gives_one_clear_line(lines: tuple[str, ...], problem: str) -> None:
+    assert problems(table(*lines)) == (f"handler 'next': {problem}",)
+
+
+def test_the_users_own_worker_may_run_a_package_named_like_ours() -> None:
+    (found,) = parse(table('job = "app.tasks.x"', 'queue = "thumbs"'), read_secret)
+    assert found.target == Call("app.tasks.x", "thumbs")
 
 
 MISTAKES = [
