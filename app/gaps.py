@@ -42,85 +42,33 @@ _JOB_PREFIX = Job.redis_job_namespace_prefix.encode()
 _Place = tuple[Kind, str]
 
 
+_WORDS = {Repair.JOB_REQUEUED: ("queue", "job"), Repair.WORKER_DROPPED: ("queue", "worker")}
+
+
 @dataclass(frozen=True)
-class RecordGap:
-    """A prediction without a job, with a job that gave up, or missing in the index."""
+class Gap:
+    """`name` is what it is about: a job or a worker of the queue `where`, else an id of that kind.
+
+    RQ moves some jobs in two steps: only one that was found lost twice is lost.
+    """
 
     repair: Repair
-    kind: Kind
-    id: str
+    where: str
+    name: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a log line says of it."""
+        words = _WORDS.get(self.repair, ("kind", "id"))
+        return dict(zip(words, (self.where, self.name), strict=True))
+
+
+@dataclass(frozen=True)
+class RecordGap(Gap):
+    """A prediction without a job, with a job that gave up, or missing in the index."""
+
     state: State
     received_at: datetime
-
-    @property
-    def name(self) -> str:
-        """What it is about."""
-        return self.id
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a log line says of it."""
-        return {"kind": self.kind, "id": self.id}
-
-
-@dataclass(frozen=True)
-class IndexGap:
-    """The index names a prediction whose record has expired."""
-
-    kind: Kind
-    id: str
-    repair: Repair = Repair.RECORD_UNLISTED
-
-    @property
-    def name(self) -> str:
-        """What it is about."""
-        return self.id
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a log line says of it."""
-        return {"kind": self.kind, "id": self.id}
-
-
-@dataclass(frozen=True)
-class JobGap:
-    """A job that stands in no list of RQ. RQ moves some in two steps: only one found twice is lost."""
-
-    queue: str
-    job: str
-    repair: Repair = Repair.JOB_REQUEUED
-
-    @property
-    def name(self) -> str:
-        """What it is about."""
-        return self.job
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a log line says of it."""
-        return {"queue": self.queue, "job": self.job}
-
-
-@dataclass(frozen=True)
-class WorkerGap:
-    """A dead worker that is still registered."""
-
-    queue: str
-    worker: str
-    repair: Repair = Repair.WORKER_DROPPED
-
-    @property
-    def name(self) -> str:
-        """What it is about."""
-        return self.worker
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a log line says of it."""
-        return {"queue": self.queue, "worker": self.worker}
-
-
-Gap = RecordGap | IndexGap | JobGap | WorkerGap
 
 
 class Gaps:
@@ -176,7 +124,7 @@ class Gaps:
             if repair is not None:
                 yield RecordGap(repair, *place, state, received_at)
 
-    def _jobs(self, keys: Sequence[bytes], placed: Mapping[str, frozenset[str] | None]) -> Iterator[JobGap]:
+    def _jobs(self, keys: Sequence[bytes], placed: Mapping[str, frozenset[str] | None]) -> Iterator[Gap]:
         with self._redis.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.hmget(key.decode(), "status", "origin")
@@ -188,9 +136,9 @@ class Gaps:
             job_id = key[len(_JOB_PREFIX) :].decode()
             known = placed.get(name)
             if status in LIVE and known is not None and job_id not in known:
-                yield JobGap(name, job_id)
+                yield Gap(Repair.JOB_REQUEUED, name, job_id)
 
-    def _index(self) -> Iterator[IndexGap]:
+    def _index(self) -> Iterator[Gap]:
         expired = self._clock().timestamp() - self._ttl
         members = cast(list[bytes], self._redis.zrangebyscore(RECORDS, "-inf", expired, start=0, num=PAGE))
         places = [split_member(member.decode()) for member in members]
@@ -198,9 +146,11 @@ class Gaps:
             for place in places:
                 pipeline.exists(record_key(*place))
             answers = pipeline.execute()
-        yield from (IndexGap(*place) for place, exists in zip(places, answers, strict=True) if not exists)
+        for (kind, prediction_id), exists in zip(places, answers, strict=True):
+            if not exists:
+                yield Gap(Repair.RECORD_UNLISTED, kind, prediction_id)
 
-    def _registrations(self) -> Iterator[WorkerGap]:
+    def _registrations(self) -> Iterator[Gap]:
         for name, queue in self.queues.items():
             keys = sorted(get_keys(queue))
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -209,7 +159,8 @@ class Gaps:
                 answers = pipeline.execute()
             for key, exists in zip(keys, answers, strict=True):
                 if not exists:
-                    yield WorkerGap(name, key.removeprefix(BaseWorker.redis_worker_namespace_prefix))
+                    worker = key.removeprefix(BaseWorker.redis_worker_namespace_prefix)
+                    yield Gap(Repair.WORKER_DROPPED, name, worker)
 
 
 def _seen(record: Sequence[bytes | None]) -> tuple[State, datetime, datetime] | None:

@@ -14,7 +14,7 @@ from app.core.errors import Permanent
 from app.core.findings import Finding, Level
 from app.core.names import Kind
 from app.core.repairs import Repair
-from app.gaps import Gap, Gaps, JobGap
+from app.gaps import Gap, Gaps
 from app.records import Records
 from app.settings import Settings
 from app.spool import Spool
@@ -45,7 +45,7 @@ def _gaps(redis: Redis, settings: Settings, users: Sequence[str]) -> list[Gap]:
         return list(Gaps(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users).look())
 
     found = look()
-    if not any(isinstance(gap, JobGap) for gap in found):
+    if not any(gap.repair is Repair.JOB_REQUEUED for gap in found):
         return found
     time.sleep(AGAIN)
     still = set(look())

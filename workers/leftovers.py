@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from app.core.names import Kind
 from app.core.repairs import Repair
 from app.strays import Strays
 from workers.scratch import remove_abandoned
@@ -18,19 +17,11 @@ log = logging.getLogger("outkeep.sweep")
 
 
 class Leftovers:
-    """The half of the sweep that looks at files. Arguments as for `Strays`."""
+    """The half of the sweep that looks at files. `now` tells the Unix time."""
 
-    def __init__(
-        self,
-        temporary: Path,
-        outputs: Path | None,
-        *,
-        held_for: float,
-        is_known: Callable[[Kind, str], bool],
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, temporary: Path, strays: Strays, *, now: Callable[[], float] = time.time) -> None:
         self._temporary = temporary
-        self._strays = Strays(temporary, outputs, held_for=held_for, is_known=is_known, now=now)
+        self._strays = strays
         self._now = now
         self._walked_at: float | None = None
 

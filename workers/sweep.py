@@ -12,14 +12,15 @@ from datetime import datetime
 
 from redis import Redis
 from rq.job import Job
+from rq.queue import Queue
 from rq.worker_registration import clean_worker_registry
 
 from app import queues
 from app.core.lifecycle import Move
-from app.core.names import PERSIST_QUEUE, RECORDS, lost_mark, record_key, record_member
+from app.core.names import PERSIST_QUEUE, RECORDS, Kind, lost_mark, record_key, record_member
 from app.core.policy import PERSIST_MARGIN, keep_until
 from app.core.repairs import PATIENCE, Repair
-from app.gaps import Gap, Gaps, IndexGap, JobGap, RecordGap, WorkerGap
+from app.gaps import Gap, Gaps, RecordGap
 from app.records import Records
 from workers.sweep_scripts import LIST_RECORD, MAKE_JOB, REQUEUE_JOB, UNLIST_RECORD
 
@@ -55,51 +56,53 @@ class Sweep:
 
     def _mend(self, gap: Gap) -> bool:
         """Whether it was still there."""
-        match gap:
-            case RecordGap(Repair.RECORD_LISTED):
-                return self._list(gap)
-            case RecordGap(Repair.RECORD_FAILED):
-                return self._records.move(gap.kind, gap.id, Move.FAIL, self._clock(), {"error": "job_failed"})
-            case RecordGap():
-                return self._make(gap)
-            case IndexGap():
-                return self._unlist(gap)
-            case JobGap():
-                return self._requeue(gap)
-            case WorkerGap():
-                clean_worker_registry(self._gaps.queues[gap.queue])
+        match gap.repair:
+            case Repair.RECORD_LISTED:
+                return self._list(Kind(gap.where), gap.name)
+            case Repair.RECORD_UNLISTED:
+                return self._unlist(Kind(gap.where), gap.name)
+            case Repair.RECORD_FAILED:
+                fields = {"error": "job_failed"}
+                return self._records.move(Kind(gap.where), gap.name, Move.FAIL, self._clock(), fields)
+            case Repair.JOB_REQUEUED:
+                return self._requeue(self._gaps.queues[gap.where], gap.name)
+            case Repair.WORKER_DROPPED:
+                clean_worker_registry(self._gaps.queues[gap.where])
                 return True
+            case _:
+                assert isinstance(gap, RecordGap)
+                return self._make(gap)
 
     def _make(self, gap: RecordGap) -> bool:
         left = (keep_until(None, gap.received_at) - self._clock()).total_seconds()
         timeout = math.ceil(max(left, 0)) + PERSIST_MARGIN
-        job = queues.persist_job(self._redis, gap.kind, gap.id, timeout=timeout)
+        place = (Kind(gap.where), gap.name)
+        job = queues.persist_job(self._redis, *place, timeout=timeout)
         queue = self._gaps.queues[PERSIST_QUEUE]
-        keys = [record_key(gap.kind, gap.id), job.key, queue.key, queue.redis_queues_keys]
+        keys = [record_key(*place), job.key, queue.key, queue.redis_queues_keys]
         return bool(self._make_job(keys=keys, args=[gap.state, job.id, *queues.fields(job)]))
 
-    def _requeue(self, gap: JobGap) -> bool:
-        queue = self._gaps.queues[gap.queue]
+    def _requeue(self, queue: Queue, job_id: str) -> bool:
         keys = [
-            Job.key_for(gap.job),
+            Job.key_for(job_id),
             queue.key,
             queue.intermediate_queue_key,
             queue.started_job_registry.key,
             queue.scheduled_job_registry.key,
             queue.deferred_job_registry.key,
-            lost_mark(gap.job),
+            lost_mark(job_id),
             queue.redis_queues_keys,
         ]
         # One sweep may come a little early.
-        args: list[str | float] = [gap.job, self._clock().timestamp(), PATIENCE / 2]
+        args: list[str | float] = [job_id, self._clock().timestamp(), PATIENCE / 2]
         return bool(self._requeue_job(keys=keys, args=args))
 
-    def _list(self, gap: RecordGap) -> bool:
+    def _list(self, kind: Kind, prediction_id: str) -> bool:
         # The age of the latest change would let the next delivery drop it again.
-        keys = [record_key(gap.kind, gap.id), RECORDS]
-        now = self._clock().timestamp()
-        return bool(self._list_record(keys=keys, args=[record_member(gap.kind, gap.id), now]))
+        keys = [record_key(kind, prediction_id), RECORDS]
+        args: list[str | float] = [record_member(kind, prediction_id), self._clock().timestamp()]
+        return bool(self._list_record(keys=keys, args=args))
 
-    def _unlist(self, gap: IndexGap) -> bool:
-        keys = [record_key(gap.kind, gap.id), RECORDS]
-        return bool(self._unlist_record(keys=keys, args=[record_member(gap.kind, gap.id)]))
+    def _unlist(self, kind: Kind, prediction_id: str) -> bool:
+        keys = [record_key(kind, prediction_id), RECORDS]
+        return bool(self._unlist_record(keys=keys, args=[record_member(kind, prediction_id)]))

@@ -20,6 +20,7 @@ from app.deployment import Deployment
 from app.inbox import connect
 from app.records import Records
 from app.storage import Storage
+from app.strays import Strays
 from app.tally import series
 from workers.ends import Ends
 from workers.leftovers import Leftovers
@@ -50,8 +51,8 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
         def is_known(kind: Kind, prediction_id: str) -> bool:
             return records.get(kind, prediction_id) is not None
 
-        held_for = settings.record_ttl
-        local = Leftovers(settings.temporary, outputs, held_for=held_for, is_known=is_known).run
+        strays = Strays(settings.temporary, outputs, held_for=settings.record_ttl, is_known=is_known)
+        local = Leftovers(settings.temporary, strays).run
     users = job_queues(deployment.handlers)
     sweep = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users)
     ends = Ends(redis, storage, users)

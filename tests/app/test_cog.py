@@ -70,7 +70,7 @@ def test_an_end_without_input_and_times_is_accepted_with_its_job(web: Web, redis
     kept = record(redis)
     assert (kept.state, kept.status) == (State.RECEIVED, "succeeded")
     assert (kept.receipt.source, kept.receipt.webhook_id) == ("cog", None)
-    assert redis.lrange("rq:queue:persist", 0, -1) == [b"persist-prediction-pred_u18ebaedd6edcdf2d"]
+    assert redis.lrange("rq:queue:persist", 0, -1) == [b"persist-prediction-pred_18ebaedd6edcdf2d"]
 
 
 @pytest.mark.parametrize("word", ["succeeded", "failed", "canceled"])

@@ -10,6 +10,7 @@ from obstore.store import LocalStore
 
 from app.core.names import Kind
 from app.core.repairs import HALF_WRITTEN_AFTER, STRAY_AFTER, Repair
+from app.strays import Strays
 from tests.workers.test_scratch import holder
 from workers.leftovers import WALK_EVERY, Leftovers
 
@@ -23,13 +24,14 @@ class Disk:
         self.temporary, self.outputs = folder / "tmp", folder / "outputs"
         self.now = time.time()
         self.known: set[tuple[Kind, str]] = set()
-        self.leftovers = Leftovers(
+        strays = Strays(
             self.temporary,
             self.outputs,
             held_for=WEEK,
             is_known=lambda *place: place in self.known,
             now=lambda: self.now,
         )
+        self.leftovers = Leftovers(self.temporary, strays, now=lambda: self.now)
 
     def put(self, path: Path, *, age: float) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,8 @@ def test_folders_that_do_not_exist_yet_hold_nothing(disk: Disk) -> None:
 
 
 def test_a_remote_store_has_no_folder_to_walk(tmp_path: Path) -> None:
-    assert Leftovers(tmp_path, None, held_for=WEEK, is_known=lambda *_: True).run()[Repair.FILE_REMOVED] == 0
+    strays = Strays(tmp_path, None, held_for=WEEK, is_known=lambda *_: True)
+    assert Leftovers(tmp_path, strays).run()[Repair.FILE_REMOVED] == 0
 
 
 def test_the_folder_of_a_killed_process_goes_while_others_run(disk: Disk) -> None:
