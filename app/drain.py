@@ -9,9 +9,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.arrivals import make_arrival
+from app.claim_check import ClaimCheck
 from app.core.errors import Transient, Unusable
 from app.core.prediction import parse
-from app.records import Arrival, Records
+from app.records import LARGE, Arrival, Records
 from app.spool import Spool, Waiting
 
 INTERVAL = 1.0
@@ -31,8 +32,16 @@ log = logging.getLogger("outkeep.spool")
 class Drainer:
     """Several may work on one folder: `Records.accept` takes each delivery for new only once."""
 
-    def __init__(self, spool: Spool, redis: Redis, records: Records, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        redis: Redis,
+        records: Records,
+        claims: ClaimCheck,
+        clock: Callable[[], datetime],
+    ) -> None:
         """Both `redis` and `records` are on a client that waits for `TIMEOUT`."""
+        self._claims = claims
         self._spool = spool
         self._redis = redis
         self._records = records
@@ -46,7 +55,7 @@ class Drainer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Wait for the batch on its way, `TIMEOUT` at most, and end."""
+        """Wait for the batch on its way, some seconds at most, and end."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -58,7 +67,9 @@ class Drainer:
                 self._spool.tidy()
                 if waiting := self._spool.waiting():
                     self._redis.ping()
-                    self._drain(waiting)
+                    # The storage may keep large ones waiting, and these nobody.
+                    self._drain([one for one in waiting if one.size <= LARGE])
+                    self._drain_large([one for one in waiting if one.size > LARGE])
                 said = ""
             except RedisError as error:
                 log.debug("the spool waits for Redis", extra={"reason": type(error).__name__})
@@ -83,6 +94,19 @@ class Drainer:
         if fed:
             log.info("deliveries from the spool are accepted", extra={"count": fed, "left": len(waiting)})
 
+    def _drain_large(self, waiting: Sequence[Waiting]) -> None:
+        """Feed them one by one until the storage or Redis fails."""
+        for number, one in enumerate(waiting, 1):
+            if self._stopping.is_set():
+                return
+            try:
+                fed = self._feed([one])
+            except Transient as error:
+                log.debug("a large delivery waits on in the spool", extra={"code": error.code})
+                return
+            facts = {"count": fed, "left": len(waiting) - number}
+            log.info("deliveries from the spool are accepted", extra=facts)
+
     def _feed(self, batch: Sequence[Waiting]) -> int:
         arrivals = [(one, arrival) for one in batch if (arrival := self._arrival(one)) is not None]
         self._records.accept([arrival for _, arrival in arrivals], self._clock())
@@ -100,7 +124,8 @@ class Drainer:
             log.error("a delivery in the spool cannot be used; it is set aside", extra={"code": error.code})  # noqa: TRY400  # fmt: skip
             self._spool.set_aside(one.path)
             return None
-        return make_arrival(self._redis, prediction, spooled.body, spooled.receipt, self._clock())
+        arrival = make_arrival(self._redis, prediction, spooled.body, spooled.receipt, self._clock())
+        return self._claims.check_in(arrival)
 
 
 def _next_batch(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:

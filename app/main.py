@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from app.bodies import Bodies
+from app.claim_check import ClaimCheck
 from app.core.context import context_keys
 from app.core.links import link_keys
 from app.core.names import COG_PATH, Kind
@@ -42,6 +43,12 @@ from app.spool import Spool
 from app.storage import Storage
 from app.tally import Tally
 
+CLAIM_PATIENCE = 2.0
+"""Seconds that a sender waits for the storage to take a large body, before the spool takes it."""
+
+DRAIN_PATIENCE = 10.0
+"""The same for what waits in the spool: only other large ones, and our own end, wait behind it."""
+
 LIMITS = Limits()
 GRACE = LIMITS.grace_seconds
 
@@ -58,11 +65,13 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     folder = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
     spool = folder if settings.spool == "on" else None
     lateness = Lateness()
+    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE)
     receiver = Receiver(
         inbox=inbox,
         spool=spool,
         redis=redis,
         storage=storage,
+        claims=claims,
         contexts=context_keys(deployment.secret_keys),
         clock=_now,
         tally=tally,
@@ -79,7 +88,8 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     metrics = Metrics(redis, tally, _now, folder)
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
-    drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), _now)
+    waiting = ClaimCheck(storage, patience=DRAIN_PATIENCE)
+    drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), waiting, _now)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -87,7 +97,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         with tally.flushing(redis):
             yield
             await inbox.close()
-        for close in (drainer.stop, folder.close, patient.close, redis.close):
+        for close in (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close):
             await asyncio.to_thread(close)
 
     app = Starlette(

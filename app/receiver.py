@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.arrivals import make_arrival
 from app.bodies import apart
+from app.claim_check import ClaimCheck
 from app.core.context import ContextKeys, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
 from app.core.manifest import Receipt, format_time
@@ -56,6 +57,7 @@ class Receiver:
     """Where terminal deliveries go while Redis is away; None refuses them."""
     redis: Redis
     storage: Storage
+    claims: ClaimCheck
     contexts: ContextKeys
     clock: Callable[[], datetime]
     tally: Tally
@@ -110,8 +112,8 @@ class Receiver:
 
     async def _accept(self, arrival: Arrival) -> str:
         try:
-            return await self.inbox.accept(arrival)
-        except Transient:
+            return await self.inbox.accept(await self._check_in(arrival))
+        except Transient as error:
             if self.spool is None:
                 raise
             if arrival.job is None:
@@ -119,7 +121,18 @@ class Receiver:
                 raise Transient("progress_dropped", "progress is not kept while Redis is away") from None
             prediction = arrival.prediction
             await self.spool.keep(prediction.id, Spooled(prediction.kind, arrival.body, arrival.receipt))
+            if error.code.startswith("storage"):
+                facts = {"id": prediction.id, "code": error.code, "reason": error.message}
+                log.warning("a large delivery waits in the spool until the storage takes it", extra=facts)
             return SPOOLED
+
+    async def _check_in(self, arrival: Arrival) -> Arrival:
+        """Bring a large body to the storage; raises `Transient`, within the patience of the claim check."""
+        future = self.claims.begin(arrival)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.claims.patience)
+        except TimeoutError:
+            raise self.claims.too_slow() from None
 
     def _set_aside(self, request: Request, delivery: Authenticated, kind: Kind, error: Unusable) -> None:
         now = self.clock()

@@ -1,6 +1,7 @@
 """What Redis does in one step with records and their jobs: the Lua scripts of `app.records`.
 
-A record that holds a body is the only copy of what was acknowledged, so it does not expire; one without does.
+A record that holds a body, or the place of one, is all that leads to what was acknowledged, so it does not
+expire; one without does.
 """
 
 ACCEPT = """
@@ -59,8 +60,10 @@ for _ = 1, tonumber(ARGV[5]) do
   local count = tonumber(take())
   if legal then
     redis.call('HSET', KEYS[1], 'state', to, unpack(ARGV, at, at + count - 1))
-    if to == 'stored' then redis.call('HDEL', KEYS[1], 'body', 'error') end
-    if redis.call('HEXISTS', KEYS[1], 'body') == 0 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+    if to == 'stored' then redis.call('HDEL', KEYS[1], 'body', 'body_at', 'error') end
+    if redis.call('HEXISTS', KEYS[1], 'body') + redis.call('HEXISTS', KEYS[1], 'body_at') == 0 then
+      redis.call('EXPIRE', KEYS[1], ARGV[1])
+    end
     redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
     redis.call('PUBLISH', ARGV[4], ARGV[3])
     moves = moves + 1

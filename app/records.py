@@ -1,15 +1,15 @@
 """The live view: one Redis hash per prediction, which expires and can be rebuilt from storage.
 
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
-`received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `body` (as received, until
-stored), `error` (a code), `files` and `lost` (counts), and `kept:<number>` for each file that has ended
-while others are still tried.
+`received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), until stored `body` (as
+received) or `body_at` (the object that holds it), `error` (a code), `files` and `lost` (counts), and
+`kept:<number>` for each file that has ended while others are still tried.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from rq.job import Job
 
 from app import queues
-from app.core.errors import Removed, Transient
+from app.core.errors import Permanent, Removed, Transient
 from app.core.lifecycle import Move, State, origins, target
 from app.core.manifest import Receipt, format_time
 from app.core.names import (
@@ -38,6 +38,10 @@ from app.core.prediction import Prediction
 from app.record_scripts import ACCEPT, KEEP, MOVE
 
 PAGE = 200
+
+LARGE = 1 << 20
+"""Bytes of the largest body that may stand in Redis; see `app.claim_check`."""
+
 _Hash = Mapping[bytes, bytes]
 
 
@@ -59,6 +63,8 @@ class Arrival:
     receipt: Receipt
     job: Job | None
     """The persist job of a terminal event; None for progress."""
+    body_at: str | None = None
+    """The object in storage that holds the body, in the place of `body`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Record:
     received_at: datetime
     updated_at: datetime
     body: bytes | None
+    body_at: str | None
+    """The object in storage that holds the body; None when the record does, or it is stored."""
     receipt: Receipt
     files: int
     lost: int
@@ -84,10 +92,16 @@ class Record:
 class Records:
     """Records over one Redis connection. Methods block; errors are redis-py's, except where said."""
 
-    def __init__(self, connection: Redis, *, ttl: int) -> None:
-        """Keep records for `ttl` seconds after their latest change; with an event in them, until stored."""
+    def __init__(
+        self, connection: Redis, *, ttl: int, check_in: Callable[[Arrival], Arrival] | None = None
+    ) -> None:
+        """Keep records for `ttl` seconds after their latest change; with an event in them, until stored.
+
+        `check_in` is `ClaimCheck.check_in`, for who accepts what may be large and can wait for the storage.
+        """
         self._redis = connection
         self._ttl = ttl
+        self._check_in = check_in or _refuse_large
         self._accept = hashlib.sha1(ACCEPT.encode(), usedforsecurity=False).hexdigest()
         self._move = connection.register_script(MOVE)
         self._keep = connection.register_script(KEEP)
@@ -98,7 +112,9 @@ class Records:
         Record and job of one delivery are written by one script, so no crash falls between them, and of
         any number of equal deliveries exactly one is `ACCEPTED`. Raises `Transient` when Redis did not
         confirm all of them: then each may or may not have been written, and sending it again is safe.
+        A large body goes to the storage first; `Transient` also when that does not take it.
         """
+        arrivals = [self._check_in(arrival) for arrival in arrivals]
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 # Loaded every time: asking whether Redis still has it would be a second round trip.
@@ -210,6 +226,13 @@ class Records:
                 return
 
 
+def _refuse_large(arrival: Arrival) -> Arrival:
+    """What is checked in already is small."""
+    if len(arrival.body) > LARGE and arrival.job is not None:
+        raise Permanent("body_too_large", "a body of this size has to be checked in before it is accepted")
+    return arrival
+
+
 def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:
     prediction, receipt = arrival.prediction, arrival.receipt
     fields: dict[str, str | bytes | None] = {
@@ -225,7 +248,8 @@ def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:
         # What a record knows of it already stays: not every way to us tells it.
         "context": json.dumps(receipt.context) if receipt.context is not None else None,
         "parent": receipt.parent,
-        "body": arrival.body if move is Move.FINISH else None,
+        "body": arrival.body if move is Move.FINISH and arrival.body_at is None else None,
+        "body_at": arrival.body_at,
     }
     return [item for name, value in fields.items() if value is not None for item in (name, value)]
 
@@ -249,6 +273,7 @@ def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:
         received_at=receipt.received_at,
         updated_at=datetime.fromisoformat(texts["updated_at"]),
         body=raw.get(b"body"),
+        body_at=texts.get("body_at"),
         receipt=receipt,
         files=int(texts.get("files", 0)),
         lost=int(texts.get("lost", 0)),

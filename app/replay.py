@@ -201,7 +201,7 @@ class Replay:
     def _keep(self, kind: Kind, prediction_id: str) -> Replayed:
         """Run the persist job of a prediction anew."""
         record = self._records.get(kind, prediction_id)
-        has_body = record is not None and record.body is not None
+        has_body = record is not None and (record.body or record.body_at) is not None
         if not has_body and self._storage.head(manifest_name(kind, prediction_id)) is None:
             return _refused(kind, prediction_id, None, "its event is gone, and nothing is stored of it")
         timeout = int(HOUR) + PERSIST_MARGIN

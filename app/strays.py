@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.core.names import Kind, held_place
+from app.core.names import CLAIMS, Kind, held_place
 from app.core.repairs import is_half_written, is_stray_download
 
 WORKER_PREFIX = "worker-"
@@ -49,11 +49,12 @@ class Strays:
         """What killed writes left beside stored files, of which there may be millions; raises OSError."""
         if self._outputs is None:
             return
-        for shelf in (*(kind.folder for kind in Kind), "quarantine"):
-            for folder in _folders_in(self._outputs / shelf):
-                for path, age in self._files_in(folder):
-                    if is_half_written(path.name, age):
-                        yield path
+        shelves = [self._outputs / name for name in (*(kind.folder for kind in Kind), "quarantine")]
+        inner = (folder for shelf in shelves for folder in _folders_in(shelf))
+        for folder in (self._outputs / CLAIMS, *inner):
+            for path, age in self._files_in(folder):
+                if is_half_written(path.name, age):
+                    yield path
 
     def _is_wanted(self, path: Path) -> bool:
         place = held_place(path.name)

@@ -3,14 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from app import queues
 from app import told as outcome_files
+from app.claim_check import claimed
 from app.core import manifest as manifests
 from app.core.context import lineage
 from app.core.errors import OutkeepError, Permanent, Removed, Transient
@@ -24,12 +27,15 @@ from app.core.policy import store_delay
 from app.core.prediction import parse
 from app.core.tries import Tries
 from app.core.vocabulary import BYTES, FILES, HOUR_LEFT, LOST, RETRIES, STORED
-from app.records import Records
+from app.records import Record, Records
 from app.storage import Storage
 from app.tally import Tally
 from workers.collect import Collector, Result, Run
 from workers.inputs import Inputs, Tried
 from workers.keep import Keeper
+
+LARGE_AT_ONCE = 4
+"""Predictions of which each holds many megabytes that are worked on at the same time."""
 
 log = logging.getLogger("outkeep.persist")
 
@@ -49,25 +55,35 @@ class Persist:
     tally: Tally = field(default_factory=Tally)
     inputs: Inputs | None = None
     """None: what went into a model is not kept."""
+    _large: asyncio.Semaphore = field(
+        init=False, repr=False, default_factory=partial(asyncio.Semaphore, LARGE_AT_ONCE)
+    )
 
     async def run(self, kind: Kind, prediction_id: str, tries: Tries, *, attempt: int) -> float | None:
         """Do what is left to do; seconds to wait before the next run, or None when all is done.
 
         `attempt` counts the runs of this job from 1; `tries` is what earlier ones learned about the files.
-        Raises `Permanent` or `Unusable` for good: `record_missing` when nothing is left to work on, `Removed`
-        when nothing may be left.
+        Raises `Permanent` or `Unusable` for good: `record_missing` or `claim_missing` when nothing is left to
+        work on, `Removed` when nothing may be left.
         """
         try:
-            loaded = await asyncio.to_thread(self._load, kind, prediction_id, tries, attempt)
-            if isinstance(loaded, Run):
-                outputs = self.collector.collect(loaded)
-                results, inputs = (
-                    await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
-                )
-                return await asyncio.to_thread(self.conclude, loaded, results, inputs)
-            await asyncio.to_thread(self.dispatch, loaded)
+            record = await asyncio.to_thread(self.records.get, kind, prediction_id)
+            async with self._large if record is not None and record.body_at is not None else nullcontext():
+                return await self._work(kind, prediction_id, record, tries, attempt)
         except (Transient, RedisError) as error:
             return self._put_off(kind, prediction_id, error, attempt)
+
+    async def _work(
+        self, kind: Kind, prediction_id: str, record: Record | None, tries: Tries, attempt: int
+    ) -> float | None:
+        loaded = await asyncio.to_thread(self._load, kind, prediction_id, record, tries, attempt)
+        if isinstance(loaded, Run):
+            outputs = self.collector.collect(loaded)
+            results, inputs = (
+                await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
+            )
+            return await asyncio.to_thread(self.conclude, loaded, results, inputs)
+        await asyncio.to_thread(self.dispatch, loaded)
         return None
 
     def conclude(self, run: Run, results: Sequence[Result], inputs: Sequence[Tried]) -> float | None:
@@ -78,7 +94,21 @@ class Persist:
         for one in inputs:
             one.report()
         self.dispatch(self.commit(run, ended, [one.file for one in inputs]))
+        self._forget_claim(run.record)
         return None
+
+    def _forget_claim(self, record: Record) -> None:
+        """Remove a body that waited in storage: the manifest holds it, and the record points there no more."""
+        if record.body_at is None:
+            return
+        try:
+            self.storage.remove([record.body_at])
+        except OutkeepError as error:
+            facts = _facts(record.kind, record.id) | {"object": record.body_at, "code": error.code}
+            log.info(
+                "a body that is stored could not be removed from where it waited; the sweep will",
+                extra=facts,
+            )
 
     def commit(self, run: Run, ended: Sequence[KeptFile], inputs: Sequence[KeptFile] = ()) -> Manifest:
         """Write the manifest over files that lie in storage already; gives back the one that counts."""
@@ -142,20 +172,26 @@ class Persist:
         facts = _facts(kind, prediction_id) | {"code": error.code}
         log.error("given up until it is replayed: %s", error.message, extra=facts)
 
-    def _load(self, kind: Kind, prediction_id: str, tries: Tries, attempt: int) -> Manifest | Run:
+    def _load(
+        self, kind: Kind, prediction_id: str, record: Record | None, tries: Tries, attempt: int
+    ) -> Manifest | Run:
         """The manifest when it is written already, else what there is to do."""
-        # In this order: a run that overlaps writes the manifest before it drops the body.
-        record = self.records.get(kind, prediction_id)
+        # The record came first: a run that overlaps writes the manifest before it drops the body.
         manifest = self.storage.read_manifest(kind, prediction_id)
         if manifest is not None:
             return manifest
         if record is None and self.records.is_removed(kind, prediction_id):
             raise Removed(f"{kind} {prediction_id} was removed")
-        if record is None or record.body is None:
-            raise Permanent("record_missing", "there is neither a manifest nor a record with a body")
+        body = self._body(record) if record is not None else None
+        if record is None or body is None:
+            # Such a run may have ended since.
+            manifest = self.storage.read_manifest(kind, prediction_id)
+            if manifest is not None:
+                return manifest
+            raise _without_body(record)
         run = Run.of(
             record,
-            parse(record.body, kind),
+            parse(body, kind),
             tries,
             attempt,
             self.clock().timestamp(),
@@ -163,6 +199,9 @@ class Persist:
         )
         self.collector.require_room(run)
         return run
+
+    def _body(self, record: Record) -> bytes | None:
+        return record.body if record.body_at is None else claimed(self.storage, record.body_at)
 
     def _put_off(self, kind: Kind, prediction_id: str, error: Transient | RedisError, attempt: int) -> float:
         delay = store_delay(attempt=attempt, jitter=self.jitter())
@@ -174,6 +213,12 @@ class Persist:
         log.warning("trying again in %.0f s: %s", delay, message, extra=facts)
         self.tally.add(RETRIES, "persist", code)
         return delay
+
+
+def _without_body(record: Record | None) -> Permanent:
+    if record is not None and record.body_at is not None:
+        return Permanent("claim_missing", f"the body that waited in {record.body_at} is gone, or damaged")
+    return Permanent("record_missing", "there is neither a manifest nor a record with a body")
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Self
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.core.errors import OutkeepError
 from app.core.handlers import job_queues
 from app.core.names import COUNTERS, PERSIST_QUEUE, SWEEP_TURN, SWEPT, Kind
 from app.core.repairs import Repair
@@ -24,6 +25,7 @@ from app.strays import Strays
 from app.tally import series
 from workers.ends import Ends
 from workers.leftovers import Leftovers
+from workers.stray_claims import StrayClaims
 from workers.sweep import Sweep
 
 EVERY = 60.0
@@ -43,10 +45,10 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
     settings = deployment.settings
     redis = connect(deployment.redis_url, timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
+    records = Records(redis, ttl=settings.record_ttl)
     local = None
     if queue == PERSIST_QUEUE:
         outputs = storage.folder
-        records = Records(redis, ttl=settings.record_ttl)
 
         def is_known(kind: Kind, prediction_id: str) -> bool:
             return records.get(kind, prediction_id) is not None
@@ -56,9 +58,10 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
     users = job_queues(deployment.handlers)
     sweep = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users)
     ends = Ends(redis, storage, users)
+    claims = StrayClaims(storage, records, held_for=settings.record_ttl)
 
     def shared() -> Counter[Repair]:
-        return sweep.run() + ends.run()
+        return sweep.run() + ends.run() + claims.run()
 
     return Sweeper(redis, shared=shared, local=local)
 
@@ -114,7 +117,7 @@ class Sweeper:
                     failing.discard(part.__name__)
                 except Exception as error:
                     if part.__name__ not in failing:
-                        expected = isinstance(error, RedisError | OSError)
+                        expected = isinstance(error, RedisError | OSError | OutkeepError)
                         log.warning("the sweep is put off: %s", error, exc_info=not expected)
                     failing.add(part.__name__)
             if self._ended.wait(self._every):

@@ -43,6 +43,10 @@ NOTIFY_JOB = "workers.jobs.notify"
 
 
 _KIND = rf"(?P<kind>{'|'.join(Kind)})"
+_CLAIM = re.compile(
+    rf"claims/(?P<kind>{'|'.join(Kind)})-(?P<id>[A-Za-z0-9_-]{{1,64}})-(?P<digest>[0-9a-f]{{64}})\.json",
+    re.ASCII,
+)
 _PLACE = rf"{_KIND}-(?:_(?P<escaped>[A-Za-z0-9_]{{1,128}})|(?P<id>[A-Za-z0-9][A-Za-z0-9_-]{{0,63}}?))"
 _PERSIST_ID = re.compile(rf"persist-{_KIND}-(?P<id>[A-Za-z0-9_-]{{1,64}})", re.ASCII)
 _DELIVERY = rf"-(?P<handler>[A-Za-z0-9_-]{{1,64}})-{_PLACE}(-r[1-9][0-9]*)?"
@@ -217,6 +221,9 @@ def follow_up_child(prediction_id: str) -> str:
 # Objects in storage.
 MANIFEST_NAME = "prediction.json"
 TEXT_NAME = "output.txt"
+CLAIMS = "claims"
+"""The folder of bodies that wait."""
+
 PROBE_NAME = "outkeep.txt"
 """Written to a bucket to learn whether it takes writes."""
 MAX_INPUT_KEY = 64
@@ -274,6 +281,17 @@ def split_outcome_name(name: str) -> str | None:
 
 QUARANTINE = "quarantine"
 """The folder of what `quarantine_name` names."""
+
+
+def claim_name(kind: Kind, prediction_id: str, digest: str) -> str:
+    """Where the body of a large delivery waits until it is stored; `digest` is its SHA-256 in hex."""
+    return f"{CLAIMS}/{kind}-{prediction_id}-{digest}.json"
+
+
+def split_claim_name(name: str) -> tuple[Kind, str, str] | None:
+    """The reverse of `claim_name`; None for anything else."""
+    found = _CLAIM.fullmatch(name)
+    return (Kind(found["kind"]), found["id"], found["digest"]) if found else None
 
 
 def quarantine_name(date: str, digest: str) -> str:

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
 from app.core.errors import Unusable
@@ -131,9 +132,10 @@ def parse_time(value: Any) -> datetime | None:
 
 def _load(body: bytes) -> Any:
     try:
-        value = json.loads(body.decode("utf-8"))
-        # Python reads NaN, 1e999 and lone surrogates, and trips only over writing them to the manifest.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        value = _DECODER.decode(body.decode("utf-8"))
+        if _SURROGATE.search(body):
+            # Python reads one that stands alone, and trips only over writing it to the manifest.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise Unusable("not_utf8", "the body is not UTF-8") from None
     except UnicodeEncodeError:
@@ -145,6 +147,18 @@ def _load(body: bytes) -> Any:
     except ValueError:
         raise Unusable("bad_number", "the body holds a number that no JSON of ours could hold") from None
     return value
+
+
+def _finite(text: str) -> float:
+    """Python reads NaN and 1e999, and trips only over writing them."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def _too_deep(value: Any) -> bool:

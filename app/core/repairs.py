@@ -23,6 +23,8 @@ class Repair(StrEnum):
     """A dead worker was still registered."""
     FILE_REMOVED = "file_removed"
     """A killed process had left a temporary file."""
+    CLAIM_REMOVED = "claim_removed"
+    """A large body waited in storage for nobody."""
 
 
 PATIENCE = 60.0
@@ -33,6 +35,9 @@ STRAY_AFTER = 86400.0
 
 HALF_WRITTEN_AFTER = 3600.0
 """Age without a change at which an object that is being written belongs to nobody."""
+
+CLAIM_AFTER = 3600.0
+"""Age at which a large body that waits in storage is looked at: it was put there before anything led to it."""
 
 LIVE = frozenset({"queued", "started", "scheduled", "deferred"})
 """Statuses in which RQ will run a job, or runs it."""

@@ -20,6 +20,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "a delivery cannot be used; it is kept aside": "delivery_quarantined",
     "deliveries are not sent to Redis until it answers": "redis_lost",
     "Redis answers again": "redis_found",
+    "a large delivery waits in the spool until the storage takes it": "delivery_waits_for_storage",
+    "a large delivery waits on in the spool": "delivery_waits_on",
     "progress is dropped while Redis is away": "progress_dropped",
     # spool
     "deliveries from the spool are accepted": "spool_drained",
@@ -57,6 +59,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "queue %s held no job id: %s": "job_id_unreadable",
     # keeping outputs
     "stored": "prediction_stored",
+    "a body that is stored could not be removed from where it waited; the sweep will": "claim_left",
     "given up until it is replayed: %s": "prediction_given_up",
     "trying again in %.0f s: %s": "job_put_off",
     "an output is lost: %s": "output_lost",
