@@ -17,10 +17,10 @@ from app.records import LARGE, Arrival
 from app.storage import Storage
 
 THREADS = 4
-"""Bodies on their way to the storage at the same time; should it hang, no more than these are held up."""
+"""Bodies on their way to the storage at the same time; should it hang, no more are held in memory."""
 
 FRESH = 600.0
-"""Seconds for which an object that is there already is taken as it is: the sweep leaves it alone for longer."""
+"""Seconds for which an object that is there is taken as it is: the sweep leaves it alone for longer."""
 
 RETRY_AFTER = 5
 

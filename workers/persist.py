@@ -98,7 +98,7 @@ class Persist:
         return None
 
     def _forget_claim(self, record: Record) -> None:
-        """Remove a body that waited in storage: the manifest holds it, and the record points there no more."""
+        """Remove a body that waited in storage: the manifest holds it, and the record leads there no more."""
         if record.body_at is None:
             return
         try:

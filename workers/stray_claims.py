@@ -1,4 +1,4 @@
-"""Large bodies that wait in storage for nobody: a process died before or after it had a record point there."""
+"""Large bodies that wait in storage for nobody: a process died before, or after, a record led there."""
 
 import logging
 import time
@@ -19,9 +19,9 @@ log = logging.getLogger("outkeep.sweep")
 class StrayClaims:
     """The part of the sweep that looks at claims.
 
-    Once the manifest is written, a body is needed no more, whoever still brings it. Without a manifest it stays
-    for `held_for` seconds, so that no delivery of the same bytes can meet its removal, and while a record
-    points to it. `now` tells the Unix time.
+    Once the manifest is written, a body is needed no more, whoever still brings it. Without a manifest it
+    stays while a record points to it, and for `held_for` seconds, so that no delivery of the same bytes can
+    meet its removal. `now` tells the Unix time.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ NOTIFY_JOB = "workers.jobs.notify"
 
 _KIND = rf"(?P<kind>{'|'.join(Kind)})"
 _CLAIM = re.compile(
-    rf"claims/(?P<kind>{'|'.join(Kind)})-(?P<id>[A-Za-z0-9_-]{{1,64}})-(?P<digest>[0-9a-f]{{64}})\.json",
+    rf"claims/{_KIND}-(?P<id>[A-Za-z0-9_-]{{1,64}})-(?P<digest>[0-9a-f]{{64}})\.json",
     re.ASCII,
 )
 _PLACE = rf"{_KIND}-(?:_(?P<escaped>[A-Za-z0-9_]{{1,128}})|(?P<id>[A-Za-z0-9][A-Za-z0-9_-]{{0,63}}?))"

@@ -37,7 +37,7 @@ HALF_WRITTEN_AFTER = 3600.0
 """Age without a change at which an object that is being written belongs to nobody."""
 
 CLAIM_AFTER = 3600.0
-"""Age at which a large body that waits in storage is looked at: it was put there before anything led to it."""
+"""Age at which a large body that waits in storage is looked at: it comes before what leads to it."""
 
 LIVE = frozenset({"queued", "started", "scheduled", "deferred"})
 """Statuses in which RQ will run a job, or runs it."""

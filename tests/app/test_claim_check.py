@@ -1,0 +1,281 @@
+"""Large bodies wait in the storage, and never in Redis."""
+
+import hashlib
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app.arrivals import make_arrival
+from app.claim_check import FRESH, ClaimCheck, claimed
+from app.core.errors import Permanent, Transient
+from app.core.manifest import Receipt
+from app.core.names import CLAIMS, PERSIST_QUEUE, Kind, record_key
+from app.core.prediction import parse
+from app.queues import queue
+from app.records import LARGE, Accepted, Arrival, Records
+from app.storage import Storage
+from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.web import BOUND, Web, in_process, in_thread, prediction, wait_until
+from tests.bucket import S3, Asked, FaultyProxy, faulty_proxy
+
+MARK = "a sentence that stands in no other body"
+ID = "large"
+
+
+def large(identity: str = ID, size: int = 2 << 20, **keys: str) -> bytes:
+    """A terminal prediction of more than `size` bytes."""
+    logs = f"{MARK} {identity} ".ljust(size, "x")
+    return prediction(identity, logs=logs, **keys)
+
+
+@pytest.fixture(params=["file", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "file":
+        return Storage((tmp_path / "outputs").as_uri())
+    s3: S3 = request.getfixturevalue("s3_here")
+    return Storage(s3.url)
+
+
+@pytest.fixture
+def claims(storage: Storage) -> Iterator[ClaimCheck]:
+    check = ClaimCheck(storage, patience=30)
+    yield check
+    check.close()
+
+
+def arrival(redis: Redis, body: bytes) -> Arrival:
+    now = datetime.now(UTC)
+    return make_arrival(redis, parse(body, Kind.PREDICTION), body, Receipt(now, "msg_1"), now)
+
+
+def test_a_large_body_goes_to_the_storage_and_comes_back_exactly(
+    redis: Redis, storage: Storage, claims: ClaimCheck
+) -> None:
+    body = large()
+    checked = claims.check_in(arrival(redis, body))
+
+    assert checked.body == b""
+    assert checked.body_at == f"claims/prediction-large-{hashlib.sha256(body).hexdigest()}.json"
+    assert claimed(storage, checked.body_at) == body
+
+
+def test_small_bodies_and_progress_stay_as_they_are(
+    redis: Redis, storage: Storage, claims: ClaimCheck
+) -> None:
+    edge = prediction(ID, logs="x" * (LARGE - len(prediction(ID, logs=""))))
+    assert len(edge) == LARGE
+    for body in (prediction(ID), edge, large(status="processing")):
+        one = arrival(redis, body)
+        assert claims.check_in(one) is one
+
+    assert list(storage.names("")) == []
+
+
+def test_the_same_body_again_is_not_sent_again_unless_the_sweep_could_want_it(
+    redis: Redis, storage: Storage
+) -> None:
+    one = arrival(redis, large())
+    ClaimCheck(storage, patience=30).check_in(one)
+    ((_, first),) = storage.listed(CLAIMS)
+    ClaimCheck(storage, patience=30).check_in(one)
+    ((_, second),) = storage.listed(CLAIMS)
+    later = datetime.now(UTC) + timedelta(seconds=FRESH + 1)
+    # The times of a store may be whole seconds.
+    wait_until(lambda: datetime.now(UTC) > first + timedelta(seconds=1.1))
+    ClaimCheck(storage, patience=30, clock=lambda: later).check_in(one)
+    ((_, third),) = storage.listed(CLAIMS)
+
+    assert first == second < third
+
+
+def test_a_body_that_is_not_what_was_put_there_counts_as_gone(
+    redis: Redis, storage: Storage, claims: ClaimCheck
+) -> None:
+    name = claims.check_in(arrival(redis, large())).body_at
+    assert name is not None
+    storage.put_bytes(name, b"{}")
+
+    assert claimed(storage, name) is None
+    assert claimed(storage, "claims/prediction-other-0.json") is None
+
+
+def test_records_refuse_a_large_body_that_is_not_checked_in(redis: Redis, claims: ClaimCheck) -> None:
+    one = arrival(redis, large())
+    with pytest.raises(Permanent):
+        Records(redis, ttl=60).accept([one], datetime.now(UTC))
+    assert redis.keys() == []
+
+    records = Records(redis, ttl=60, check_in=claims.check_in)
+    assert records.accept([one], datetime.now(UTC)) == [Accepted.ACCEPTED]
+    record = records.get(Kind.PREDICTION, ID)
+    assert record is not None
+    assert record.body is None
+    assert record.body_at == claims.check_in(one).body_at
+    assert redis.ttl(record_key(Kind.PREDICTION, ID)) == -1
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        server.start()
+        yield server
+
+
+def claims_in(web: Web) -> list[str]:
+    return sorted(Storage((web.folder / "outputs").as_uri()).names(CLAIMS))
+
+
+def spooled(folder: Path) -> list[Path]:
+    return list((folder / "spool").glob("*.delivery"))
+
+
+def test_the_bytes_of_a_large_delivery_never_stand_in_redis(valkey: OwnValkey, tmp_path: Path) -> None:
+    body = large()
+    with in_thread(valkey.url, tmp_path) as web:
+        assert web.outcome(body) == "accepted"
+        assert web.outcome(body) == "duplicate"
+        (claim,) = claims_in(web)
+        assert web.outcome(prediction("small", logs=MARK)) == "accepted"
+
+    assert claimed(Storage((tmp_path / "outputs").as_uri()), claim) == body
+    # Its log holds whatever was ever written.
+    written = b"".join(
+        path.read_bytes() for path in Path(valkey.url.removeprefix("unix://")).parent.rglob("*.aof")
+    )
+    assert f"{MARK} {ID}".encode() not in written
+    assert written.count(MARK.encode()) == 1
+
+
+def break_storage(folder: Path) -> Callable[[], None]:
+    """Let nothing be written below `claims`; how to mend it."""
+    place = folder / "outputs" / CLAIMS
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.touch()
+    return place.unlink
+
+
+def test_while_the_storage_fails_large_ones_wait_in_the_spool_and_small_ones_pass(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    mend = break_storage(tmp_path)
+    with in_thread(valkey.url, tmp_path) as web:
+        assert web.outcome(large("one")) == "spooled"
+        assert web.outcome(large("two")) == "spooled"
+        assert web.outcome(prediction("small")) == "accepted"
+        assert len(spooled(tmp_path)) == 2
+        mend()
+        wait_until(lambda: not spooled(tmp_path))
+        names = claims_in(web)
+
+    assert [name.split("-")[1] for name in names] == ["one", "two"]
+    assert sorted(queue(PERSIST_QUEUE, valkey.redis).job_ids) == [
+        "persist-prediction-one",
+        "persist-prediction-small",
+        "persist-prediction-two",
+    ]
+
+
+def test_without_a_spool_a_large_delivery_is_refused_while_the_storage_fails(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    mend = break_storage(tmp_path)
+    with in_thread(valkey.url, tmp_path, OUTKEEP_SPOOL="off") as web:
+        refused = web.deliver(large())
+        mend()
+        assert web.outcome(large()) == "accepted"
+
+    assert (refused.status, refused.json()["error"]) == (503, "storage_unavailable")
+    assert "retry-after" in refused.headers
+
+
+@pytest.fixture
+def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    with faulty_proxy(s3_here) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
+        yield running
+
+
+def test_a_storage_that_hangs_holds_up_no_other_delivery(
+    valkey: OwnValkey, tmp_path: Path, proxy: FaultyProxy
+) -> None:
+    released, waiting = threading.Event(), threading.Event()
+
+    def hang(_: Asked) -> None:
+        waiting.set()
+        released.wait(60)
+
+    outcomes: list[str] = []
+    with in_thread(valkey.url, tmp_path, OUTKEEP_STORAGE=proxy.s3.url) as web:
+        proxy.rule = hang
+        senders = [
+            threading.Thread(target=lambda name=name: outcomes.append(web.outcome(large(name))))
+            for name in ("one", "two")
+        ]
+        for sender in senders:
+            sender.start()
+        assert waiting.wait(30)
+        for number in range(20):
+            answer = web.deliver(prediction(f"small-{number}"), timeout=BOUND)
+            assert answer.json()["outcome"] == "accepted"
+        for sender in senders:
+            sender.join()
+        assert outcomes == ["spooled", "spooled"]
+        released.set()
+        proxy.mend()
+        wait_until(lambda: not spooled(tmp_path))
+
+    assert len(queue(PERSIST_QUEUE, valkey.redis).job_ids) == 22
+    assert len(list(Storage(proxy.s3.url).names(CLAIMS))) == 2
+
+
+def test_a_receiver_killed_between_claim_and_record_has_promised_nothing_and_recovers(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    body = large()
+    claim = tmp_path / "outputs" / CLAIMS
+    valkey.signal(signal.SIGSTOP)
+    with in_process(valkey.url, tmp_path, OUTKEEP_SPOOL="off") as (web, process):
+        answers: list[int] = []
+
+        def send() -> None:
+            try:
+                answers.append(web.deliver(body, timeout=30).status)
+            except OSError:
+                answers.append(0)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        wait_until(lambda: any(claim.glob("*.json")))
+        process.kill()
+        sender.join()
+        assert answers[0] != 202
+    valkey.signal(signal.SIGCONT)
+    assert valkey.redis.keys("outkeep:record:*") == []
+
+    with in_process(valkey.url, tmp_path) as (web, _):
+        assert web.outcome(body) == "accepted"
+        assert web.outcome(body) == "duplicate"
+        (name,) = claims_in(web)
+    record = Records(valkey.redis, ttl=60).get(Kind.PREDICTION, ID)
+    assert record is not None
+    assert record.body_at == name
+    assert json.loads(claimed(Storage((tmp_path / "outputs").as_uri()), name) or b"")["id"] == ID
+
+
+def test_the_storage_that_fails_is_told_to_who_checks_in(
+    redis: Redis, s3_here: S3, proxy: FaultyProxy
+) -> None:
+    check = ClaimCheck(Storage(s3_here.url), patience=30)
+    proxy.refuse(403, "AccessDenied")
+    with pytest.raises(Transient) as caught:
+        check.check_in(arrival(redis, large()))
+
+    assert caught.value.code == "storage_denied"
