@@ -1,11 +1,13 @@
 """Creating predictions and uploading their files, by Replicate's official client.
 
-The answers are judged by our own rules, so that a refusal comes in the API's words and a 429 with its wait.
+Answers are judged by our own rules, so that a refusal comes in the words of the API and a 429 with its wait.
+They are read raw: the models of the client refuse real objects, and what was created must be known.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,18 @@ from typing import Any
 import httpx
 from replicate.client import Client
 
-from app.core.errors import Transient
+from app.core.errors import Permanent, Transient
 from app.core.models import Model
-from app.replicate import judge
+from app.replicate import Object, judge
 
 TIMEOUT = 60.0
 """Seconds that the creation of a prediction may take; an upload has the time of its job."""
 
 UNCERTAIN = frozenset({"api_failed", "api_unanswered"})
 """Codes after which a prediction may have been created all the same."""
+
+_answer: ContextVar[list[Object]] = ContextVar("answer")
+"""What the API answered to the call that this task makes."""
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -38,28 +43,69 @@ class Creator:
 
     async def create(
         self, model: Model, given: Mapping[str, Any], *, webhook: str | None, events: Sequence[str]
-    ) -> str:
-        """Create a prediction; its id."""
+    ) -> Object:
+        """Create a prediction; its object, which has an `id`.
+
+        A model that runs by its versions alone is run by its latest one.
+        """
         wanted: dict[str, Any] = {"input": dict(given)}
         if webhook is not None:
             wanted |= {"webhook": webhook, "webhook_events_filter": list(events)}
         if model.is_deployment:
-            wanted["deployment"] = model.name
-        elif model.version is not None:
-            wanted["version"] = model.version
-        else:
-            wanted["model"] = model.name
-        with _errors():
-            async with asyncio.timeout(self.timeout):
-                prediction = await self.client.predictions.async_create(**wanted)
-        return str(prediction.id)
+            return await self._create({"deployment": model.name, **wanted})
+        if model.version is not None:
+            return await self._create({"version": model.version, **wanted})
+        try:
+            return await self._create({"model": model.name, **wanted})
+        except Permanent as error:
+            if error.code != "api_absent":
+                raise
+        return await self._create({"version": await self._latest(model.name), **wanted})
+
+    async def cancel(self, prediction_id: str) -> Object:
+        """Ask for the end of a prediction; its object."""
+        return await self._call(self.client.predictions.async_cancel(prediction_id), timeout=self.timeout)
 
     async def upload(self, path: Path, *, name: str, media_type: str | None) -> str:
         """Upload a file as an input; its URL, which Replicate keeps for a day."""
-        with _errors(), path.open("rb") as file:
-            given: dict[str, Any] = {"content_type": media_type} if media_type else {}
-            uploaded = await self.client.files.async_create(file, filename=name, **given)
-        return str(uploaded.urls["get"])
+        given: dict[str, Any] = {"content_type": media_type} if media_type else {}
+        with path.open("rb") as file:
+            uploaded = await self._call(
+                self.client.files.async_create(file, filename=name, **given), timeout=None
+            )
+        urls = uploaded.get("urls")
+        if not isinstance(urls, dict) or not isinstance(urls.get("get"), str):
+            raise Transient("api_unanswered", "the API's answer about the uploaded file names no URL")
+        return str(urls["get"])
+
+    async def _create(self, wanted: Mapping[str, Any]) -> Object:
+        created = await self._call(self.client.predictions.async_create(**wanted), timeout=self.timeout)
+        if not isinstance(created.get("id"), str):
+            raise Transient("api_unanswered", "the API's answer names no prediction")
+        return created
+
+    async def _latest(self, name: str) -> str:
+        found = await self._call(self.client.models.async_get(name), timeout=self.timeout)
+        version = found.get("latest_version")
+        identity = version.get("id") if isinstance(version, dict) else None
+        if not isinstance(identity, str):
+            raise Permanent("api_absent", f"model {name} has no version that could run")
+        return identity
+
+    async def _call(self, call: Coroutine[Any, Any, Any], *, timeout: float | None) -> Object:  # noqa: ASYNC109
+        """What the API answered, also when the client's own models do not take it."""
+        answers: list[Object] = []
+        marker = _answer.set(answers)
+        try:
+            with _errors():
+                async with asyncio.timeout(timeout):
+                    await call
+        except Transient:
+            if not answers:
+                raise
+        finally:
+            _answer.reset(marker)
+        return answers[-1]
 
 
 @asynccontextmanager
@@ -77,7 +123,7 @@ async def creating(base_url: str, token: str, *, timeout: float = TIMEOUT) -> As
 
 async def _judge(answer: httpx.Response) -> None:
     body = await answer.aread()
-    judge(answer.status_code, answer.headers, body, answer.request.url.path)
+    _answer.get().append(judge(answer.status_code, answer.headers, body, answer.request.url.path))
 
 
 @contextmanager
@@ -89,6 +135,6 @@ def _errors() -> Iterator[None]:
         raise Transient("api_unreachable", f"the API cannot be reached ({type(error).__name__})") from error
     except (httpx.HTTPError, TimeoutError) as error:
         raise Transient("api_unanswered", f"the API did not answer ({type(error).__name__})") from error
-    except (ValueError, KeyError, TypeError) as error:  # its models refuse real objects now and then
+    except (ValueError, KeyError, TypeError) as error:
         reason = f"the API's answer cannot be read ({type(error).__name__})"
         raise Transient("api_unanswered", reason) from error

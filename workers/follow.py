@@ -118,28 +118,15 @@ class Follow:
         if not await asyncio.to_thread(self.follow_ups.intend, place, owner, intent):
             raise _busy()
         try:
-            child = await self._ask(target.model, given, webhook)
+            created = await self.creator.create(target.model, given, webhook=webhook, events=EVENTS)
         except OutkeepError as error:
             if error.code not in UNCERTAIN:
                 await asyncio.to_thread(self.follow_ups.forget, place)
             raise
+        child = str(created["id"])
         log.info("follow-up created", extra=_facts(place, child))
         await asyncio.to_thread(self.follow_ups.remember, place, intent, child)
         return child
-
-    async def _ask(self, model: Model, given: Mapping[str, Any], webhook: str | None) -> str:
-        try:
-            return await self.creator.create(model, given, webhook=webhook, events=EVENTS)
-        except Permanent as error:
-            if error.code != "api_absent" or model.version or model.is_deployment:
-                raise
-        # Only official models run without a version.
-        found = await self.api.get(f"/v1/models/{model.name}")
-        latest = found.get("latest_version")
-        version = latest.get("id") if isinstance(latest, dict) else None
-        if not isinstance(version, str):
-            raise Permanent("api_absent", f"model {model.name} has no version that could run")
-        return await self.creator.create(Model(model.name, version), given, webhook=webhook, events=EVENTS)
 
     async def _input(self, target: FollowUp, manifest: Manifest) -> dict[str, Any]:
         data = events.whole(manifest, self.links(manifest))

@@ -19,6 +19,12 @@ def say(text: str, *, err: bool = False) -> None:
     click.echo(printable(text), err=err)
 
 
+def flow(text: str) -> None:
+    """Print a piece of a longer text: its lines stay, and whatever could steer the terminal does not."""
+    kept = "".join(letter if letter in "\n\t" else printable(letter) for letter in text)
+    click.echo(kept, nl=False)
+
+
 def table(header: list[str], rows: list[list[str]]) -> None:
     """Print rows under a header, in columns."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]

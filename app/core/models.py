@@ -6,12 +6,16 @@ from dataclasses import dataclass
 _OWNER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 _MODEL = re.compile(rf"(?P<name>{_OWNER_NAME})(?::(?P<version>[A-Za-z0-9-]{{1,128}}))?", re.ASCII)
 _DEPLOYMENT = re.compile(rf"deployments/(?P<name>{_OWNER_NAME})", re.ASCII)
+_VERSION = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LONGEST = 300
 
 
 @dataclass(frozen=True)
 class Model:
-    """`name` is `owner/name`, of a model or of a deployment; a deployment chooses its version itself."""
+    """`name` is `owner/name`, of a model or of a deployment; a deployment chooses its version itself.
+
+    It is empty where only a version is named.
+    """
 
     name: str
     version: str | None = None
@@ -30,3 +34,8 @@ def parse_model(text: str) -> Model | None:
         return Model(found["name"], is_deployment=True)
     found = _MODEL.fullmatch(text)
     return Model(found["name"], found["version"]) if found else None
+
+
+def parse_runnable(text: str) -> Model | None:
+    """What `parse_model` reads, or the id of a version alone; None for anything else."""
+    return Model("", text) if _VERSION.fullmatch(text) else parse_model(text)

@@ -74,6 +74,16 @@ def input_delay(*, attempt: int, asked: float | None) -> float:
     return max(min(2.0 ** (attempt - 1), 8.0), asked or 0.0)
 
 
+def poll_delay(*, age: float, failures: int, asked: float | None) -> float:
+    """How long to wait before Replicate is asked again how far a prediction is.
+
+    `age` is since when it is followed: what takes long is asked for less often. `failures` in a row, and what
+    the API `asked` for, make it longer.
+    """
+    usual = min(max(0.5, age / 60), 5.0)
+    return max(min(usual * 2.0 ** min(failures, 6), 30.0), min(asked or 0.0, MAX_RETRY_AFTER))
+
+
 def store_delay(*, attempt: int, jitter: float) -> float:
     """How long to wait when our own storage fails: without end, since the operator can mend it."""
     return min(2.0 * 2.0 ** min(attempt, 10), 300.0) * (0.5 + jitter / 2)

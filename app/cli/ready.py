@@ -1,0 +1,81 @@
+"""What must be there before a prediction is created and paid for."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import click
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError
+
+from app import deployment, queues
+from app.cli.look import TIMEOUT
+from app.core.context import context_keys, seal, webhook_url
+from app.core.errors import ConfigurationError, Permanent
+from app.core.names import PERSIST_QUEUE, Kind
+from app.following import Follower
+from app.inbox import connect
+from app.records import Records
+from app.settings import Settings
+from app.storage import Storage
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All of it."""
+
+    settings: Settings
+    token: str
+    redis: Redis
+    context: dict[str, str]
+    webhook: str | None
+
+    @property
+    def storage(self) -> Storage:
+        """Where it will be kept."""
+        return Storage(self.settings.storage_url)
+
+    def follower(self, warn: Callable[[str], None]) -> Follower:
+        """What follows the prediction that is about to be created."""
+        return Follower(
+            redis=self.redis,
+            records=Records(self.redis, ttl=self.settings.record_ttl),
+            storage=self.storage,
+            clock=lambda: datetime.now(UTC),
+            context=self.context or None,
+            awaits_webhook=self.webhook is not None,
+            warn=warn,
+        )
+
+
+def prepare(context: dict[str, str]) -> Ready:
+    """Raises `ConfigurationError` for whatever is missing, since creating comes after this."""
+    settings, handlers = deployment.prepare(os.environ)
+    if settings.api_token is None:
+        raise ConfigurationError(["REPLICATE_API_TOKEN: not set, and nothing can be run without it"])
+    found = deployment.connect(settings, handlers)
+    redis = connect(found.redis_url, timeout=TIMEOUT)
+    _require_workers(redis)
+    keys = context_keys(found.secret_keys)
+    try:
+        seal(context, keys)
+    except Permanent as error:
+        raise click.BadParameter(error.message, param_hint="--context") from None
+    webhook = None
+    if settings.public_url is not None:
+        webhook = webhook_url(settings.public_url, Kind.PREDICTION, context or None, keys)
+    return Ready(settings, settings.api_token.get_secret_value(), redis, context, webhook)
+
+
+def _require_workers(redis: Redis) -> None:
+    try:
+        count = queues.worker_count(PERSIST_QUEUE, redis)
+    except AuthenticationError:
+        raise
+    except RedisError as error:
+        problem = f"Redis does not answer ({type(error).__name__}), so nothing could be kept"
+        raise ConfigurationError([f"{problem}; start `outkeep up`"]) from None
+    if not count:
+        problem = "no worker keeps outputs here, so nothing would be kept"
+        raise ConfigurationError([f"{problem}; start `outkeep up`, or `outkeep work persist`"])

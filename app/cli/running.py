@@ -1,0 +1,134 @@
+"""Run a prediction from the command line: create it, follow it, cancel it when that is wanted."""
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.cli import kept
+from app.cli.live import Display, Lines, Terminal
+from app.cli.patience import interrupts_held, patiently
+from app.cli.ready import Ready, prepare
+from app.cli.terminal import say
+from app.core.errors import Permanent, Transient
+from app.core.manifest import Manifest
+from app.core.models import Model
+from app.core.request import LocalFile, local_files, with_urls
+from app.creation import UNCERTAIN, creating
+from app.creation_limit import CreationLimit
+from app.replicate import Object, connected
+from app.storage import Storage
+
+EVENTS = ("start", "output", "logs", "completed")
+"""The webhooks that are asked for: all of them."""
+
+
+def run(
+    model: Model, given: dict[str, Any], context: dict[str, str], *, no_wait: bool, as_json: bool
+) -> None:
+    """What the command does once its arguments are read; raises `Permanent` unless all went well."""
+    ready = prepare(context)
+    on_terminal = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
+    running = _Running(ready, Terminal() if on_terminal else Lines())
+    given = running.uploaded(given)
+    raw, interrupted = patiently(lambda: running.create(model, given), running.display.warn)
+    if no_wait:
+        _say_created(raw, ready.storage, as_json=as_json)
+        return
+    running.display.warn(f"prediction {raw['id']}")
+    manifest = running.finish(raw["id"], interrupted=interrupted)
+    running.display.end()
+    kept.show(manifest, ready.storage, as_json=as_json, with_text=not running.display.has_shown_text)
+    kept.require_success(manifest)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """One run. Each step has a loop of its own, so that Ctrl-C is heard between them and in most of them."""
+
+    ready: Ready
+    display: Display
+
+    def uploaded(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The input with the URL of each local file, once all of them are uploaded."""
+        urls: dict[LocalFile, str] = {}
+        for file in dict.fromkeys(local_files(given)):
+            urls[file] = patiently(lambda file=file: asyncio.run(self._upload(file)), self.display.warn)  # type: ignore[misc]
+        result: dict[str, Any] = with_urls(given, urls)
+        return result
+
+    async def _upload(self, file: LocalFile) -> str:
+        path = Path(file.path)
+        self.display.warn(f"uploading {path.name}")
+        async with creating(self.ready.settings.api_url, self.ready.token) as creator:
+            return await creator.upload(path, name=path.name, media_type=None)
+
+    def create(self, model: Model, given: dict[str, Any]) -> tuple[Object, bool]:
+        """Create it and let Outkeep know; its object, and whether Ctrl-C was pressed meanwhile."""
+        wait = CreationLimit(self.ready.redis).take()
+        if wait > 0:
+            reason = "Replicate takes no more creations in this minute"
+            raise Transient("creations_limited", reason, retry_after=wait)
+        with interrupts_held() as interrupts:
+            raw = asyncio.run(self._create(model, given))
+            try:
+                # Should this process die now, Outkeep knows what to look for.
+                self.ready.follower(self.display.warn).hand_in(raw)
+            except Transient as error:  # it is paid for: go on
+                self.display.warn(f"not recorded yet: {error.message}")
+        return raw, bool(interrupts)
+
+    async def _create(self, model: Model, given: dict[str, Any]) -> Object:
+        webhook = self.ready.webhook
+        async with creating(self.ready.settings.api_url, self.ready.token) as creator:
+            try:
+                return await creator.create(model, given, webhook=webhook, events=EVENTS)
+            except Transient as error:
+                if error.code in UNCERTAIN:
+                    hint = "it may have been created all the same, look at `outkeep ls` before you try again"
+                    raise Permanent(error.code, f"{error.message}; {hint}") from error
+                raise
+
+    def finish(self, prediction_id: str, *, interrupted: bool) -> Manifest:
+        """Follow it to its end and until it is kept, however often Ctrl-C is pressed."""
+        while True:
+            try:
+                if not interrupted:
+                    return asyncio.run(self._follow(prediction_id))
+            except KeyboardInterrupt:
+                self.display.end()
+            interrupted = False
+            if not _wants_to_cancel():
+                raise Permanent("left", f"{prediction_id} goes on; see `outkeep show {prediction_id}`")
+            asyncio.run(self._cancel(prediction_id))
+
+    async def _follow(self, prediction_id: str) -> Manifest:
+        follower = self.ready.follower(self.display.warn)
+        async with connected(self.ready.settings.api_url, self.ready.token) as api:
+            prediction = await follower.until_end(api, prediction_id, self.display.show)
+        return await follower.until_kept(prediction)
+
+    async def _cancel(self, prediction_id: str) -> None:
+        async with creating(self.ready.settings.api_url, self.ready.token) as creator:
+            await creator.cancel(prediction_id)
+
+
+def _wants_to_cancel() -> bool:
+    """Ask whoever sits at the terminal; nobody there means no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    try:
+        return click.confirm("Cancel the prediction?", default=False, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        return False
+
+
+def _say_created(raw: Object, storage: Storage, *, as_json: bool) -> None:
+    place = kept.folder(raw["id"], storage)
+    document = {"id": raw["id"], "status": raw.get("status"), "kept_in": place}
+    say(json.dumps(document) if as_json else str(raw["id"]))

@@ -1,0 +1,91 @@
+"""The input and the context of a prediction, as they are typed on a command line."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.context import RESERVED
+from app.core.errors import Permanent
+
+_PAIR = re.compile(r"(?P<key>[^=]+?)(?P<more>\[\])?=(?P<value>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A value of an input that is to be uploaded first."""
+
+    path: str
+
+
+def parse_input(pairs: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The input that `key=value` pairs describe, over what is `given` already.
+
+    A value that is a JSON number, true, false, an array or an object is that; `@path` is a file; all else is
+    text. `key[]=value` adds to a list. Raises `Permanent` (`bad_input`).
+    """
+    result, single = dict(given), set[str]()
+    for pair in pairs:
+        found = _PAIR.fullmatch(pair)
+        if found is None:
+            raise Permanent("bad_input", f"{pair!r} is not key=value")
+        key, value = found["key"], _value(found["value"])
+        if key in single or (not found["more"] and key in result and key not in given):
+            raise Permanent("bad_input", f"{key} is given twice; write {key}[]=… to make a list")
+        if found["more"]:
+            before = result.get(key, [])
+            result[key] = [*(before if isinstance(before, list) else [before]), value]
+        else:
+            single.add(key)
+            result[key] = value
+    return result
+
+
+def parse_context(pairs: Iterable[str]) -> dict[str, str]:
+    """The context that `key=value` pairs describe, all of it text. Raises `Permanent` (`bad_context`)."""
+    context = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise Permanent("bad_context", f"{pair!r} is not key=value")
+        if key == RESERVED:
+            raise Permanent("bad_context", f"{RESERVED} is a name of ours; take another one")
+        context[key] = value
+    return context
+
+
+def local_files(value: Any) -> Iterator[LocalFile]:
+    """Every file that an input needs uploaded, in order of appearance."""
+    if isinstance(value, LocalFile):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from local_files(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from local_files(item)
+
+
+def with_urls(value: Any, urls: Mapping[LocalFile, str]) -> Any:
+    """A copy of an input in which each file is the URL that it was uploaded to."""
+    if isinstance(value, LocalFile):
+        return urls[value]
+    if isinstance(value, Mapping):
+        return {key: with_urls(item, urls) for key, item in value.items()}
+    return [with_urls(item, urls) for item in value] if isinstance(value, list) else value
+
+
+def _value(text: str) -> Any:
+    if text.startswith("@"):
+        return LocalFile(text[1:])
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        # A prompt in quotes, or the word null, is meant as it stands.
+        return text if value is None or isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(word)

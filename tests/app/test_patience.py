@@ -1,0 +1,60 @@
+"""Waiting on the command line."""
+
+import os
+import signal
+
+import pytest
+
+from app.cli.patience import TRIES, interrupts_held, patiently
+from app.core.errors import Transient
+
+
+def test_too_many_requests_are_waited_for_as_long_as_asked() -> None:
+    failures = [
+        Transient("api_busy", "slow down", retry_after=7.0),
+        Transient("creations_limited", "slow down"),
+        Transient("api_busy", "slow down", retry_after=1e6),
+    ]
+    waits: list[float] = []
+    said: list[str] = []
+
+    def call() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "done"
+
+    assert patiently(call, said.append, sleep=waits.append) == "done"
+    assert waits == [7.0, 4.0, 60.0]
+    assert said[0] == "waiting 7 s: slow down"
+
+
+def test_waiting_for_fewer_requests_ends() -> None:
+    waits: list[float] = []
+
+    def call() -> str:
+        raise Transient("api_busy", "slow down", retry_after=1.0)
+
+    with pytest.raises(Transient):
+        patiently(call, print, sleep=waits.append)
+    assert len(waits) == TRIES - 1
+
+
+def test_what_may_have_been_done_is_not_done_again() -> None:
+    calls: list[int] = []
+
+    def call() -> str:
+        calls.append(1)
+        raise Transient("api_unanswered", "it may have been created")
+
+    with pytest.raises(Transient):
+        patiently(call, print, sleep=print)
+    assert len(calls) == 1
+
+
+def test_ctrl_c_waits_until_it_may_be_heard() -> None:
+    with interrupts_held() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert came == [signal.SIGINT] * 2
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
