@@ -170,7 +170,10 @@ def test_every_relative_link_leads_to_a_file() -> None:
 def test_what_needs_more_than_a_test_has_at_least_exists() -> None:
     """`make`, `docker compose` and the command with an account: their targets, services and commands."""
     lines = [
-        line for fence in fences(README) if fence.language == "console" for line in fence.text.splitlines()
+        line
+        for fence in fences(README)
+        if fence.language == "console"
+        for line in fence.text.replace("\\\n", "").splitlines()
     ]
     commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     for command in commands:
