@@ -27,11 +27,11 @@ from app.records import Records
 from app.spool import Spool, Spooled
 from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.test_storage import _WITHOUT_FSYNC as WITHOUT_FSYNC
 from tests.app.web import BOUND, WEBHOOK, Web, free_port, prediction, signed, wait_until
 
 in_thread = partial(webs.in_thread, OUTKEEP_DISK_FLOOR="0")
 in_process = partial(webs.in_process, OUTKEEP_DISK_FLOOR="0")
+ROOT = Path(__file__).parents[2]
 NOWHERE = f"redis://127.0.0.1:{free_port()}"
 NOON = datetime(2026, 3, 16, 12, tzinfo=UTC)
 
@@ -111,18 +111,19 @@ def test_the_oldest_is_first_whatever_its_name(spool: Spool) -> None:
 
 
 CHILD = """
-import ctypes, os, struct, sys
+import os, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from app.core.errors import OutkeepError
 from app.core.manifest import Receipt
 from app.core.names import Kind
 from app.spool import Spool, Spooled
+from tests.kernel import LARGE, fill_the_disk, forbid_fsync
 
-def keep():
+def keep(body=b"{}"):
     spool = Spool(Path(sys.argv[1]), disk_floor=0)
     try:
-        spool._keep("abc", Spooled(Kind.PREDICTION, b"{}", Receipt(datetime.now(UTC), "msg_1")))
+        spool._keep("abc", Spooled(Kind.PREDICTION, body, Receipt(datetime.now(UTC), "msg_1")))
         print("kept")
     except OutkeepError as error:
         print(error.code)
@@ -137,7 +138,7 @@ def tell(frame, event, called):
 
 def run_child(code: str, folder: Path) -> list[str]:
     command = [sys.executable, "-c", CHILD + code, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -145,8 +146,8 @@ def run_child(code: str, folder: Path) -> list[str]:
 def test_a_delivery_is_kept_only_after_its_fsync(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
 
-    assert run_child(f"{WITHOUT_FSYNC}\nforbid_fsync()\nkeep()", folder) == ["spool_unusable"]
-    assert run_child(f"{WITHOUT_FSYNC}\nforbid_fsync()\nkeep()", folder) == ["spool_unusable"]
+    assert run_child("forbid_fsync()\nkeep()", folder) == ["spool_unusable"]
+    assert run_child("forbid_fsync()\nkeep()", folder) == ["spool_unusable"]
     assert run_child("keep()", folder) == ["kept"]
 
 
@@ -170,6 +171,13 @@ def test_drafts_of_processes_that_died_are_removed(spool: Spool) -> None:
     assert not old.exists()
     assert new.exists()
     assert len(spool.waiting()) == 1
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+
+    assert run_child('fill_the_disk()\nkeep(b"x" * LARGE)', folder) == ["spool_unusable"]
+    assert list(folder.iterdir()) == []
 
 
 def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:

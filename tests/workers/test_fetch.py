@@ -3,8 +3,9 @@ import hashlib
 import os
 import stat
 import subprocess
+import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.raw_host import (
 )
 from workers.fetch import Fetched, Fetcher
 
+ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 100
 PAGE = b"<!DOCTYPE html><title>502 Bad Gateway</title>"
 SILENT_START = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nabc"
@@ -444,22 +446,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         assert str(folder) in error.message
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounting.returncode != 0:
-        pytest.skip("mounting a small disk takes privileges")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+FULL = """
+import sys
+from pathlib import Path
+from tests.kernel import fill_the_disk
+from tests.raw_host import ok
+from tests.workers.test_fetch import failure
+
+fill_the_disk()
+error = failure(Path(sys.argv[1]), ok(b"a" * 900_000))
+print(type(error).__name__, error.code, error.message)
+"""
 
 
-def test_a_full_disk_is_an_error_for_a_retry_and_is_empty_again(small_disk: Path) -> None:
-    error = failure(small_disk, ok(b"a" * 900_000))
-    assert isinstance(error, Transient)
-    assert error.code == "disk_full"
-    assert str(small_disk) in error.message
+def test_a_full_disk_is_an_error_for_a_retry_and_is_empty_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    seen = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+
+    message = f"no room for temporary files in {tmp_path}: No space left on device"
+    assert seen.stdout == f"Transient disk_full {message}\n", seen.stderr

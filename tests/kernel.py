@@ -1,0 +1,68 @@
+"""Faults that the kernel makes for the rest of this process: a filter of its calls (seccomp). Linux only.
+
+It takes no privileges, holds for threads that begin later, and cannot be undone: use it in a process apart.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+
+LARGE = 4096
+"""Bytes in one write from which the disk is full."""
+
+_NUMBERS = {
+    "x86_64": {"write": 1, "pwrite64": 18, "fsync": 74, "fdatasync": 75},
+    "aarch64": {"write": 64, "pwrite64": 68, "fsync": 82, "fdatasync": 83},
+}
+_LOAD, _IS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NUMBER, _SIZE = 0, 32
+"""Where a filter finds the number of the call, and its third argument."""
+_ALLOW, _ERROR = 0x7FFF0000, 0x00050000
+
+
+def forbid_fsync() -> None:
+    """Let fsync and fdatasync fail with EIO."""
+    _install(
+        _Step(_LOAD, _NUMBER),
+        _Step(_IS, _number("fsync"), then=1),
+        _Step(_IS, _number("fdatasync"), otherwise=1),
+        _Step(_RETURN, _ERROR | errno.EIO),
+        _Step(_RETURN, _ALLOW),
+    )
+
+
+def fill_the_disk() -> None:
+    """Let each write of `LARGE` bytes or more fail with ENOSPC, on whatever disk; what is printed is shorter."""
+    _install(
+        _Step(_LOAD, _NUMBER),
+        _Step(_IS, _number("write"), then=1),
+        _Step(_IS, _number("pwrite64"), otherwise=3),
+        _Step(_LOAD, _SIZE),
+        _Step(_AT_LEAST, LARGE, otherwise=1),
+        _Step(_RETURN, _ERROR | errno.ENOSPC),
+        _Step(_RETURN, _ALLOW),
+    )
+
+
+class _Step(bytes):
+    """One instruction of a filter: where to go on, counted from the next one, when it holds and when not."""
+
+    def __new__(cls, code: int, value: int, *, then: int = 0, otherwise: int = 0) -> "_Step":
+        return super().__new__(cls, struct.pack("HBBI", code, then, otherwise, value))
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def _number(call: str) -> int:
+    return _NUMBERS[os.uname().machine][call]
+
+
+def _install(*steps: _Step) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(b"".join(steps))
+    program = _Program(len(steps), ctypes.cast(buffer, ctypes.c_void_p))
+    assert libc.prctl(38, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS"
+    assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0, "PR_SET_SECCOMP"
