@@ -33,7 +33,7 @@ def forbid_fsync() -> None:
 
 
 def fill_the_disk() -> None:
-    """Let each write of `LARGE` bytes or more fail with ENOSPC, on whatever disk; what is printed is shorter."""
+    """Let each write of `LARGE` bytes or more fail with ENOSPC, on any disk; what is printed is shorter."""
     _install(
         _Step(_LOAD, _NUMBER),
         _Step(_IS, _number("write"), then=1),

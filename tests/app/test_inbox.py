@@ -19,7 +19,7 @@ from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.prediction import parse
-from app.inbox import MAX_BATCH, Inbox
+from app.inbox import MAX_BATCH, Inbox, connect
 from app.records import Arrival, Records
 from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey
@@ -352,14 +352,50 @@ def in_flight(web: Web, body: bytes) -> Iterator[socket.socket]:
         yield connection
 
 
+def test_after_a_failed_batch_nothing_is_sent_until_redis_answers(valkey: OwnValkey) -> None:
+    batches = 0
+
+    def counting_clock() -> datetime:
+        nonlocal batches
+        batches += 1
+        return datetime.now(UTC)
+
+    async def outcome(inbox: Inbox) -> object:
+        [answer] = await asyncio.gather(inbox.accept(one_arrival()), return_exceptions=True)
+        return answer
+
+    async def until_accepted(inbox: Inbox) -> None:
+        while isinstance(await outcome(inbox), Transient):
+            await asyncio.sleep(0.02)
+
+    async def scenario() -> None:
+        redis = connect(valkey.url)
+        inbox = Inbox(redis, Records(redis, ttl=60), counting_clock)
+        outcomes = [await outcome(inbox) for _ in range(20)]
+        assert all(isinstance(one, Transient) for one in outcomes)
+        assert batches == 1
+
+        valkey.start()
+        await asyncio.wait_for(until_accepted(inbox), 30)
+        assert batches == 2
+        await inbox.close()
+        redis.close()
+
+    asyncio.run(scenario())
+
+
+def one_arrival() -> Arrival:
+    parsed = parse(prediction(status="processing"), Kind.PREDICTION)
+    return Arrival(parsed, prediction(), Receipt(datetime.now(UTC), "msg_1"), None)
+
+
 def test_a_fault_of_our_own_lets_nobody_wait_for_ever(redis: Redis) -> None:
     def broken_clock() -> datetime:
         raise ArithmeticError("no time")
 
     async def accept_many() -> list[object]:
         inbox = Inbox(redis, Records(redis, ttl=60), broken_clock)
-        parsed = parse(prediction(), Kind.PREDICTION)
-        arrival = Arrival(parsed, prediction(), Receipt(datetime.now(UTC), "msg_1"), None)
+        arrival = one_arrival()
         waiting = [inbox.accept(arrival) for _ in range(MAX_BATCH + 1)]
         outcomes: list[object] = list(
             await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)

@@ -23,6 +23,8 @@ from app.main import LIMITS, server
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 WEBHOOK = "/webhooks/replicate"
+ENDING = 60.0
+"""Seconds that a receiver gets to end, far more than its grace: then something hangs."""
 BOUND = 2.0
 """Seconds within which every delivery must be answered, whatever Redis does."""
 
@@ -122,7 +124,8 @@ def in_thread(redis_url: str, folder: Path, limits: Limits = LIMITS, /, **more: 
             yield Web(listener.getsockname()[1], folder)
         finally:
             web_server.should_exit = True
-            thread.join()
+            thread.join(ENDING)
+            assert not thread.is_alive(), f"the receiver has not ended after {ENDING:g} s"
 
 
 @contextmanager
