@@ -15,13 +15,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.arrivals import make_arrival
+from app.claim_check import ClaimCheck
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.lifecycle import State
 from app.core.manifest import Manifest, Receipt
 from app.core.names import Kind
 from app.core.policy import poll_delay
 from app.core.prediction import Prediction, from_object
-from app.records import Records
+from app.records import Accepted, Records
 from app.replicate import Api
 from app.storage import Storage
 
@@ -42,22 +43,23 @@ class Follower:
     redis: Redis
     records: Records
     storage: Storage
+    claims: ClaimCheck
     clock: Callable[[], datetime]
     context: Any
     awaits_webhook: bool
     warn: Callable[[str], None]
 
-    def hand_in(self, raw: dict[str, Any]) -> Prediction:
+    def hand_in(self, raw: dict[str, Any]) -> Accepted:
         """Record an object of the API as if a webhook had brought it; again is no harm.
 
-        Raises `Transient` when Redis did not confirm, `Unusable` when it is no prediction.
+        Raises `Transient` when Redis or storage did not confirm, `Unusable` when it is no prediction.
         """
         prediction = from_object(raw, Kind.PREDICTION)
         now = self.clock()
         receipt = Receipt(now, None, source="run", context=self.context)
         body = json.dumps(raw, ensure_ascii=False).encode()
-        self.records.accept([make_arrival(self.redis, prediction, body, receipt, now)], now)
-        return prediction
+        arrival = self.claims.check_in(make_arrival(self.redis, prediction, body, receipt, now))
+        return self.records.accept([arrival], now)[0]
 
     async def until_end(self, api: Api, prediction_id: str, show: Callable[[Prediction], None]) -> Prediction:
         """Poll until Replicate changes nothing more; `show` sees every state that was read."""
@@ -81,7 +83,7 @@ class Follower:
     async def until_kept(self, prediction: Prediction) -> Manifest:
         """Wait for the manifest of a prediction that has ended.
 
-        Raises `Permanent` when keeping was given up.
+        Raises `Permanent` when keeping was given up, or the prediction was removed.
         """
         loop = asyncio.get_running_loop()
         ended, hinted = loop.time(), False
@@ -115,5 +117,7 @@ class Follower:
             if manifest is not None:
                 return manifest
         if not patient:
-            self.hand_in(prediction.raw)
+            outcome = self.hand_in(prediction.raw)
+            if outcome is Accepted.DUPLICATE and self.records.get(prediction.kind, prediction.id) is None:
+                raise Permanent("removed", f"{prediction.id} was removed from here and is not kept")
         return None

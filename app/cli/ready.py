@@ -10,6 +10,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from app import deployment, queues
+from app.claim_check import ClaimCheck
 from app.cli.look import TIMEOUT
 from app.core.context import context_keys, seal, webhook_url
 from app.core.errors import ConfigurationError, Permanent
@@ -19,6 +20,9 @@ from app.inbox import connect
 from app.records import Records
 from app.settings import Settings
 from app.storage import Storage
+
+STORAGE_PATIENCE = 60.0
+"""Seconds that the storage may take for a large body."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Ready:
             redis=self.redis,
             records=Records(self.redis, ttl=self.settings.record_ttl),
             storage=self.storage,
+            claims=ClaimCheck(self.storage, patience=STORAGE_PATIENCE),
             clock=lambda: datetime.now(UTC),
             context=self.context or None,
             awaits_webhook=self.webhook is not None,
