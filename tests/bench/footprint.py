@@ -5,34 +5,21 @@ Shared pages are divided among those that share them, so the sum is what the mac
 """
 
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 
+from app.core.names import SWEPT
 from tests.e2e.recorder import recorder
-from tests.e2e.running import Up, running_up
+from tests.e2e.running import Up, running_up, until
 
 MIB = 1 << 20
 TARGET = 350
-STEADY = 5
-"""Readings in a row, a second apart, that must agree within 1 %: the processes have come to rest."""
 
 
 def pss(up: Up) -> dict[str, float]:
     """MiB by name of process."""
     return {name: psutil.Process(pid).memory_full_info().pss / MIB for name, pid in up.pids().items()}
-
-
-def at_rest(up: Up) -> dict[str, float]:
-    """The reading once it has come to rest."""
-    last: list[float] = []
-    while True:
-        reading = pss(up)
-        last = [*last[1 - STEADY :], sum(reading.values())]
-        if len(last) == STEADY and max(last) - min(last) < 0.01 * max(last):
-            return reading
-        time.sleep(1)
 
 
 def main() -> None:
@@ -41,7 +28,10 @@ def main() -> None:
         recorder() as downstream,
         running_up(Path(folder), handlers=downstream.handler()) as up,
     ):
-        reading = at_rest(up)
+        with up.redis() as redis:
+            # The last that a start sets in motion.
+            until(lambda: redis.exists(SWEPT), "the first sweep has ended")
+        reading = pss(up)
         assert len(reading) == len(up.processes()), "every process is counted"
         for name, size in sorted(reading.items(), key=lambda item: -item[1]):
             print(f"{name:10} {size:6.1f} MiB")
