@@ -52,7 +52,8 @@ def prove(
     settings, problems = examine(environment)
     found, mistakes = _handlers(settings, environment)
     problems += mistakes
-    if receives and settings.webhook_secret is None and not _blames(problems, "REPLICATE_WEBHOOK_SECRET"):
+    nobody = settings.webhook_secret is None and settings.cog_token is None
+    if receives and nobody and not _blames(problems, "REPLICATE_WEBHOOK_SECRET", "OUTKEEP_COG_TOKEN"):
         problems.append(
             "REPLICATE_WEBHOOK_SECRET: not set, so no delivery could be verified; copy the signing secret "
             "(whsec_…) from your Replicate account"
@@ -200,5 +201,5 @@ def _write_problems(name: str, folder: Path) -> list[str]:
     return []
 
 
-def _blames(problems: list[str], name: str) -> bool:
-    return any(problem.startswith(name) for problem in problems)
+def _blames(problems: list[str], *names: str) -> bool:
+    return any(problem.startswith(names) for problem in problems)

@@ -55,7 +55,8 @@ def _configuration(environment: Mapping[str, str]) -> tuple[Settings, Sequence[H
 def _credentials(settings: Settings) -> list[Finding]:
     findings = []
     if settings.webhook_secret is None:
-        detail = "REPLICATE_WEBHOOK_SECRET is not set: no receiver can run with this configuration"
+        who = "only Cog is received from" if settings.cog_token else "no receiver can run like this"
+        detail = f"REPLICATE_WEBHOOK_SECRET is not set: {who}"
         findings.append(Finding(Level.WARN, "webhook secret", detail))
     else:
         findings.append(Finding(Level.OK, "webhook secret", f"{len(settings.webhook_keys)} in use"))

@@ -113,11 +113,11 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
 def _webhooks(settings: Settings, limits: Limits, receiver: Receiver, lateness: Lateness) -> list[Route]:
     bodies = Bodies(limits, max_body=settings.max_body, folder=settings.temporary)
     floods = Floods()
-    replicate = Replicate(settings.webhook_keys, bodies, floods, lateness, _now)
-    senders: list[tuple[str, Sender, Kind]] = [
-        ("/webhooks/replicate", replicate, Kind.PREDICTION),
-        ("/webhooks/replicate/trainings", replicate, Kind.TRAINING),
-    ]
+    senders: list[tuple[str, Sender, Kind]] = []
+    if settings.webhook_keys:
+        replicate = Replicate(settings.webhook_keys, bodies, floods, lateness, _now)
+        senders.append(("/webhooks/replicate", replicate, Kind.PREDICTION))
+        senders.append(("/webhooks/replicate/trainings", replicate, Kind.TRAINING))
     if settings.cog_token is not None:
         senders.append((COG_PATH, Cog(settings.cog_token, bodies, floods, _now), Kind.PREDICTION))
     return [

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from starlette.testclient import TestClient
 
 from app.core.context import Lineage, context_keys, followed, seal
 from app.core.lifecycle import State
 from app.core.names import Kind
+from app.deployment import connect, prepare
 from app.floods import LIMIT
+from app.main import create_app
 from app.records import Record, Records
 from tests.app.test_protocol import QUICK, error, rest, status
-from tests.app.web import SECRET_KEY, Answer, Web, in_thread, prediction, signed, wait_until
+from tests.app.web import SECRET_KEY, Answer, Web, environment, in_thread, prediction, signed, wait_until
 
 COG = "/webhooks/cog"
 TOKEN = "a-token-of-cog-workers"
@@ -29,6 +32,19 @@ COG_ENDED = {
     "status": "succeeded",
 }
 """As recorded from a Cog 0.23.1, save the bytes of the output."""
+
+OLD_COG_ENDED = {
+    "input": {"n": 1},
+    "output": ["data:image/png;base64,iVBORw0KGgoAAAA="],
+    "id": None,
+    "created_at": None,
+    "started_at": "2026-11-26T19:45:56.584646+00:00",
+    "completed_at": "2026-11-26T19:45:56.613188+00:00",
+    "logs": "",
+    "status": "succeeded",
+    "metrics": {"predict_time": 0.028542},
+}
+"""As recorded from a Cog 0.16.12, which makes no ids of its own, save the output."""
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +156,12 @@ def test_an_end_without_a_usable_id_is_kept_aside_with_the_reason(
     assert redis.keys("outkeep:record:*") == []
 
 
+def test_an_old_cog_is_kept_aside_without_an_id_and_accepted_with_one(web: Web, redis: Redis) -> None:
+    assert outcome(web, OLD_COG_ENDED) == "quarantined"
+    assert outcome(web, {**OLD_COG_ENDED, "id": "order-17"}) == "accepted"
+    assert record(redis, "order-17").status == "succeeded"
+
+
 @pytest.mark.parametrize("word", ["starting", "processing"])
 def test_progress_without_an_id_fills_no_quarantine(web: Web, word: str) -> None:
     before = len(quarantined(web))
@@ -244,6 +266,18 @@ def test_trouble_of_our_own_is_always_503(tmp_path: Path) -> None:
 def test_without_a_token_set_there_is_no_such_route(valkey_url: str, tmp_path: Path) -> None:
     with in_thread(valkey_url, tmp_path) as web:
         assert send(web, COG_ENDED).status == 404
+
+
+def test_who_hosts_all_models_needs_no_secret_of_replicate(valkey_url: str, tmp_path: Path) -> None:
+    settings = environment(valkey_url, tmp_path, OUTKEEP_COG_TOKEN=TOKEN)
+    del settings["REPLICATE_WEBHOOK_SECRET"]
+    app = create_app(connect(*prepare(settings, receives=True)))
+
+    with TestClient(app) as client:
+        answer = client.post(COG, json=COG_ENDED, headers={"authorization": f"Bearer {TOKEN}"})
+        assert answer.status_code == 202
+        unsigned = client.post("/webhooks/replicate", content=prediction(), headers=signed(prediction()))
+        assert unsigned.status_code == 404
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", COG), ("PUT", COG), ("POST", f"{COG}/")])
