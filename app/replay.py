@@ -194,6 +194,8 @@ class Replay:
             return f"the handlers file has no handler {handler!r}"
         if handler in self._off:
             return f"{handler} is switched off; `outkeep handlers enable {handler}` comes first"
+        if self._records.is_removed(kind, prediction_id):
+            return "it was removed"
         if self._storage.head(manifest_name(kind, prediction_id)) is None:
             return "nothing is stored of it"
         return None

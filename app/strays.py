@@ -19,7 +19,8 @@ class Strays:
 
     `temporary` is the folder for temporary files, `outputs` the one of stored files (None: a remote store).
     Downloads that wait for the storage stay for `held_for` seconds, and as long as `is_known` says that their
-    prediction has a record: it may wait for the operator. `now` tells the Unix time.
+    prediction has a record: it may wait for the operator. Those of what `is_removed` go at once. `now` tells
+    the Unix time.
     """
 
     def __init__(
@@ -29,20 +30,22 @@ class Strays:
         *,
         held_for: float,
         is_known: Callable[[Kind, str], bool],
+        is_removed: Callable[[Kind, str], bool],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._temporary = temporary
         self._outputs = outputs
         self._held_for = held_for
         self._is_known = is_known
+        self._is_removed = is_removed
         self._now = now
 
     def downloads(self) -> Iterator[Path]:
-        """Temporary files that nobody will ask for; raises OSError, and what `is_known` raises."""
+        """Temporary files that nobody will ask for; raises OSError, and what Redis raises."""
         # Also in the folder of a process that lives and failed to remove one.
         for folder in (self._temporary, *self._temporary.glob(f"{WORKER_PREFIX}*")):
             for path, age in self._files_in(folder):
-                if is_stray_download(path.name, age, held_for=self._held_for) and not self._is_wanted(path):
+                if self._is_stray(path.name, age):
                     yield path
 
     def half_written(self) -> Iterator[Path]:
@@ -56,9 +59,12 @@ class Strays:
                 if is_half_written(path.name, age):
                     yield path
 
-    def _is_wanted(self, path: Path) -> bool:
-        place = held_place(path.name)
-        return place is not None and self._is_known(*place)
+    def _is_stray(self, name: str, age: float) -> bool:
+        place = held_place(name)
+        if place is not None and self._is_removed(*place):
+            return True
+        stray = is_stray_download(name, age, held_for=self._held_for)
+        return stray and not (place is not None and self._is_known(*place))
 
     def _files_in(self, folder: Path) -> Iterator[tuple[Path, float]]:
         """Each file with the seconds since its last change."""

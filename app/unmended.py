@@ -62,7 +62,13 @@ def _files(redis: Redis, settings: Settings) -> Iterator[Path]:
         outputs = Storage(settings.storage_url).folder
     except Permanent:  # the check of the storage says why
         outputs = None
-    strays = Strays(settings.temporary, outputs, held_for=settings.record_ttl, is_known=is_known)
+    strays = Strays(
+        settings.temporary,
+        outputs,
+        held_for=settings.record_ttl,
+        is_known=is_known,
+        is_removed=records.is_removed,
+    )
     if settings.temporary.is_dir():
         with locked(settings.temporary):
             yield from abandoned(settings.temporary)

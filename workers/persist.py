@@ -28,6 +28,7 @@ from app.core.prediction import parse
 from app.core.tries import Tries
 from app.core.vocabulary import BYTES, FILES, HOUR_LEFT, LOST, RETRIES, STORED
 from app.records import Record, Records
+from app.removal import erase
 from app.storage import Storage
 from app.tally import Tally
 from workers.collect import Collector, Result, Run
@@ -64,18 +65,25 @@ class Persist:
 
         `attempt` counts the runs of this job from 1; `tries` is what earlier ones learned about the files.
         Raises `Permanent` or `Unusable` for good: `record_missing` or `claim_missing` when nothing is left to
-        work on, `Removed` when nothing may be left.
+        work on.
         """
         try:
-            record = await asyncio.to_thread(self.records.get, kind, prediction_id)
-            async with self._large if record is not None and record.body_at is not None else nullcontext():
-                return await self._work(kind, prediction_id, record, tries, attempt)
+            try:
+                record = await asyncio.to_thread(self.records.get, kind, prediction_id)
+                async with (
+                    self._large if record is not None and record.body_at is not None else nullcontext()
+                ):
+                    return await self._work(kind, prediction_id, record, tries, attempt)
+            except Removed:
+                await asyncio.to_thread(self._forget, kind, prediction_id)
         except (Transient, RedisError) as error:
             return self._put_off(kind, prediction_id, error, attempt)
+        return None
 
     async def _work(
         self, kind: Kind, prediction_id: str, record: Record | None, tries: Tries, attempt: int
     ) -> float | None:
+        """As `run`; raises `Removed` and what storage and Redis raise, too."""
         loaded = await asyncio.to_thread(self._load, kind, prediction_id, record, tries, attempt)
         if isinstance(loaded, Run):
             outputs = self.collector.collect(loaded)
@@ -87,10 +95,15 @@ class Persist:
         return None
 
     def conclude(self, run: Run, results: Sequence[Result], inputs: Sequence[Tried]) -> float | None:
-        """What follows when each file was tried; seconds to wait before the next run, or None."""
+        """What follows when each file was tried; seconds to wait before the next run, or None.
+
+        Raises `Removed`.
+        """
         ended = self.collector.decide(run, results)
         if isinstance(ended, float):
             return ended
+        if self.records.is_removed(run.record.kind, run.record.id):
+            raise Removed(f"{run.record.kind} {run.record.id} was removed meanwhile")
         for one in inputs:
             one.report()
         self.dispatch(self.commit(run, ended, [one.file for one in inputs]))
@@ -165,6 +178,11 @@ class Persist:
         attempts = told.attempts if told else 1
         came = Told("delivered", attempts, self.clock(), None, child=manifest.prediction.id)
         outcome_files.write(self.storage, *place, came)
+
+    def _forget(self, kind: Kind, prediction_id: str) -> None:
+        """Leave nothing of what this run, or one before it, has stored of a prediction that was removed."""
+        erase(self.storage, kind, prediction_id, self.clock())
+        log.info("removed meanwhile: nothing is kept", extra=_facts(kind, prediction_id))
 
     def give_up(self, kind: Kind, prediction_id: str, error: OutkeepError) -> None:
         """Mark the record as failed: trying again by itself cannot help, a replay by the operator may."""

@@ -19,8 +19,8 @@ log = logging.getLogger("outkeep.sweep")
 class StrayClaims:
     """The part of the sweep that looks at claims.
 
-    Once the manifest is written, a body is needed no more, whoever still brings it. Without a manifest it
-    stays while a record points to it, and for `held_for` seconds, so that no delivery of the same bytes can
+    Once the manifest is written, or the prediction removed, a body is needed no more, whoever still brings
+    it. Without a manifest it stays while a record points to it, and for `held_for` seconds, so that no delivery of the same bytes can
     meet its removal. `now` tells the Unix time.
     """
 
@@ -58,6 +58,8 @@ class StrayClaims:
             return False  # not ours
         kind, prediction_id, _ = place
         if self._storage.head(manifest_name(kind, prediction_id)) is not None:
+            return True
+        if self._records.is_removed(kind, prediction_id):
             return True
         record = self._records.get(kind, prediction_id)
         return age >= self._held_for and (record is None or record.body_at != name)

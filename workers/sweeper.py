@@ -20,11 +20,14 @@ from app.core.vocabulary import REPAIRS
 from app.deployment import Deployment
 from app.inbox import connect
 from app.records import Records
+from app.removal import Removal
+from app.settings import Settings
 from app.storage import Storage
 from app.strays import Strays
 from app.tally import series
 from workers.ends import Ends
 from workers.leftovers import Leftovers
+from workers.retention import Retention
 from workers.stray_claims import StrayClaims
 from workers.sweep import Sweep
 
@@ -46,15 +49,22 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
     redis = connect(deployment.redis_url, timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
     records = Records(redis, ttl=settings.record_ttl)
-    local = None
+    local = tidy = None
     if queue == PERSIST_QUEUE:
         outputs = storage.folder
 
         def is_known(kind: Kind, prediction_id: str) -> bool:
             return records.get(kind, prediction_id) is not None
 
-        strays = Strays(settings.temporary, outputs, held_for=settings.record_ttl, is_known=is_known)
+        strays = Strays(
+            settings.temporary,
+            outputs,
+            held_for=settings.record_ttl,
+            is_known=is_known,
+            is_removed=records.is_removed,
+        )
         local = Leftovers(settings.temporary, strays).run
+        tidy = _tidying(settings, redis, storage)
     users = job_queues(deployment.handlers)
     sweep = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users)
     ends = Ends(redis, storage, users)
@@ -63,22 +73,53 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
     def shared() -> Counter[Repair]:
         return sweep.run() + ends.run() + claims.run()
 
-    return Sweeper(redis, shared=shared, local=local)
+    return Sweeper(redis, shared=shared, local=local, tidy=tidy)
+
+
+def _tidying(settings: Settings, redis: Redis, storage: Storage) -> Part:
+    """Ends removals that were cut off, and removes what is too old. Of its own, since storage may hang."""
+    removal = Removal(redis, storage, ttl=settings.record_ttl, clock=_now)
+    retention = None
+    if settings.retention is not None:
+        retention = Retention(redis, storage, removal, age=settings.retention, clock=_now)
+
+    def tidy() -> Counter[Repair]:
+        ended = removal.resume()
+        for found in ended:
+            facts = {"repair": Repair.REMOVAL_ENDED, "kind": found.kind, "id": found.id}
+            log.warning("mended: %s", Repair.REMOVAL_ENDED, extra=facts)
+        if retention is not None:
+            retention.run()
+        return Counter({Repair.REMOVAL_ENDED: len(ended)})
+
+    return tidy
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Sweeper:
     """A context: sweeps while it lasts.
 
     `shared` is what all processes mend together: it runs in the one whose turn it is, by a key in Redis.
-    `local` is mended by this process for its host. Both run `every` so many seconds.
+    `local` is mended by this process for its host, `tidy` looks by itself whose turn it is. All run `every`
+    so many seconds.
     """
 
     def __init__(
-        self, redis: Redis, *, shared: Part, local: Part | None = None, every: float = EVERY
+        self,
+        redis: Redis,
+        *,
+        shared: Part,
+        local: Part | None = None,
+        tidy: Part | None = None,
+        every: float = EVERY,
     ) -> None:
         self._redis = redis
         self._shared = shared
         self._local = local
+        self._tidy = tidy
         self._every = every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
@@ -104,6 +145,11 @@ class Sweeper:
             self._count(self._shared())
             self._redis.set(SWEPT, str(time.time()))
 
+    def tidy(self) -> None:
+        """Run the part that removes what is to be removed; raises what it raises."""
+        if self._tidy:
+            self._count(self._tidy())
+
     def _count(self, mended: Counter[Repair]) -> None:
         for repair, count in mended.items():
             self._redis.hincrby(COUNTERS, series(REPAIRS, [repair]), count)
@@ -111,7 +157,7 @@ class Sweeper:
     def _run(self) -> None:
         failing: set[str] = set()
         while True:
-            for part in (self.mend_here, self.mend_together):
+            for part in (self.mend_here, self.mend_together, self.tidy):
                 try:
                     part()
                     failing.discard(part.__name__)

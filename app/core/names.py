@@ -304,6 +304,11 @@ def spool_name(kind: Kind, prediction_id: str, digest: str) -> str:
     return f"{kind}-{prediction_id}-{digest}.delivery"
 
 
+def is_spooled(name: str, kind: Kind, prediction_id: str) -> bool:
+    """Whether a file in the spool is a delivery about this prediction, one that was set aside included."""
+    return re.fullmatch(rf"{kind}-{prediction_id}-[0-9a-f]+\.(delivery|damaged)", name) is not None
+
+
 _HELD = "held"
 _HELD_PARTS = 5
 

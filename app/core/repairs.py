@@ -21,6 +21,8 @@ class Repair(StrEnum):
     """The index named a prediction whose record has expired."""
     WORKER_DROPPED = "worker_dropped"
     """A dead worker was still registered."""
+    REMOVAL_ENDED = "removal_ended"
+    """A prediction was to be removed, and not all of it was."""
     FILE_REMOVED = "file_removed"
     """A killed process had left a temporary file."""
     CLAIM_REMOVED = "claim_removed"

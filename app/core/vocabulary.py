@@ -66,6 +66,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "an output is not fetched, again in %.0f s: %s": "output_refused",
     "an output is tried again in %.0f s: %s": "output_put_off",
     "an input is not kept: %s": "input_lost",
+    "removed meanwhile: nothing is kept": "prediction_removed",
     # telling handlers
     "handler told": "handler_told",
     "handler not told, again in %.0f s: %s": "handler_put_off",
@@ -82,6 +83,8 @@ EVENTS: Final[Mapping[str, str]] = {
     # the sweep
     "mended: %s": "mended",
     "the sweep is put off: %s": "sweep_delayed",
+    "removed what is older than OUTKEEP_RETENTION": "retention_removed",
+    "it is not removed, although it is old: %s": "retention_kept",
     # any process
     "counts wait for Redis: %s": "counts_delayed",
     "the process crashed": "process_crashed",
@@ -136,6 +139,11 @@ RETRIES: Final = Counter(
 NOTIFIED: Final = Counter(
     "outkeep_notifications_total", "Attempts to tell a handler, by how they ended.", ("handler", "outcome")
 )
+REMOVED: Final = Counter(
+    "outkeep_removed_total",
+    "Predictions, trainings and quarantined deliveries removed, by what they were and why.",
+    ("kind", "cause"),
+)
 REPAIRS: Final = Counter("outkeep_repairs_total", "What the sweep has mended, by repair.", ("repair",))
 HOUR_LEFT: Final = Histogram(
     "outkeep_hour_left_seconds",
@@ -153,6 +161,6 @@ RECORDS: Final = Gauge("outkeep_records", "Predictions and trainings in the live
 SPOOLED: Final = Gauge("outkeep_spool_deliveries", "Deliveries that wait on the disk of this receiver.")
 SPOOL_OLDEST: Final = Gauge("outkeep_spool_oldest_seconds", "Age of the oldest delivery in the spool.")
 
-COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED, REPAIRS)
+COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED, REMOVED, REPAIRS)
 HISTOGRAMS: Final = (HOUR_LEFT,)
 GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, SPOOLED, SPOOL_OLDEST)

@@ -12,7 +12,15 @@ from rq.job import Job
 from app import queues
 from app.core import handlers, manifest, outcomes
 from app.core.manifest import KeptFile, Manifest, Receipt
-from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, notification_id, object_name, outcome_name
+from app.core.names import (
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    Kind,
+    notification_id,
+    notify_job_id,
+    object_name,
+    outcome_name,
+)
 from app.core.outcomes import Told
 from app.core.outputs import OutputFile
 from app.core.prediction import parse
@@ -90,7 +98,7 @@ class Deployment:
         document = outcomes.document(notification_id(handler, kind, prediction_id), told)
         name = object_name(kind, prediction_id, outcome_name(handler))
         self.storage.put_bytes(name, json.dumps(document).encode())
-        self.end(NOTIFY_QUEUE, f"notify-{handler}-{kind}-{prediction_id}")
+        self.end(NOTIFY_QUEUE, notify_job_id(handler, kind, prediction_id))
 
     def end(self, name: str, job_id: str) -> None:
         """Let a job be gone, as it is an hour after its end."""

@@ -24,11 +24,13 @@ class Disk:
         self.temporary, self.outputs = folder / "tmp", folder / "outputs"
         self.now = time.time()
         self.known: set[tuple[Kind, str]] = set()
+        self.gone: set[tuple[Kind, str]] = set()
         strays = Strays(
             self.temporary,
             self.outputs,
             held_for=WEEK,
             is_known=lambda *place: place in self.known,
+            is_removed=lambda *place: place in self.gone,
             now=lambda: self.now,
         )
         self.leftovers = Leftovers(self.temporary, strays, now=lambda: self.now)
@@ -55,7 +57,7 @@ def test_folders_that_do_not_exist_yet_hold_nothing(disk: Disk) -> None:
 
 
 def test_a_remote_store_has_no_folder_to_walk(tmp_path: Path) -> None:
-    strays = Strays(tmp_path, None, held_for=WEEK, is_known=lambda *_: True)
+    strays = Strays(tmp_path, None, held_for=WEEK, is_known=lambda *_: True, is_removed=lambda *_: False)
     assert Leftovers(tmp_path, strays).run()[Repair.FILE_REMOVED] == 0
 
 

@@ -1,0 +1,204 @@
+"""Remove everything of a prediction, so that nothing that was under way brings it back.
+
+First a mark: from then on no delivery about it is taken for new, and no job is made for it. Then go its jobs,
+its files, and last of all the manifest. What is being removed stands on a list in Redis until nothing is left
+and no job of it runs, so that the sweep ends what a crash has cut off.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+from redis import Redis
+
+from app.core.lifecycle import State
+from app.core.manifest import farewell
+from app.core.names import (
+    CLAIMS,
+    EVENTS,
+    QUARANTINE,
+    RECORDS,
+    REMOVALS,
+    Kind,
+    folder_name,
+    follow_up_child,
+    follow_up_key,
+    manifest_name,
+    record_key,
+    record_member,
+    removed_key,
+    split_claim_name,
+    split_handle_job_id,
+    split_member,
+    split_notify_job_id,
+    split_outcome_name,
+)
+from app.local_copies import LocalCopies
+from app.storage import Storage, Stored
+from app.traces import Trace, Traces, forget
+
+PATIENCE = 60.0
+"""Seconds that a removal gets before the sweep looks after it."""
+
+AT_ONCE = 100
+"""Removals that one sweep ends."""
+
+_BEGIN = """
+-- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 what is being removed
+-- ARGV: 1 member of index and list, 2 how long the mark stands (s), 3 now (s), 4 channel,
+--       5 the only state in which the record may be ('': any)
+local state = redis.call('HGET', KEYS[1], 'state')
+if ARGV[5] ~= '' and state and state ~= ARGV[5] then return 0 end
+redis.call('SET', KEYS[3], 1, 'EX', ARGV[2])
+redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('PUBLISH', ARGV[4], ARGV[1])
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a prediction, or what was removed of it."""
+
+    kind: Kind
+    id: str
+    state: State | None = None
+    """Of its record; None when there is none."""
+    objects: Sequence[str] = ()
+    """Names in storage."""
+    size: int = 0
+    """Bytes of those."""
+    jobs: Sequence[Trace] = ()
+    local: Sequence[Path] = ()
+    quarantined: Sequence[str] = ()
+    """Deliveries about it that could not be used."""
+
+    def __bool__(self) -> bool:
+        return bool(self.state or self.objects or self.jobs or self.local or self.quarantined)
+
+    @property
+    def running(self) -> Sequence[Trace]:
+        """Jobs that only their end ends."""
+        return [job for job in self.jobs if job.runs]
+
+
+class Removal:
+    """Removes over one Redis connection. Any step may be cut off; doing it again goes on from there.
+
+    `ttl` is how long (seconds) a late delivery is taken for a repeat. `local` are the folders of this host.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        storage: Storage,
+        *,
+        ttl: int,
+        clock: Callable[[], datetime],
+        local: LocalCopies | None = None,
+    ) -> None:
+        self._redis = redis
+        self._storage = storage
+        self._ttl = ttl
+        self._clock = clock
+        self._local = local
+        self._begin = redis.register_script(_BEGIN)
+
+    def find(self, kind: Kind, prediction_id: str) -> Found:
+        """What there is of a prediction; raises `Transient`, redis-py's errors and `OSError`, as all here."""
+        state = cast(bytes | None, self._redis.hget(record_key(kind, prediction_id), "state"))
+        objects = dict(self._storage.objects(folder_name(kind, prediction_id)))
+        objects |= _claims(self._storage, kind, prediction_id)
+        return Found(
+            kind,
+            prediction_id,
+            state=None if state is None else State(state.decode()),
+            objects=sorted(objects),
+            size=sum(stored.size for stored in objects.values()),
+            jobs=Traces(self._redis).of(kind, prediction_id),
+            local=self._local.of(kind, prediction_id) if self._local else (),
+        )
+
+    def search(self, kind: Kind, prediction_id: str) -> Found:
+        """As `find`, in quarantine too: what was set aside and names the prediction as its own.
+
+        All of it is read for that, and as text: it could not be parsed, or it would not be there.
+        """
+        gap = rb"(?:\s|\\[nrt])*"
+        own = re.compile(rb'\\"id\\"' + gap + b":" + gap + rb'\\"' + prediction_id.encode() + rb'\\"')
+        shelf = f'"kind": "{kind}"'.encode()
+        aside = ((name, self._storage.get(name) or b"") for name in self._storage.names(QUARANTINE))
+        named = [name for name, data in aside if shelf in data and own.search(data)]
+        return replace(self.find(kind, prediction_id), quarantined=named)
+
+    def remove(self, found: Found) -> Found:
+        """Remove what was found, and what has come since; what that was."""
+        kind, prediction_id = found.kind, found.id
+        self._mark(kind, prediction_id, only=None)
+        now = replace(self.find(kind, prediction_id), state=found.state, quarantined=found.quarantined)
+        self._storage.remove(now.quarantined)
+        for path in now.local:
+            path.unlink(missing_ok=True)
+        return self._finish(now)
+
+    def retire(self, found: Found) -> Found | None:
+        """Remove a prediction of which nothing is under way; None when that is not so."""
+        if not self._mark(found.kind, found.id, only=State.DISPATCHED):
+            return None
+        return self._finish(found)
+
+    def resume(self) -> list[Found]:
+        """End removals that were begun a while ago; what was still there."""
+        limit = self._clock().timestamp() - PATIENCE
+        members = cast(list[bytes], self._redis.zrangebyscore(REMOVALS, "-inf", limit, start=0, num=AT_ONCE))
+        places = [split_member(member.decode()) for member in members]
+        return [found for place in places if (found := self.remove(Found(*place)))]
+
+    def _mark(self, kind: Kind, prediction_id: str, *, only: State | None) -> bool:
+        keys = [record_key(kind, prediction_id), RECORDS, removed_key(kind, prediction_id), REMOVALS]
+        now = self._clock().timestamp()
+        args: list[str | float] = [record_member(kind, prediction_id), self._ttl, now, EVENTS, only or ""]
+        return bool(self._begin(keys=keys, args=args))
+
+    def _finish(self, found: Found) -> Found:
+        jobs = [replace(job, runs=not forget(self._redis, job)) for job in found.jobs]
+        erase(self._storage, found.kind, found.id, self._clock())
+        if not any(job.runs for job in jobs):
+            self._redis.delete(*_memories(found))
+            self._redis.zrem(REMOVALS, record_member(found.kind, found.id))
+        return replace(found, jobs=jobs)
+
+
+def erase(storage: Storage, kind: Kind, prediction_id: str, now: datetime) -> None:
+    """Remove all objects of a prediction, its manifest last; raises `Transient`.
+
+    Until then a note stands in the place of the manifest, so that nobody takes for whole what is left.
+    """
+    folder, manifest = folder_name(kind, prediction_id), manifest_name(kind, prediction_id)
+    names = set(storage.names(folder))
+    if manifest in names and len(names) > 1:
+        storage.put_bytes(manifest, farewell(now))
+    storage.remove(sorted([*_claims(storage, kind, prediction_id), *(names - {manifest})]))
+    storage.remove(sorted(names & {manifest}))
+    storage.remove(sorted(storage.names(folder)))  # a follow-up may have been noted here meanwhile
+    storage.remove_folder(folder)
+
+
+def _claims(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Stored]:
+    """Its large bodies that wait."""
+    found = storage.objects(CLAIMS)
+    return {name: one for name, one in found if (split_claim_name(name) or ())[:2] == (kind, prediction_id)}
+
+
+def _memories(found: Found) -> list[str]:
+    """Keys that remember how it was followed, and what it followed."""
+    jobs = [split_notify_job_id(job.id) or split_handle_job_id(job.id) for job in found.jobs]
+    files = [split_outcome_name(name.rpartition("/")[2]) for name in found.objects]
+    handlers = {name for name in files if name} | {place[0] for place in jobs if place}
+    followed = [follow_up_key(handler, found.kind, found.id) for handler in sorted(handlers)]
+    return [*followed, follow_up_child(found.id)]
