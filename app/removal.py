@@ -154,9 +154,7 @@ class Removal:
 
     def resume(self) -> list[Found]:
         """End removals that were begun a while ago; what was still there."""
-        limit = self._clock().timestamp() - PATIENCE
-        members = cast(list[bytes], self._redis.zrangebyscore(REMOVALS, "-inf", limit, start=0, num=AT_ONCE))
-        places = [split_member(member.decode()) for member in members]
+        places = [split_member(member) for member in unended(self._redis, self._clock())]
         return [found for place in places if (found := self.remove(Found(*place)))]
 
     def _mark(self, kind: Kind, prediction_id: str, *, only: State | None) -> bool:
@@ -172,6 +170,13 @@ class Removal:
             self._redis.delete(*_memories(found))
             self._redis.zrem(REMOVALS, record_member(found.kind, found.id))
         return replace(found, jobs=jobs)
+
+
+def unended(redis: Redis, now: datetime) -> list[str]:
+    """Removals (`<kind>:<id>`) that were begun a while ago, and of which something may be left."""
+    limit = now.timestamp() - PATIENCE
+    members = cast(list[bytes], redis.zrangebyscore(REMOVALS, "-inf", limit, start=0, num=AT_ONCE))
+    return [member.decode() for member in members]
 
 
 def erase(storage: Storage, kind: Kind, prediction_id: str, now: datetime) -> None:

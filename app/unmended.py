@@ -16,6 +16,7 @@ from app.core.names import Kind
 from app.core.repairs import Repair
 from app.gaps import Gap, Gaps
 from app.records import Records
+from app.removal import unended
 from app.settings import Settings
 from app.spool import Spool
 from app.storage import Storage
@@ -34,6 +35,7 @@ def unmended(redis: Redis, settings: Settings, users: Sequence[str] = ()) -> lis
     try:
         for gap in _gaps(redis, settings, users):
             found[gap.repair].append(gap.name)
+        found[Repair.REMOVAL_ENDED] += unended(redis, datetime.now(UTC))
         found[Repair.FILE_REMOVED] += map(str, _files(redis, settings))
     except (ResponseError, OSError) as error:
         return [Finding(Level.WARN, "gaps", f"cannot be looked for ({type(error).__name__}): {error}")]

@@ -198,10 +198,10 @@ class Persist:
         manifest = self.storage.read_manifest(kind, prediction_id)
         if manifest is not None:
             return manifest
-        if record is None and self.records.is_removed(kind, prediction_id):
-            raise Removed(f"{kind} {prediction_id} was removed")
         body = self._body(record) if record is not None else None
         if record is None or body is None:
+            if self.records.is_removed(kind, prediction_id):
+                raise Removed(f"{kind} {prediction_id} was removed")
             # Such a run may have ended since.
             manifest = self.storage.read_manifest(kind, prediction_id)
             if manifest is not None:

@@ -20,8 +20,8 @@ class StrayClaims:
     """The part of the sweep that looks at claims.
 
     Once the manifest is written, or the prediction removed, a body is needed no more, whoever still brings
-    it. Without a manifest it stays while a record points to it, and for `held_for` seconds, so that no delivery of the same bytes can
-    meet its removal. `now` tells the Unix time.
+    it. Without a manifest it stays while a record points to it, and for `held_for` seconds, so that no
+    delivery of the same bytes can meet its removal. `now` tells the Unix time.
     """
 
     def __init__(

@@ -150,6 +150,8 @@ GAPS = {
     Repair.RECORD_UNLISTED: "predictions are listed whose records have expired",
     Repair.WORKER_DROPPED: "dead workers are still registered",
     Repair.FILE_REMOVED: "temporary files on this host were left by killed processes",
+    Repair.REMOVAL_ENDED: "predictions were to be removed, and not all of them is gone",
+    Repair.CLAIM_REMOVED: "large bodies wait in the storage for nobody",
 }
 """What is wrong until the sweep has made a repair."""
 

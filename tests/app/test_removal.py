@@ -97,6 +97,9 @@ def test_nothing_is_left_but_the_mark_that_it_is_gone(past: Deployment) -> None:
     past.keep(ID, told=False)
     past.tell(ID, "gallery", Told("dead", 10, NOW, "status_500"))
     (past.folder / "outputs/predictions" / ID / "output-1.png#7").write_bytes(b"half written")
+    past.storage.put_bytes(f"claims/prediction-{ID}-{'ab' * 32}.json", b"a large body")
+    past.redis.set(f"outkeep:follow-up:gallery:prediction:{ID}", "{}")
+    past.redis.set(f"outkeep:follows:{ID}", "upscale:prediction:parent")
     queues.enqueue_replay(past.redis, "gallery", *PLACE)
     queues.queue(HANDLE_QUEUE, past.redis).enqueue("os.getpid", job_id=f"handle-thumb-prediction-{ID}")
     queues.queue("thumbs", past.redis).enqueue("os.getpid", job_id=f"handle-thumb-prediction-{ID}-r2")
@@ -109,7 +112,9 @@ def test_nothing_is_left_but_the_mark_that_it_is_gone(past: Deployment) -> None:
     assert not (past.folder / "outputs/predictions" / ID).exists()
     assert (found.state, found.running) == ("dispatched", [])
     names = ["output-0.png", "prediction.json", "told-gallery.json"]
-    assert found.objects == [f"predictions/{ID}/{name}" for name in names]
+    claim = f"claims/prediction-{ID}-{'ab' * 32}.json"
+    assert found.objects == [claim, *(f"predictions/{ID}/{name}" for name in names)]
+    assert not (past.folder / "outputs" / claim).exists()
     assert found.size > 4
     assert sorted(job.id for job in found.jobs) == [
         f"handle-thumb-prediction-{ID}",

@@ -161,6 +161,12 @@ def test_a_download_that_waits_for_the_storage_is_left_alone(redis: Redis, deplo
     assert only(redis, deployment).startswith("none")
 
 
+def test_a_removal_that_was_cut_off_is_named(redis: Redis, deployment: Settings) -> None:
+    now = datetime.now(UTC).timestamp()
+    redis.zadd("outkeep:removals", {f"prediction:{ID}": now - 120, "prediction:just-begun": now})
+    assert only(redis, deployment).startswith(f"1 {GAPS[Repair.REMOVAL_ENDED]} (prediction:{ID})")
+
+
 def test_what_may_not_be_looked_at_is_said(redis: Redis, valkey_url: str, deployment: Settings) -> None:
     redis.acl_setuser("narrow", enabled=True, nopass=True, keys=["*"], categories=["+@all"],
                       commands=["-scan"])  # fmt: skip
