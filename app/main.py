@@ -4,8 +4,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from math import ceil
@@ -91,23 +91,32 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     waiting = ClaimCheck(storage, patience=DRAIN_PATIENCE)
     drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), waiting, _now)
 
+    closes = (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close)
+    app = Starlette(
+        routes=[*_webhooks(settings, limits, receiver, lateness), *_routes(files, health, metrics)],
+        exception_handlers={HTTPException: http_error, Exception: internal_error},
+        lifespan=_lifespan(inbox, drainer, tally, redis, closes),
+    )
+    # A redirect loses a webhook: Replicate follows none and takes it for delivered.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _lifespan(
+    inbox: Inbox, drainer: Drainer, tally: Tally, redis: Redis, closes: Sequence[Callable[[], None]]
+) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """What begins with the application and ends with it; `closes` are carried out last, in their order."""
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         drainer.start()
         with tally.flushing(redis):
             yield
             await inbox.close()
-        for close in (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close):
+        for close in closes:
             await asyncio.to_thread(close)
 
-    app = Starlette(
-        routes=[*_webhooks(settings, limits, receiver, lateness), *_routes(files, health, metrics)],
-        exception_handlers={HTTPException: http_error, Exception: internal_error},
-        lifespan=lifespan,
-    )
-    # A redirect loses a webhook: Replicate follows none and takes it for delivered.
-    app.router.redirect_slashes = False
-    return app
+    return lifespan
 
 
 def _webhooks(settings: Settings, limits: Limits, receiver: Receiver, lateness: Lateness) -> list[Route]:

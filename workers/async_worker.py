@@ -20,22 +20,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
-from rq.utils import now
 
-from app.core.errors import OutkeepError
 from workers.async_job import AsyncJob, JobFunction
 from workers.job_loop import JobLoop
+from workers.recording_worker import RecordingWorker
 from workers.schedule import Schedule
-from workers.steady_worker import Pace, SteadyWorker
+from workers.steady_worker import Pace
 
 log = logging.getLogger("outkeep.worker")
 
@@ -46,7 +43,7 @@ For plain functions: `lambda: contextlib.nullcontext({"package.module.job": job}
 """
 
 
-class AsyncWorker(SteadyWorker):
+class AsyncWorker(RecordingWorker):
     """Runs the jobs of one queue, `slots` at a time.
 
     `jobs` is entered on the loop before the first job and left after the drain. `scheduled_queues` are those
@@ -74,8 +71,6 @@ class AsyncWorker(SteadyWorker):
         self._loop = JobLoop(jobs)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rq")
         self._schedule = Schedule(scheduled_queues, self.connection) if scheduled_queues else None
-        self._beats = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
-        self._ended = threading.Event()
 
     def work(self, *, burst: bool = False, logging_level: str = "WARNING") -> bool:  # type: ignore[override]
         """Work until SIGTERM or SIGINT, or with `burst` until the queue is empty; True if a job was taken.
@@ -106,7 +101,7 @@ class AsyncWorker(SteadyWorker):
     ) -> None:
         """Register in Redis, then begin to beat and to schedule."""
         super().bootstrap(logging_level, date_format, log_format)
-        self._beats.start()
+        self.start_beats()
         if self._schedule:
             self._schedule.start()
 
@@ -117,7 +112,7 @@ class AsyncWorker(SteadyWorker):
         cut_off = self._drain()
         if cut_off:
             log.warning("%d running jobs are cut off; another worker starts them again", cut_off)
-        self._ended.set()
+        self.stop_beats()
         super().teardown()
 
     def _drain(self) -> int:
@@ -152,41 +147,6 @@ class AsyncWorker(SteadyWorker):
         assert isinstance(job, AsyncJob)
         job.origin = queue.name  # what a planted hash says does not count
         self._pool.submit(self._begin, job, queue)
-
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
-        """Seconds of silence after which an execution is given up; RQ adds a minute."""
-        return self.pace.silence
-
-    def prepare_execution(self, job: Job) -> Execution:
-        """Write down that a job starts, and with which execution, in one transaction.
-
-        RQ takes two, and the second from `perform_job`, which comes here only when the job has ended.
-        """
-        ttl = self.get_heartbeat_ttl(job)
-        with self.connection.pipeline() as pipeline:
-            execution = Execution.create(job, ttl, pipeline=pipeline, worker_name=self.name)
-            self.executions[execution.id] = execution
-            job.prepare_for_execution(self.name, pipeline=pipeline)
-            pipeline.persist(job.key)
-            pipeline.lrem(self.job_queue.intermediate_queue_key, 1, job.id)
-            pipeline.execute()
-        return execution
-
-    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Left to `prepare_execution`."""
-
-    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:  # noqa: ARG002
-        """Note the time. RQ sends a heartbeat for its callbacks, of which there are none."""
-        job.ended_at = now()
-
-    def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """Log what a job raised, with a trace only if it is a fault: our own rules say themselves why."""
-        error = exc_info[1]
-        if isinstance(error, OutkeepError):
-            facts = {"job": job.id, "code": error.code}
-            log.info("job %s has ended for good: %s", job.id, error.message, extra=facts)
-        else:
-            super().handle_exception(job, *exc_info)
 
     def _begin(self, job: AsyncJob, queue: Queue) -> None:
         try:
@@ -224,7 +184,7 @@ class AsyncWorker(SteadyWorker):
 
     def _finish(self, job: AsyncJob, queue: Queue, execution: Execution) -> None:
         try:
-            if self._given_up(job, execution):
+            if self.given_up(job, execution):
                 log.warning(
                     "job %s was given up while it ran; its outcome does not count",
                     job.id,
@@ -243,21 +203,6 @@ class AsyncWorker(SteadyWorker):
         finally:
             self._forget(job)
 
-    def _given_up(self, job: AsyncJob, execution: Execution) -> bool:
-        """True if maintenance or an operator has taken the job away from this execution.
-
-        A job whose hash is gone as well (Redis came back empty) is written anew instead.
-        """
-        with self.connection.pipeline() as pipeline:
-            pipeline.zscore(job.started_job_registry.key, execution.composite_key)
-            pipeline.exists(job.key)
-            score, exists = pipeline.execute()
-            if score is not None or not exists:
-                return False
-            self.cleanup_execution(job, pipeline, execution)
-            pipeline.execute()
-        return True
-
     def _forget(self, job: AsyncJob) -> None:
         """End the heartbeats of this run and free its slot."""
         for execution in list(self.executions.values()):
@@ -272,12 +217,3 @@ class AsyncWorker(SteadyWorker):
         job = execution.job if execution else None
         if isinstance(job, AsyncJob) and job.task:
             self._loop.cancel(job.task)
-
-    def _beat(self) -> None:
-        while not self._ended.wait(self.pace.beat):
-            for execution in list(self.executions.values()):
-                try:
-                    self.maintain_heartbeats(execution.job, execution)
-                except RedisError as error:
-                    log.warning("no heartbeats, running jobs may be started again elsewhere: %s", error)
-                    break

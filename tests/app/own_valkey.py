@@ -18,6 +18,14 @@ from tests.app.web import wait_until
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
 
 
+WEAK = (
+    ("appendonly", "no", "appendonly is no, not yes: a restart of Redis loses"),
+    ("appendfsync", "everysec", "appendfsync is everysec, not always: a crash"),
+    ("maxmemory-policy", "allkeys-lru", "maxmemory-policy is allkeys-lru, not noeviction"),
+)
+"""Options with which it may lose something, and how what is said of that begins."""
+
+
 class OwnValkey:
     """One server on a socket, with its data in `folder`."""
 
@@ -63,6 +71,13 @@ class OwnValkey:
         except RedisError:
             pass
         return False
+
+    def narrow(self, *forbidden: str) -> str:
+        """The URL for a user who may do everything but these commands."""
+        commands = [f"-{command}" for command in forbidden]
+        self.redis.acl_setuser("app", enabled=True, passwords=["+secret"], keys=["*"], channels=["*"],
+                               categories=["+@all"], commands=commands)  # fmt: skip
+        return self.url.replace("unix://", "unix://app:secret@")
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None

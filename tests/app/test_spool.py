@@ -354,24 +354,27 @@ def test_a_stopped_redis_is_answered_within_the_bound_from_the_spool(
         assert [count(valkey.redis, name) for name in [*names, "waits"]] == [1] * 31
 
 
-def test_a_full_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:
+def answers_from_the_spool(
+    valkey: OwnValkey, folder: Path, trouble: Callable[[], object], mend: Callable[[], object]
+) -> None:
+    """While Redis is in `trouble` an end is spooled, and it comes in once that is mended."""
     valkey.start()
-    with in_thread(valkey.url, tmp_path) as web:
-        valkey.redis.config_set("maxmemory", "1mb")
+    with in_thread(valkey.url, folder) as web:
+        trouble()
         spools(web)
-        valkey.redis.config_set("maxmemory", "0")
-        wait_until(lambda: drained(tmp_path))
+        mend()
+        wait_until(lambda: drained(folder))
         assert count(valkey.redis, "waits") == 1
+
+
+def test_a_full_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:
+    limit = partial(valkey.redis.config_set, "maxmemory")
+    answers_from_the_spool(valkey, tmp_path, lambda: limit("1mb"), lambda: limit("0"))
 
 
 def test_a_read_only_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:
-    valkey.start()
-    with in_thread(valkey.url, tmp_path) as web:
-        valkey.redis.replicaof("127.0.0.1", "1")
-        spools(web)
-        valkey.redis.replicaof("NO", "ONE")
-        wait_until(lambda: drained(tmp_path))
-        assert count(valkey.redis, "waits") == 1
+    follow = valkey.redis.replicaof
+    answers_from_the_spool(valkey, tmp_path, lambda: follow("127.0.0.1", "1"), lambda: follow("NO", "ONE"))
 
 
 def test_a_loading_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rq.worker.base import BaseWorker
 from workers.async_job import AsyncJob
 from workers.async_worker import AsyncWorker
 from workers.job_queue import JobQueue, TakenJobs
+from workers.recording_worker import RecordingWorker
 from workers.steady_worker import SteadyWorker
 
 SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
@@ -86,7 +87,7 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
 """What we override or call; None stands for a property or an attribute."""
 
 OURS = {
-    BaseWorker: (SteadyWorker, AsyncWorker),
+    BaseWorker: (SteadyWorker, RecordingWorker, AsyncWorker),
     Job: (AsyncJob,),
     Queue: (JobQueue,),
     IntermediateQueue: (TakenJobs,),
