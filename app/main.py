@@ -33,6 +33,7 @@ from app.inbox import Inbox, connect
 from app.lateness import Lateness
 from app.limits import Limits
 from app.listening import listen
+from app.memory import give_back_large_blocks
 from app.metrics import Metrics
 from app.protocol import BoundedProtocol
 from app.receiver import Receiver, http_error, internal_error
@@ -166,6 +167,7 @@ def serve(deployment: Deployment) -> None:
 
     Main thread only. What was acknowledged is durable already; requests in flight get some seconds more.
     """
+    give_back_large_blocks()
     # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))

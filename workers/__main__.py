@@ -17,6 +17,7 @@ from app.core.errors import ConfigurationError, Permanent
 from app.core.handlers import job_queues
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
+from app.memory import give_back_large_blocks
 from app.redaction import secrets_of
 from app.storage import Storage
 from workers import handle
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
     options = parser.parse_args(arguments)
     if options.lifeline:
         lifeline.watch()
+    give_back_large_blocks()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
     try:

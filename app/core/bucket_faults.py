@@ -95,6 +95,7 @@ _NO_CREDENTIALS = re.compile(
 _PLAIN = "BadScheme"
 
 _DENIED = frozenset({401, 403})
+_NOT_FOUND = 404
 _MOVED = frozenset({301, 302, 307, 308})
 
 
@@ -129,6 +130,8 @@ def _by_status(names: _Variables, word: str, status: int, text: str) -> Fault:
     if status in _DENIED:
         message = f"access is denied ({shown}); let {names.key} read, write, list and delete there"
         return _mistake("storage_denied", message)
+    if status == _NOT_FOUND and not word:
+        return _mistake("bucket_missing", _MISTAKES[0][2])  # objects that are missing are no errors
     if status in _MOVED:
         return _mistake("storage_unusable", f"the bucket lies elsewhere ({shown}); mend {names.region}")
     if status:

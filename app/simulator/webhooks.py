@@ -9,6 +9,7 @@ import string
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import aiohttp
@@ -138,7 +139,7 @@ class Sender:
         try:
             async with self._session.post(
                 URL(webhook.url, encoded=True),
-                data=webhook.body,
+                data=BytesIO(webhook.body),  # aiohttp takes large bytes for a mistake
                 headers=headers,
                 allow_redirects=False,
                 skip_auto_headers=("accept",),

@@ -18,6 +18,7 @@ def answered(status: int, code: str) -> str:
     ("status", "word", "code", "variable"),
     [
         (404, "NoSuchBucket", "bucket_missing", "OUTKEEP_STORAGE"),
+        (404, "", "bucket_missing", "OUTKEEP_STORAGE"),
         (403, "InvalidAccessKeyId", "storage_denied", "AWS_ACCESS_KEY_ID"),
         (403, "SignatureDoesNotMatch", "storage_denied", "AWS_SECRET_ACCESS_KEY"),
         (403, "AccessDenied", "storage_denied", "AWS_ACCESS_KEY_ID"),

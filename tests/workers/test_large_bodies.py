@@ -1,5 +1,6 @@
 """Predictions whose event waits in the storage: kept from there, and nothing of it is left."""
 
+import asyncio
 import base64
 import os
 import time
@@ -87,6 +88,22 @@ def test_the_same_in_a_bucket(away: Desk) -> None:
     assert manifest is not None
     assert manifest.prediction.raw == received
     assert claims(away) == []
+
+
+def test_runs_at_once_on_a_bucket_end_in_the_same_objects(away: Desk) -> None:
+    received = receive(away)
+
+    async def scenario() -> list[float | None]:
+        return list(await asyncio.gather(*(away.run() for _ in range(4))))
+
+    assert asyncio.run(scenario()) == [None] * 4
+    manifest = away.storage.read_manifest(Kind.PREDICTION, ID)
+    assert manifest is not None
+    assert manifest.prediction.raw == received
+    assert sorted(away.storage.names("")) == [
+        f"predictions/{ID}/output-0.png",
+        f"predictions/{ID}/prediction.json",
+    ]
 
 
 def test_a_storage_that_does_not_give_the_body_is_asked_again(away: Desk, proxy: FaultyProxy) -> None:
