@@ -12,12 +12,22 @@ LARGE = 4096
 """Bytes in one write from which the disk is full."""
 
 _NUMBERS = {
-    "x86_64": {"write": 1, "pwrite64": 18, "fsync": 74, "fdatasync": 75},
-    "aarch64": {"write": 64, "pwrite64": 68, "fsync": 82, "fdatasync": 83},
-}
-_LOAD, _IS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER, _SIZE = 0, 32
+    "x86_64": {
+        "write": 1,
+        "pwrite64": 18,
+        "fsync": 74,
+        "fdatasync": 75,
+        "openat": 257,
+        "mkdirat": 258,
+        "mkdir": 83,
+    },
+    "aarch64": {"write": 64, "pwrite64": 68, "fsync": 82, "fdatasync": 83, "openat": 56, "mkdirat": 34},
+}  # fmt: skip
+_LOAD, _IS, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _THIRD = 0, 32
 """Where a filter finds the number of the call, and its third argument."""
+_NEW = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
+"""Flags of openat that make a file."""
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 
 
@@ -38,9 +48,24 @@ def fill_the_disk() -> None:
         _Step(_LOAD, _NUMBER),
         _Step(_IS, _number("write"), then=1),
         _Step(_IS, _number("pwrite64"), otherwise=3),
-        _Step(_LOAD, _SIZE),
+        _Step(_LOAD, _THIRD),
         _Step(_AT_LEAST, LARGE, otherwise=1),
         _Step(_RETURN, _ERROR | errno.ENOSPC),
+        _Step(_RETURN, _ALLOW),
+    )
+
+
+def forbid_new_files(error: int) -> None:
+    """Let all that would make a file or folder fail with `error`: no inode is left, the disk is read-only."""
+    _install(
+        _Step(_LOAD, _NUMBER),
+        _Step(_IS, _number("mkdirat"), then=4),
+        # There is no mkdir on some machines.
+        _Step(_IS, _NUMBERS[os.uname().machine].get("mkdir", _number("mkdirat")), then=3),
+        _Step(_IS, _number("openat"), otherwise=3),
+        _Step(_LOAD, _THIRD),
+        _Step(_HAS, _NEW, otherwise=1),
+        _Step(_RETURN, _ERROR | error),
         _Step(_RETURN, _ALLOW),
     )
 

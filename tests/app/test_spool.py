@@ -111,14 +111,14 @@ def test_the_oldest_is_first_whatever_its_name(spool: Spool) -> None:
 
 
 CHILD = """
-import os, sys
+import errno, os, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from app.core.errors import OutkeepError
 from app.core.manifest import Receipt
 from app.core.names import Kind
 from app.spool import Spool, Spooled
-from tests.kernel import LARGE, fill_the_disk, forbid_fsync
+from tests.kernel import LARGE, fill_the_disk, forbid_fsync, forbid_new_files
 
 def keep(body=b"{}"):
     spool = Spool(Path(sys.argv[1]), disk_floor=0)
@@ -178,6 +178,12 @@ def test_a_disk_that_is_full_in_the_middle_leaves_nothing_behind(tmp_path: Path)
 
     assert run_child('fill_the_disk()\nkeep(b"x" * LARGE)', folder) == ["spool_unusable"]
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EROFS"])
+def test_a_disk_without_inodes_or_without_writing_refuses(tmp_path: Path, error: str) -> None:
+    assert run_child(f"forbid_new_files(errno.{error})\nkeep()", tmp_path) == ["spool_unusable"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:

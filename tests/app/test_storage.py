@@ -127,11 +127,11 @@ def run_child(
 
 
 _CHILD = """
-import os, sys
+import errno, os, sys
 from pathlib import Path
 from app.core.errors import OutkeepError
 from app.storage import Storage
-from tests.kernel import fill_the_disk, forbid_fsync
+from tests.kernel import fill_the_disk, forbid_fsync, forbid_new_files
 
 def attempt(name, write, *arguments):
     try:
@@ -226,6 +226,23 @@ def test_a_full_disk_is_said_to_be_full_and_nothing_half_written_shows(
 
     expected = [f"{name} Transient storage_full" for name in ("file", "bytes", "create")]
     assert seen.stdout.splitlines() == [*expected, "visible []"], seen.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("ENOSPC", "storage_full"), ("EROFS", "storage_denied")], ids=["inodes", "ro"]
+)
+def test_a_disk_without_inodes_or_without_writing_is_told(
+    storage: Storage, elsewhere: Path, error: str, code: str
+) -> None:
+    source = elsewhere / "source"
+    source.write_bytes(b"x")
+
+    seen = run_child(f"forbid_new_files(errno.{error})\n{_WRITES}", storage, str(source))
+
+    expected = [f"{name} Transient {code}" for name in ("file", "bytes", "create")]
+    assert seen.stdout.splitlines() == expected, seen.stderr
+    assert source.read_bytes() == b"x"
+    assert list(storage.names("")) == []
 
 
 _AS_NOBODY = f"if os.getuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"

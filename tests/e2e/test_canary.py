@@ -166,6 +166,10 @@ def traffic(run: Run) -> None:
     assert run.send(b"this is no JSON, but it is signed") == 202
     assert run.send(b"{}", secret=HANDLER_SECRET) == 401
     assert run.ask("POST", "/webhooks/replicate", {"webhook-id": "a"}, b"{}") == 400
+    cog = {"authorization": f"Bearer {COG_TOKEN}"}
+    assert run.ask("POST", "/webhooks/cog", cog, b'{"id": "hosted", "status": "failed"}') == 202
+    assert run.ask("POST", "/webhooks/cog", cog, b'{"status": "failed", "error": "no id"}') == 202
+    assert run.ask("POST", "/webhooks/cog", {"authorization": f"Bearer {COG_TOKEN}x"}, b"{}") == 401
 
 
 def pages(run: Run, link: str) -> None:
