@@ -60,6 +60,8 @@ def _credentials(settings: Settings) -> list[Finding]:
         findings.append(Finding(Level.WARN, "webhook secret", detail))
     else:
         findings.append(Finding(Level.OK, "webhook secret", f"{len(settings.webhook_keys)} in use"))
+    if settings.cog_token is not None:
+        findings.append(rules.cog_token(len(settings.cog_token.get_secret_value())))
     return [*findings, rules.token(settings.api_token is not None)]
 
 

@@ -53,6 +53,9 @@ WAIT_FAIL = 600.0
 
 SWEEP_WARN = 300.0
 
+SHORTEST_TOKEN = 16
+"""Characters of a token that is tried without a limit."""
+
 
 def warned(finding: Finding) -> Finding:
     """The same for `/readyz`, where what does not keep a delivery from being acknowledged is a warning."""
@@ -65,6 +68,14 @@ def token(given: bool) -> Finding:  # noqa: FBT001
         return Finding(Level.OK, "token", "set")
     detail = "REPLICATE_API_TOKEN is not set: a prediction whose webhook never arrives is not missed"
     return Finding(Level.WARN, "token", detail)
+
+
+def cog_token(length: int) -> Finding:
+    """Judge the token of Cog, of `length` characters: wrong ones lock nobody out."""
+    if length >= SHORTEST_TOKEN:
+        return Finding(Level.OK, "cog token", "set")
+    detail = f"OUTKEEP_COG_TOKEN has fewer than {SHORTEST_TOKEN} characters, so it can be guessed; "
+    return Finding(Level.WARN, "cog token", detail + "take one from `openssl rand -hex 32`")
 
 
 def durability(config: Mapping[str, str], *, severe: Level) -> list[Finding]:

@@ -6,10 +6,16 @@ import socket
 from contextlib import suppress
 from typing import Any
 
+from app.core.names import COG_PATH
 from tests.app.web import WEBHOOK, Web, prediction, signed
 
 GOOD = frozenset({200, 202, 400, 401, 404, 405, 408, 413, 415, 429, 431, 503})
 """The statuses that the contract knows; 503 only while something is away or too much comes at once."""
+
+COG_TOKEN = "a-token-of-cog-workers"
+COG_SHARE = 0.2
+SETTINGS = {"OUTKEEP_COG_TOKEN": COG_TOKEN, "LOG_LEVEL": "warning"}
+"""What the receiver under attack needs."""
 
 _PIECES = [
     b"",
@@ -54,6 +60,7 @@ _HEADERS = [
     "cookie",
     "te",
     "forwarded",
+    "authorization",
 ]
 _VALUES = [
     b"",
@@ -129,13 +136,15 @@ def attack(web: Web, seed: int) -> int:
 
 def _request(draw: random.Random) -> bytes:
     body = _body(draw)
-    headers = [
-        (name, value.encode()) for name, value in signed(body, webhook_id=f"m{draw.getrandbits(60)}").items()
-    ]
+    if draw.random() < COG_SHARE:
+        path, proof = COG_PATH, {"authorization": f"Bearer {COG_TOKEN}"}
+    else:
+        path, proof = WEBHOOK, signed(body, webhook_id=f"m{draw.getrandbits(60)}")
+    headers = [(name, value.encode()) for name, value in proof.items()]
     headers += [("host", b"x"), ("content-length", b"%d" % len(body))]
     for _ in range(draw.choice([0, 0, 0, 1, 2, 5])):
         _spoil(draw, headers)
-    line = draw.choice(_LINES if draw.random() < 0.3 else _LINES[:1]) % WEBHOOK.encode()
+    line = draw.choice(_LINES if draw.random() < 0.3 else _LINES[:1]) % path.encode()
     lines = b"".join(name.encode() + b": " + value + b"\r\n" for name, value in headers)
     raw = line + b"\r\n" + lines + b"\r\n" + body
     return _mutated(draw, raw) if draw.random() < 0.3 else raw

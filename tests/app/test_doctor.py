@@ -243,6 +243,14 @@ def test_a_configuration_that_is_refused_fails_with_every_mistake(tmp_path: Path
     assert sorted(said) == ["OUTKEEP_SECRET_KEY", "OUTKEEP_SLOTS", "OUTKEEP_STORRAGE"]
 
 
+def test_a_cog_token_that_can_be_guessed_is_warned_of(tmp_path: Path) -> None:
+    settings = environment("unix:///nowhere", tmp_path)
+    assert doctor(tmp_path, **settings, OUTKEEP_COG_TOKEN="x" * 16).line("cog token").startswith("ok ")
+    short = doctor(tmp_path, **settings, OUTKEEP_COG_TOKEN="guess-me").line("cog token")
+    assert short.startswith("warn cog token: OUTKEEP_COG_TOKEN has fewer than 16 characters")
+    assert "guess-me" not in short
+
+
 def test_missing_credentials_are_warned_of(tmp_path: Path) -> None:
     report = doctor(tmp_path, OUTKEEP_DATA=str(tmp_path))
     assert report.line("token").startswith("warn token: REPLICATE_API_TOKEN is not set: a prediction whose")

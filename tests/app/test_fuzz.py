@@ -8,12 +8,12 @@ from pathlib import Path
 
 from redis import Redis
 
-from tests.app.fuzz import GOOD, attack
+from tests.app.fuzz import GOOD, SETTINGS, attack
 from tests.app.web import in_process, prediction
 
 
 def test_no_input_makes_the_receiver_fail(valkey_url: str, redis: Redis, tmp_path: Path) -> None:
-    with in_process(valkey_url, tmp_path, LOG_LEVEL="warning") as (web, process):
+    with in_process(valkey_url, tmp_path, **SETTINGS) as (web, process):
         with ThreadPoolExecutor(8) as pool:
             statuses = Counter(pool.map(partial(attack, web), range(1500)))
         assert web.outcome(prediction("afterwards")) == "accepted"

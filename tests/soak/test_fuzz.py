@@ -12,7 +12,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from tests.app.fuzz import GOOD, attack
+from tests.app.fuzz import GOOD, SETTINGS, attack
 from tests.app.web import in_process, prediction
 
 pytestmark = pytest.mark.soak
@@ -28,7 +28,7 @@ def test_hostile_requests_are_never_a_fault_of_ours(valkey_url: str, redis: Redi
     """No 5xx, no traceback, flat memory, and good deliveries pass all the time."""
     statuses, settled = Counter[int](), 0
     with (
-        in_process(valkey_url, tmp_path, LOG_LEVEL="warning", OUTKEEP_DISK_FLOOR="0") as (web, process),
+        in_process(valkey_url, tmp_path, OUTKEEP_DISK_FLOOR="0", **SETTINGS) as (web, process),
         ThreadPoolExecutor(4) as pool,
     ):
         receiver = psutil.Process(process.pid)
