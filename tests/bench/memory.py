@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How much memory a large output costs the worker that keeps it: 1 GB through a real `outkeep up`.
+"""How much memory a large output costs the worker that keeps it: 1 GB through a real `outkeep up`, to S3 too.
 
 The growth is that of the highest resident set (VmHWM, reset before), so that no peak is missed. Page cache is
 not part of it. Linux only.
@@ -8,13 +8,17 @@ not part of it. Linux only.
 import asyncio
 import hashlib
 import json
+import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from app.core.names import Kind
 from app.simulator import Simulator
+from app.storage import Storage
+from tests.bucket import S3, s3_server
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, running_up
 
@@ -73,10 +77,20 @@ def require_stored(up: Up, identity: str, size: int) -> None:
         assert hashlib.file_digest(stored, "sha256").hexdigest() == file["sha256"] == digest.hexdigest()
 
 
-def main() -> None:
-    host = serve_files()
+def require_stored_in(s3: S3, identity: str, size: int) -> None:
+    """Fail unless all of the file is in the bucket."""
+    prefix = f"predictions/{identity}"
+    storage = Storage(s3.url)
+    (file,) = json.loads(storage.get(f"{prefix}/prediction.json") or b"")["files"]
+    stored = storage.head(f"{prefix}/{file['name']}")
+    assert stored is not None
+    assert stored.size == size == file["size"]
+
+
+def measure(host: str, where: str, more: Mapping[str, str], check: Callable[[Up, str, int], None]) -> None:
+    """Print what keeping a large file costs the worker."""
     with tempfile.TemporaryDirectory() as folder, Simulator() as replicate, recorder() as downstream:
-        settings = {"REPLICATE_WEBHOOK_SECRET": replicate.secret, "OUTKEEP_OUTPUT_HOSTS": host}
+        settings = {"REPLICATE_WEBHOOK_SECRET": replicate.secret, "OUTKEEP_OUTPUT_HOSTS": host, **more}
         with running_up(Path(folder), handlers=downstream.handler(), settings=settings) as up:
             worker = up.pids()["persist"]
             idle = highest = resident(worker, "VmRSS")
@@ -86,11 +100,19 @@ def main() -> None:
                 keep(up, replicate, downstream, identity, f"{host}/{size}.bin")
                 seconds = time.monotonic() - started
                 highest = resident(worker, "VmHWM")
-                print(f"{size:>13,} bytes kept in {seconds:5.1f} s: at most {highest:5.1f} MiB resident")
-                require_stored(up, identity, size)
+                print(f"{where}: {size:,} bytes kept in {seconds:.1f} s: at most {highest:.1f} MiB resident")
+                check(up, identity, size)
             print(
                 f"idle before {idle:.1f} MiB, so it grew by {highest - idle:.1f} MiB (target: below {TARGET})"
             )
+
+
+def main() -> None:
+    host = serve_files()
+    measure(host, "local folder", {}, require_stored)
+    with s3_server() as s3:
+        os.environ.update(s3.variables())
+        measure(host, "S3", s3.settings(), lambda _, identity, size: require_stored_in(s3, identity, size))
 
 
 if __name__ == "__main__":
