@@ -6,7 +6,7 @@ expire; one without does.
 
 ACCEPT = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed,
---       4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs
+--       for 'finish' 4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs; the last: what is awaited
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
 --       8 state 'running', 9 state 'received', 10 how many arguments are fields of the record, then those,
 --       then the fields of the job
@@ -27,6 +27,13 @@ if outcome == 'accepted' or outcome == 'progress' then
   if outcome == 'accepted' then redis.call('PERSIST', KEYS[1]) else redis.call('EXPIRE', KEYS[1], ARGV[4]) end
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
+end
+if outcome == 'progress' then
+  redis.call('ZADD', KEYS[#KEYS], ARGV[5], ARGV[3])
+  -- Without a token nobody asks for what fell silent.
+  redis.call('ZREMRANGEBYSCORE', KEYS[#KEYS], '-inf', ARGV[5] - ARGV[4])
+elseif ARGV[1] == 'finish' then
+  redis.call('ZREM', KEYS[#KEYS], ARGV[3])
 end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
 local waits = outcome == 'accepted' or (ARGV[1] == 'finish' and state == ARGV[9])

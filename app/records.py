@@ -1,9 +1,9 @@
 """The live view: one Redis hash per prediction, which expires and can be rebuilt from storage.
 
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
-`received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), until stored `body` (as
-received) or `body_at` (the object that holds it), `error` (a code), `files` and `lost` (counts), and
-`kept:<number>` for each file that has ended while others are still tried.
+`received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `quiet` (set: no handler is
+told), until stored `body` (as received) or `body_at` (the object that holds it), `error` (a code), `files` and
+`lost` (counts), and `kept:<number>` for each file that has ended while others are still tried.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from app.core.errors import Permanent, Removed, Transient
 from app.core.lifecycle import Move, State, origins, target
 from app.core.manifest import Receipt, format_time
 from app.core.names import (
+    AWAITED,
     EVENTS,
     NOTIFY_QUEUE,
     RECORDS,
@@ -136,6 +137,7 @@ class Records:
         if job is not None:
             keys += [job.key, *queues.keys(job.origin, self._redis)]
             job_fields = queues.fields(job)
+        keys.append(AWAITED)
         arguments = [
             move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
             EVENTS, State.RUNNING, State.RECEIVED, len(fields), *fields, *job_fields,
@@ -248,6 +250,7 @@ def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:
         # What a record knows of it already stays: not every way to us tells it.
         "context": json.dumps(receipt.context) if receipt.context is not None else None,
         "parent": receipt.parent,
+        "quiet": "1" if receipt.quiet else None,
         "body": arrival.body if move is Move.FINISH and arrival.body_at is None else None,
         "body_at": arrival.body_at,
     }
@@ -263,6 +266,7 @@ def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:
         query=json.loads(texts["query"]),
         context=json.loads(texts.get("context", "null")),
         parent=texts.get("parent"),
+        quiet="quiet" in texts,
     )
     return Record(
         kind=kind,

@@ -130,8 +130,9 @@ class Persist:
         text_file = self.keeper.keep_text(record.kind, record.id, text) if text is not None else None
         places = [wanted.place for wanted in run.files]
         kept = list(zip(places, ended, strict=True))
-        if run.more:
-            kept.append((OutputFile("/output", ""), KeptFile("/output", None, error="too_many_files")))
+        gone = "too_many_files" if run.more else "data_removed" if prediction.output_was_removed else None
+        if gone:
+            kept.append((OutputFile("/output", ""), KeptFile("/output", None, error=gone)))
         manifest = self.storage.commit(
             manifests.build(prediction, kept, text_file, record.receipt, self.clock(), inputs=inputs)
         )

@@ -53,6 +53,8 @@ class Receipt:
     context: Any = None
     """What our own signature on the webhook URL vouches for."""
     parent: str | None = None
+    quiet: bool = False
+    """Whether no handler is told, for good; a record carries it, no manifest does."""
 
 
 @dataclass(frozen=True)

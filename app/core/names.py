@@ -139,6 +139,24 @@ WRITE_PROBE = "outkeep:write-probe"
 SWEEP_TURN = "outkeep:sweep-turn"
 """Set by the process that sweeps now; expires before the next sweep is due."""
 
+AWAITED = "outkeep:awaited"
+"""Sorted set of `awaited_member`s whose end is awaited, scored by when they were last heard of (seconds)."""
+
+FIRST_START = "outkeep:first-start"
+"""When Outkeep first ran on this Redis (Unix seconds); never changed. See `FIRST_START_NAME`."""
+
+PASSED_OVER = "outkeep:passed-over"
+"""Sorted set of `<kind>:<id>` that reconciliation has looked at and left alone, scored by when (seconds)."""
+
+RECONCILE_TURN = "outkeep:reconcile-turn"
+"""Held by the process that reconciles now; expires soon after that process was killed."""
+
+RECONCILE_MARKS = "outkeep:reconcile-marks"
+"""Hash: kind → from which time of creation the next pass has to look (Unix seconds)."""
+
+RECONCILED = "outkeep:reconciled"
+"""When the last complete pass of reconciliation ended (Unix seconds)."""
+
 _RECORD_PREFIX = "outkeep:record:"
 
 KEY_FINGERPRINT = "outkeep:key-fingerprint"
@@ -218,7 +236,23 @@ def follow_up_child(prediction_id: str) -> str:
     return f"outkeep:follows:{prediction_id}"
 
 
+_WEB = ":web"
+
+
+def awaited_member(kind: Kind, prediction_id: str, *, web: bool = False) -> str:
+    """How `AWAITED` names a prediction; `web` when a list said that it was made on the web site."""
+    return record_member(kind, prediction_id) + (_WEB if web else "")
+
+
+def split_awaited(member: str) -> tuple[Kind, str, bool]:
+    """The reverse of `awaited_member`."""
+    return *split_member(member.removesuffix(_WEB)), member.endswith(_WEB)
+
+
 # Objects in storage.
+FIRST_START_NAME = "outkeep.json"
+"""When Outkeep first ran with this storage (`{"first_start": …}`): a Redis may be emptied."""
+
 MANIFEST_NAME = "prediction.json"
 TEXT_NAME = "output.txt"
 CLAIMS = "claims"

@@ -59,6 +59,11 @@ class Prediction:
         return self._text("logs") or ""
 
     @property
+    def created_at(self) -> datetime | None:
+        """When it was created, by Replicate's clock, in UTC."""
+        return parse_time(self.raw.get("created_at"))
+
+    @property
     def completed_at(self) -> datetime | None:
         """When it ended, by Replicate's clock, in UTC."""
         return parse_time(self.raw.get("completed_at"))
@@ -69,6 +74,14 @@ class Prediction:
         if self.status in TERMINAL:
             return True
         return self.status not in RUNNING_ORDER and bool(self.raw.get("completed_at"))
+
+    @property
+    def output_was_removed(self) -> bool:
+        """Whether it succeeded and Replicate has removed what it produced, if that was anything.
+
+        Of other ends nobody expects an output; what a canceled one may have shown so far cannot be told.
+        """
+        return self.status == "succeeded" and self.output is None and self.raw.get("data_removed") is True
 
     @property
     def progress_rank(self) -> str:
