@@ -6,7 +6,8 @@ expire; one without does.
 
 ACCEPT = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed,
---       for 'finish' 4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs; the last: what is awaited
+--       for 'finish' 4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs;
+--       the last one: what is awaited
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
 --       8 state 'running', 9 state 'received', 10 how many arguments are fields of the record, then those,
 --       then the fields of the job

@@ -22,6 +22,7 @@ from app.redaction import secrets_of
 from app.storage import Storage
 from workers import handle
 from workers.async_worker import AsyncWorker
+from workers.reconciler import reconciling
 from workers.services import ASYNCHRONOUS
 from workers.sweeper import sweeper_of
 
@@ -77,7 +78,7 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
         # Each offers to start the delayed retries of all queues; one of them does.
         scheduled_queues=sorted({*OURS, *job_queues(deployment.handlers)}),
     )
-    with sweeper_of(queue, deployment):
+    with sweeper_of(queue, deployment), reconciling(queue, deployment):
         worker.work()
 
 

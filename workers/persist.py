@@ -91,7 +91,8 @@ class Persist:
                 await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
             )
             return await asyncio.to_thread(self.conclude, loaded, results, inputs)
-        await asyncio.to_thread(self.dispatch, loaded)
+        quiet = record is not None and record.receipt.quiet
+        await asyncio.to_thread(partial(self.dispatch, loaded, quiet=quiet))
         return None
 
     def conclude(self, run: Run, results: Sequence[Result], inputs: Sequence[Tried]) -> float | None:
@@ -106,7 +107,8 @@ class Persist:
             raise Removed(f"{run.record.kind} {run.record.id} was removed meanwhile")
         for one in inputs:
             one.report()
-        self.dispatch(self.commit(run, ended, [one.file for one in inputs]))
+        manifest = self.commit(run, ended, [one.file for one in inputs])
+        self.dispatch(manifest, quiet=run.record.receipt.quiet)
         self._forget_claim(run.record)
         return None
 
@@ -150,20 +152,28 @@ class Persist:
         if run.files:
             self.tally.observe(HOUR_LEFT, max(0.0, run.ends - self.clock().timestamp()))
 
-    def dispatch(self, manifest: Manifest) -> None:
+    def dispatch(self, manifest: Manifest, *, quiet: bool) -> None:
         """Move the record on and enqueue one job for each interested handler that was not told yet.
 
-        Raises `Removed`. The record shows when it was stored, which can be read from the manifest again.
+        When it is `quiet` nobody is told, and the outcome files say so: without them a rebuild would tell
+        everybody after all. Raises `Removed`. The record shows when it was stored, which can be read from the manifest again.
         """
         prediction = manifest.prediction
         place = (prediction.kind, prediction.id)
         self._acknowledge(manifest)
-        jobs = [
-            queues.notify_job(self.redis, handler.name, *place, timeout=handler.patience)
+        untold = [
+            handler
             for handler in interested(self.handlers, prediction)
             # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
             if self.storage.head(object_name(*place, outcome_name(handler.name))) is None
         ]
+        jobs = []
+        for handler in untold:
+            if quiet:
+                passed_by = Told("off", 0, self.clock(), None)
+                outcome_files.write(self.storage, handler.name, *place, passed_by)
+            else:
+                jobs.append(queues.notify_job(self.redis, handler.name, *place, timeout=handler.patience))
         self.records.dispatch(*place, manifest.stored_at, _counts(manifest), jobs)
 
     def _acknowledge(self, manifest: Manifest) -> None:

@@ -85,9 +85,13 @@ def split_query(query: Mapping[str, str], keys: ContextKeys) -> tuple[dict[str, 
 
 def webhook_url(base_url: str, kind: Kind, context: Mapping[str, Any] | None, keys: ContextKeys) -> str:
     """Where Replicate sends the events of a prediction or training; `base_url` is ours, seen from there."""
-    path = "/webhooks/replicate" if kind is Kind.PREDICTION else "/webhooks/replicate/trainings"
     query = f"?{PARAMETER}={quote(seal(context, keys))}" if context else ""
-    return f"{base_url}{path}{query}"
+    return f"{base_url}{webhook_path(kind)}{query}"
+
+
+def webhook_path(kind: Kind) -> str:
+    """Where the receiver takes Replicate's events of a kind."""
+    return "/webhooks/replicate" if kind is Kind.PREDICTION else "/webhooks/replicate/trainings"
 
 
 def followed(context: Any, lineage: Lineage) -> Context:

@@ -85,6 +85,12 @@ EVENTS: Final[Mapping[str, str]] = {
     "the sweep is put off: %s": "sweep_delayed",
     "removed what is older than OUTKEEP_RETENTION": "retention_removed",
     "it is not removed, although it is old: %s": "retention_kept",
+    # reconciliation
+    "taken in from the API, since no webhook told of it": "prediction_found",
+    "what the API says of a prediction cannot be used: %s": "prediction_unreadable",
+    "reconciliation is put off: %s": "reconcile_delayed",
+    "reconciliation goes on": "reconcile_resumed",
+    "reconciled": "reconciled",
     # any process
     "counts wait for Redis: %s": "counts_delayed",
     "the process crashed": "process_crashed",
@@ -145,6 +151,9 @@ REMOVED: Final = Counter(
     ("kind", "cause"),
 )
 REPAIRS: Final = Counter("outkeep_repairs_total", "What the sweep has mended, by repair.", ("repair",))
+FOUND: Final = Counter(
+    "outkeep_reconciled_total", "What reconciliation found that was not here, by what it was.", ("found",)
+)
 HOUR_LEFT: Final = Histogram(
     "outkeep_hour_left_seconds",
     "Seconds that were left until Replicate deletes the files when a prediction was stored; 0: too late.",
@@ -161,6 +170,6 @@ RECORDS: Final = Gauge("outkeep_records", "Predictions and trainings in the live
 SPOOLED: Final = Gauge("outkeep_spool_deliveries", "Deliveries that wait on the disk of this receiver.")
 SPOOL_OLDEST: Final = Gauge("outkeep_spool_oldest_seconds", "Age of the oldest delivery in the spool.")
 
-COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED, REMOVED, REPAIRS)
+COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED, REMOVED, REPAIRS, FOUND)
 HISTOGRAMS: Final = (HOUR_LEFT,)
 GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, SPOOLED, SPOOL_OLDEST)

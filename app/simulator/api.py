@@ -24,7 +24,9 @@ from app.simulator.files import FOLDER, FileHost
 from app.simulator.ledger import Entry, Ledger
 from app.simulator.orders import read_filter, read_order, read_wait
 from app.simulator.refusals import NeedsToken, refuse, refuse_route
+from app.simulator.traffic import Counted, Traffic
 from app.simulator.uploads import Uploads, read_upload
+from app.simulator.webhooks import Sender
 
 PAGE_SIZE = 100
 
@@ -37,15 +39,18 @@ class Backend:
     """What the routes work on; it stands in `app.state.backend` while the server runs."""
 
     base_url: str
-    secret: str
+    sender: Sender
     ledger: Ledger
     files: FileHost
     uploads: Uploads
+    reticent: bool
+    """Whether answers lack what many recorded ones lack."""
 
 
-def create_app(token: str, lifespan: Lifespan) -> Starlette:
+def create_app(token: str, traffic: Traffic, lifespan: Lifespan) -> Starlette:
     """The application; `lifespan` must put a `Backend` into `app.state.backend`."""
-    api = Mount("/v1", routes=_api_routes(), middleware=[Middleware(NeedsToken, token=token)])
+    doors = [Middleware(Counted, traffic=traffic), Middleware(NeedsToken, token=token)]
+    api = Mount("/v1", routes=_api_routes(), middleware=doors)
     hosted = Route(f"/{FOLDER}/{{identity}}/{{name:path}}", _serve_file)
     return Starlette(
         routes=[api, hosted],
@@ -156,7 +161,7 @@ def _lists(kind: Kind) -> Endpoint:
             {
                 "next": f"{backend.base_url}/v1/{kind.folder}?{following}" if cursor else None,
                 "previous": None,
-                "results": [state.list_item(item) for item in results],
+                "results": [state.list_item(item, reticent=backend.reticent) for item in results],
             }
         )
 
@@ -165,7 +170,9 @@ def _lists(kind: Kind) -> Endpoint:
 
 def _shows(kind: Kind) -> Endpoint:
     async def show(request: Request) -> Response:
-        return JSONResponse(_backend(request).ledger.find(kind, request.path_params["identity"]).object)
+        backend = _backend(request)
+        found = backend.ledger.find(kind, request.path_params["identity"]).object
+        return JSONResponse(state.shown(found, reticent=backend.reticent))
 
     return show
 
@@ -182,7 +189,7 @@ async def _account(_request: Request) -> Response:
 
 
 async def _show_secret(request: Request) -> Response:
-    return JSONResponse({"key": _backend(request).secret})
+    return JSONResponse({"key": _backend(request).sender.secret})
 
 
 async def _show_model(request: Request) -> Response:

@@ -21,6 +21,7 @@ from app.simulator.api import Backend, create_app
 from app.simulator.attempts import Attempt, Attempts
 from app.simulator.files import FileHost
 from app.simulator.ledger import Ledger
+from app.simulator.traffic import Traffic
 from app.simulator.uploads import Uploads
 from app.simulator.webhooks import EVENT_INTERVAL, RETRY_DELAYS, Sender, new_secret, signing_key
 
@@ -39,7 +40,8 @@ class Simulator:
     given. `public_url` stands in URLs instead of `url`. In seconds: `pace`, what a model takes; `keep`,
     how long data stays after the end; `retry_delays`, before each retry of a terminal webhook;
     `event_interval`, between two `output` or `logs` events. With `certificate`, a PEM file with its key, it
-    speaks https, without which the official client makes no `FileOutput`. Making one raises `ValueError` for
+    speaks https, without which the official client makes no `FileOutput`. A `reticent` one leaves out of
+    the API's answers what many recorded ones lack. Making one raises `ValueError` for
     a bad secret and `OSError` for a taken port; the methods raise `TimeoutError` after their time-out and
     `Rejected` for what is not there.
     """
@@ -57,6 +59,7 @@ class Simulator:
         retry_delays: Sequence[float] = RETRY_DELAYS,
         event_interval: float = EVENT_INTERVAL,
         certificate: Path | None = None,
+        reticent: bool = False,
     ) -> None:
         self.token = token or f"r8_{secrets.token_hex(18)}"
         self.secret = secret or new_secret()
@@ -65,13 +68,15 @@ class Simulator:
         self._keep = keep
         self._retry_delays = tuple(retry_delays)
         self._event_interval = event_interval
+        self._reticent = reticent
         self._attempts = Attempts()
+        self._traffic = Traffic()
         self._started: Future[tuple[Backend, asyncio.AbstractEventLoop]] = Future()
         self._socket = socket.create_server((host, port), backlog=_BACKLOG)
         scheme = "https" if certificate else "http"
         self.url = public_url or f"{scheme}://{host}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
-            create_app(self.token, self._lifespan),
+            create_app(self.token, self._traffic, self._lifespan),
             access_log=False,
             lifespan="on",
             log_level="error",
@@ -152,6 +157,23 @@ class Simulator:
 
         return self._run(wait, timeout + _CALL_TIMEOUT)
 
+    def rotate_secret(self) -> str:
+        """Sign with a new secret from now on, and return it."""
+
+        def act(backend: Backend) -> str:
+            self.secret = backend.sender.secret = new_secret()
+            return self.secret
+
+        return self._do(act)
+
+    def requests(self, path: str) -> int:
+        """How many requests there were of paths that match an expression, such as `/v1/predictions/.*`."""
+        return self._traffic.count(path)
+
+    def refuse(self, times: int, *, status: int = 429, retry_after: int | None = None) -> None:
+        """Answer the next requests of the API with an error; `retry_after` (seconds) stands in its body."""
+        self._traffic.refuse(times, status, retry_after)
+
     def attempts(self, identity: str) -> list[Attempt]:
         """All webhook attempts about a prediction so far, in the order in which they ended."""
         return self._attempts.of(identity)
@@ -181,7 +203,7 @@ class Simulator:
                 keep=self._keep,
                 event_interval=self._event_interval,
             )
-            app.state.backend = Backend(self.url, self.secret, ledger, files, uploads)
+            app.state.backend = Backend(self.url, sender, ledger, files, uploads, self._reticent)
             self._started.set_result((app.state.backend, asyncio.get_running_loop()))
             yield
             await ledger.close()

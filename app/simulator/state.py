@@ -135,9 +135,17 @@ def matches(current: Object, wanted: Filter) -> bool:
     return wanted.source is None or current.get("source", "api") == wanted.source
 
 
-def list_item(current: Object) -> Object:
-    """The object as lists show it: without `logs`, with `source`."""
-    return {"source": "api", **{key: value for key, value in current.items() if key != "logs"}}
+def shown(current: Object, *, reticent: bool) -> Object:
+    """A single object as the API shows it; a reticent one does not name its webhook, as in recordings."""
+    hidden = {"webhook", "webhook_events_filter", "source"} if reticent else {"source"}
+    return {key: value for key, value in current.items() if key not in hidden}
+
+
+def list_item(current: Object, *, reticent: bool) -> Object:
+    """The object as lists show it: without `logs`, with `source`; a reticent list lacks `model`, too."""
+    hidden = {"logs", "model"} if reticent else {"logs"}
+    rest = {key: value for key, value in shown(current, reticent=reticent).items() if key not in hidden}
+    return {**rest, "source": current.get("source", "api")}
 
 
 def page(objects: Sequence[Object], cursor: str | None, size: int) -> tuple[list[Object], str | None]:

@@ -97,7 +97,7 @@ class Sender:
     ) -> None:
         self._session = session
         self._attempts = attempts
-        self._secret = secret
+        self.secret = secret
         self._retry_delays = tuple(retry_delays)
 
     async def send(self, webhook: Webhook) -> None:
@@ -134,7 +134,7 @@ class Sender:
             "user-agent": _USER_AGENT,
             "webhook-id": webhook.webhook_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(self._secret, webhook.webhook_id, timestamp, webhook.body),
+            "webhook-signature": sign(self.secret, webhook.webhook_id, timestamp, webhook.body),
         }
         try:
             async with self._session.post(

@@ -1,0 +1,208 @@
+"""Find what finished on Replicate and never arrived.
+
+A pass asks for what fell silent, lists what was created since the last complete pass, skips what is here, and
+fetches the rest one by one, the most urgent first. It may be killed anywhere: what it took in is known to the
+next one, and only a complete pass moves the mark.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from redis import Redis
+
+from app.claim_check import ClaimCheck
+from app.core import reconciling as judgement
+from app.core.context import context_keys
+from app.core.errors import Unusable
+from app.core.manifest import format_time
+from app.core.names import Kind, manifest_name
+from app.core.prediction import Prediction, from_object
+from app.core.reconciling import Found, Rules
+from app.deployment import Deployment
+from app.pace import Pace
+from app.reconcile_memory import Awaited, Memory
+from app.reconcile_one import Asker, Report
+from app.records import Records
+from app.replicate import Object, connected
+from app.storage import Storage
+from app.tally import Tally
+
+AT_ONCE = 4
+"""Objects that are fetched at the same time."""
+
+CLAIM_PATIENCE = 120.0
+"""Seconds that the storage may take for a large object on its way in."""
+
+MOST_SILENT = 300
+"""Predictions that one pass asks for by id because they are silent; the others wait for the next one."""
+
+Tell = Callable[[Kind, int, int], None]
+"""Is told of the progress of a pass: the kind, how many are done, of how many that had to be fetched."""
+
+
+def say_nothing(_kind: Kind, _done: int, _of: int) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """What a pass works with."""
+
+    asker: Asker
+    storage: Storage
+    tell: Tell = say_nothing
+
+    async def run(self, report: Report, since: datetime | None = None) -> None:
+        """A pass over everything.
+
+        With `since` it looks at what was created since then, and leaves the mark alone. `report` is filled as
+        it goes, so that it tells of a pass that failed, too. Raises `OutkeepError` and redis-py's errors.
+        """
+        await self._ask_for_silent(report)
+        for kind in Kind:
+            await self._look_through(kind, since, report)
+        if since is None:
+            await asyncio.to_thread(self._memory.completed, self._now())
+
+    async def _ask_for_silent(self, report: Report) -> None:
+        until = self._now().timestamp() - judgement.SILENCE
+        silent = await asyncio.to_thread(self._memory.silent, until, MOST_SILENT)
+        for kind in Kind:
+            of_kind = [awaited for awaited in silent if awaited[0] is kind]
+            known = await asyncio.to_thread(self._known, kind, [identity for _, identity, _ in of_kind])
+            for awaited in of_kind:
+                if awaited[1] in known:
+                    await asyncio.to_thread(self._memory.forget, awaited)
+            asked = [awaited for awaited in of_kind if awaited[1] not in known]
+            await self._settle(kind, asked, report)
+
+    async def _look_through(self, kind: Kind, since: datetime | None, report: Report) -> None:
+        began = self._now()
+        mark = await asyncio.to_thread(self._memory.mark, kind)
+        listed = await self._listed(kind, since or judgement.since(kind, mark, began), report)
+        wanted = [
+            (kind, item.id, judgement.is_from_web(item)) for item in judgement.by_urgency(listed, began)
+        ]
+        await self._settle(kind, wanted, report)
+        if since is None:
+            await asyncio.to_thread(self._memory.set_mark, kind, judgement.mark_of(began))
+
+    async def _listed(self, kind: Kind, since: datetime, report: Report) -> list[Prediction]:
+        """What has to be fetched of the list; the rest is counted."""
+        api, pace = self.asker.api, self.asker.pace
+        page = await pace.call(lambda: api.page(kind, created_after=format_time(since)))
+        wanted = await asyncio.to_thread(self._sift, kind, page.items, report)
+        while (following := page.following) is not None:
+            page = await pace.call(lambda path=following: api.page(kind, path))  # type: ignore[misc]
+            wanted += await asyncio.to_thread(self._sift, kind, page.items, report)
+        return wanted
+
+    def _sift(self, kind: Kind, items: Sequence[Object], report: Report) -> list[Prediction]:
+        """What has to be fetched of a page; what has not ended is awaited."""
+        now, rules = self._now(), self.asker.rules
+        listed = list(self._readable(kind, items, report))
+        known = self._known(kind, [one.id for one in listed if one.is_terminal])
+        wanted = []
+        for one in listed:
+            found = judgement.judge(one, one.id in known, rules, now)
+            if found is None and rules.mode == "known":
+                has_record = self.asker.records.get(kind, one.id) is not None
+                if judgement.is_foreign(one, rules, has_record=has_record, whole=False):
+                    found = Found.FOREIGN
+            if found is None:
+                wanted.append(one)
+                continue
+            self.asker.count(report, kind, found)
+            heard = judgement.heard_at(found, one, now)
+            if heard is not None:
+                self._memory.expect([(kind, one.id, judgement.is_from_web(one))], heard)
+        return wanted
+
+    def _readable(self, kind: Kind, items: Iterable[Object], report: Report) -> Iterable[Prediction]:
+        for item in items:
+            try:
+                yield from_object(item, kind)
+            except Unusable:
+                self.asker.count(report, kind, Found.UNREADABLE)
+
+    async def _settle(self, kind: Kind, wanted: Sequence[Awaited], report: Report) -> None:
+        """Settle all of them, several at a time; the first error ends it."""
+        waiting = iter(wanted)
+        done = 0
+
+        async def work() -> None:
+            nonlocal done
+            for awaited in waiting:
+                await self.asker.settle(awaited, report)
+                done += 1
+                self.tell(kind, done, len(wanted))
+
+        self.tell(kind, 0, len(wanted))
+        tasks = [asyncio.create_task(work()) for _ in range(min(AT_ONCE, len(wanted)))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _known(self, kind: Kind, ids: Sequence[str]) -> set[str]:
+        """Those that are here: settled by what Redis says, or else with a manifest in storage."""
+        settled = self._memory.settled(kind, ids)
+        rest = (identity for identity in ids if identity not in settled)
+        return settled | {one for one in rest if self.storage.head(manifest_name(kind, one)) is not None}
+
+    @property
+    def _memory(self) -> Memory:
+        return self.asker.memory
+
+    def _now(self) -> datetime:
+        return self.asker.clock()
+
+
+@asynccontextmanager
+async def reconciler_of(
+    deployment: Deployment,
+    redis: Redis,
+    clock: Callable[[], datetime],
+    *,
+    tell: Tell = say_nothing,
+    tally: Tally | None = None,
+    pace: Pace | None = None,
+) -> AsyncIterator[Reconciler]:
+    """A reconciler of this deployment, which has a token, for the length of the block.
+
+    Raises `OutkeepError` and redis-py's errors: when Outkeep first ran is read from storage and Redis.
+    """
+    settings = deployment.settings
+    assert settings.api_token is not None
+    storage, memory = Storage(settings.storage_url), Memory(redis)
+    rules = Rules(
+        mode="known" if settings.reconciles == "known" else "all",
+        notify=settings.reconcile_notify,
+        public_url=settings.public_url,
+        own_url=settings.own_url,
+        contexts=context_keys(deployment.secret_keys),
+        first_start=await asyncio.to_thread(memory.first_start, storage, clock()),
+    )
+    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE)
+    token = settings.api_token.get_secret_value()
+    async with connected(settings.api_url, token) as api:
+        asker = Asker(
+            api=api,
+            redis=redis,
+            records=Records(redis, ttl=settings.record_ttl),
+            memory=memory,
+            claims=claims,
+            rules=rules,
+            clock=clock,
+            pace=pace or Pace(),
+            tally=tally or Tally(),
+        )
+        try:
+            yield Reconciler(asker, storage, tell)
+        finally:
+            claims.close()

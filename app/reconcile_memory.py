@@ -1,0 +1,172 @@
+"""What reconciliation remembers between two passes, in Redis; and when Outkeep first ran, in storage too.
+
+Methods block; errors are redis-py's, of `first_start` those of storage too.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from threading import Event, Thread
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import LockError, RedisError
+
+from app.core.lifecycle import State
+from app.core.manifest import format_time
+from app.core.names import (
+    AWAITED,
+    FIRST_START,
+    FIRST_START_NAME,
+    PASSED_OVER,
+    RECONCILE_MARKS,
+    RECONCILE_TURN,
+    RECONCILED,
+    Kind,
+    awaited_member,
+    record_key,
+    record_member,
+    removed_key,
+    split_awaited,
+)
+from app.core.prediction import parse_time
+from app.storage import Storage
+
+TURN = 20.0
+"""Seconds after which the turn of a killed process goes to another one."""
+
+FORGOTTEN_AFTER = 8 * 86400.0
+"""For how long what was left alone is remembered: longer than any pass looks back."""
+
+Awaited = tuple[Kind, str, bool]
+"""Kind, id, and whether it was made on the web site."""
+
+
+class Memory:
+    """Over one Redis connection; several processes may share what is remembered."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def note_start(self, now: datetime) -> None:
+        """Remember that Outkeep ran at `now`, unless it did before."""
+        self._redis.set(FIRST_START, now.timestamp(), nx=True)
+
+    def first_start(self, storage: Storage, now: datetime) -> datetime:
+        """When Outkeep first ran with this storage: what an emptied Redis forgets, storage does not."""
+        known = cast(bytes | None, self._redis.get(FIRST_START))
+        first = now if known is None else _moment(known)
+        written = _written(storage.get(FIRST_START_NAME))
+        if written is None:
+            document = json.dumps({"first_start": format_time(first)})
+            storage.create(FIRST_START_NAME, document.encode())
+        elif written < first:
+            first = written
+        self._redis.set(FIRST_START, first.timestamp())
+        return first
+
+    def mark(self, kind: Kind) -> datetime | None:
+        """From which time of creation the next pass has to look; None before the first complete one."""
+        at = cast(bytes | None, self._redis.hget(RECONCILE_MARKS, kind))
+        return _moment(at) if at else None
+
+    def set_mark(self, kind: Kind, mark: datetime) -> None:
+        """Remember that everything created before `mark` is dealt with."""
+        self._redis.hset(RECONCILE_MARKS, kind, str(mark.timestamp()))
+
+    def completed(self, now: datetime) -> None:
+        """Remember that a pass over everything is complete."""
+        self._redis.set(RECONCILED, now.timestamp())
+
+    def completed_at(self) -> float | None:
+        """When the last complete pass ended, in Unix seconds."""
+        return completed_at(self._redis)
+
+    def settled(self, kind: Kind, ids: Sequence[str]) -> set[str]:
+        """Those of which a record says that they are past running, or that were removed or passed over."""
+        if not ids:
+            return set()
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for identity in ids:
+                pipeline.hget(record_key(kind, identity), "state")
+                pipeline.exists(removed_key(kind, identity))
+            pipeline.zmscore(PASSED_OVER, [record_member(kind, identity) for identity in ids])
+            *answers, passed = pipeline.execute()
+        past_running = {None, State.RUNNING.encode()}
+        return {
+            identity
+            for identity, state, removed, over in zip(ids, answers[0::2], answers[1::2], passed, strict=True)
+            if state not in past_running or removed or over is not None
+        }
+
+    def pass_over(self, kind: Kind, identity: str, now: datetime) -> None:
+        """Leave one alone from now on."""
+        self._redis.zadd(PASSED_OVER, {record_member(kind, identity): now.timestamp()})
+        self._redis.zremrangebyscore(PASSED_OVER, "-inf", now.timestamp() - FORGOTTEN_AFTER)
+
+    def expect(self, awaited: Sequence[Awaited], heard: float) -> None:
+        """Await the end of some that were heard of at `heard` (Unix seconds)."""
+        if awaited:
+            members = {awaited_member(kind, identity, web=web): heard for kind, identity, web in awaited}
+            self._redis.zadd(AWAITED, members)
+
+    def silent(self, since: float, most: int) -> list[Awaited]:
+        """Those that were not heard of since then, the most silent first."""
+        found = self._redis.zrange(AWAITED, "-inf", since, byscore=True, offset=0, num=most)
+        return [split_awaited(member.decode()) for member in cast(list[bytes], found)]
+
+    def forget(self, awaited: Awaited) -> None:
+        """Await one no longer."""
+        kind, identity, web = awaited
+        self._redis.zrem(AWAITED, awaited_member(kind, identity, web=web))
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Whether it is ours to reconcile until the end of the block; it is given back then."""
+        lock = self._redis.lock(RECONCILE_TURN, timeout=TURN, thread_local=False)
+        if not lock.acquire(blocking=False):
+            yield False
+            return
+        ended = Event()
+
+        def renew() -> None:
+            while not ended.wait(TURN / 4):
+                try:
+                    lock.reacquire()
+                except (LockError, RedisError):
+                    continue  # two at once ask twice, and that is all
+
+        renewing = Thread(target=renew, name="reconcile-turn", daemon=True)
+        renewing.start()
+        try:
+            yield True
+        finally:
+            ended.set()
+            renewing.join()
+            with suppress(LockError, RedisError):  # it expires
+                lock.release()
+
+
+def completed_at(redis: Redis) -> float | None:
+    """When the last complete pass ended, in Unix seconds."""
+    at = cast(bytes | None, redis.get(RECONCILED))
+    return None if at is None else float(at)
+
+
+def age(redis: Redis) -> float | None:
+    """Seconds since the last complete pass ended."""
+    at = completed_at(redis)
+    return None if at is None else time.time() - at
+
+
+def _moment(text: bytes) -> datetime:
+    return datetime.fromtimestamp(float(text), UTC)
+
+
+def _written(data: bytes | None) -> datetime | None:
+    try:
+        return parse_time(json.loads(data or b"{}").get("first_start"))
+    except (ValueError, AttributeError):
+        return None  # torn by a power cut

@@ -1,0 +1,141 @@
+"""Ask for one prediction or training by its id, and take it in if it has ended, like a delivery."""
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from redis import Redis
+
+from app.arrivals import make_arrival
+from app.claim_check import ClaimCheck
+from app.core import reconciling as judgement
+from app.core.context import parent
+from app.core.errors import OutkeepError, Unusable
+from app.core.manifest import Receipt
+from app.core.names import Kind
+from app.core.prediction import Prediction, parse
+from app.core.reconciling import TAKEN, Found, Rules
+from app.core.vocabulary import FOUND
+from app.pace import Pace
+from app.reconcile_memory import Awaited, Memory
+from app.records import Accepted, Record, Records
+from app.replicate import Api, Object
+from app.tally import Tally
+
+_OF_ONE = frozenset({"api_failed", "api_rejected"})
+"""Errors that may be the fault of one object: it alone waits, and the others go on."""
+
+_SEEN_AGAIN = frozenset({Found.KNOWN, Found.RUNNING, Found.EXPECTED})
+"""What each pass meets again, so that to count it says nothing."""
+
+log = logging.getLogger("outkeep.reconcile")
+
+
+@dataclass
+class Report:
+    """What a pass has found; `taken` lists what was accepted, with what it was found to be."""
+
+    counts: dict[Kind, Counter[Found]] = field(default_factory=lambda: {kind: Counter() for kind in Kind})
+    taken: list[tuple[Prediction, Found]] = field(default_factory=list)
+
+    def add(self, kind: Kind, found: Found, prediction: Prediction | None = None) -> None:
+        """Count one."""
+        self.counts[kind][found] += 1
+        if prediction is not None and found in TAKEN:
+            self.taken.append((prediction, found))
+
+
+@dataclass(frozen=True)
+class Asker:
+    """What it works with."""
+
+    api: Api
+    redis: Redis
+    records: Records
+    memory: Memory
+    claims: ClaimCheck
+    rules: Rules
+    clock: Callable[[], datetime]
+    pace: Pace
+    tally: Tally
+
+    async def settle(self, awaited: Awaited, report: Report) -> None:
+        """Fetch one and take it in, or remember when to ask again, or that there is nothing to ask for.
+
+        Raises `OutkeepError` and redis-py's errors when the cause is not this one object.
+        """
+        kind, identity, _ = awaited
+        prediction = None
+        try:
+            whole = await self.pace.call(lambda: self.api.one(kind, identity))
+            found, prediction = await asyncio.to_thread(self._take, awaited, whole)
+        except Unusable as error:
+            facts = {"kind": str(kind), "id": identity, "code": error.code}
+            log.warning("what the API says of a prediction cannot be used: %s", error.message, extra=facts)
+            found = Found.UNREADABLE
+        except OutkeepError as error:
+            if error.code != "api_absent" and error.code not in _OF_ONE:
+                raise
+            found = Found.ABSENT if error.code == "api_absent" else Found.FAILED
+        self.count(report, kind, found, prediction)
+        await asyncio.to_thread(self._remember, awaited, found, prediction)
+
+    def count(self, report: Report, kind: Kind, found: Found, prediction: Prediction | None = None) -> None:
+        """Note in the report, and for the metrics, what one was found to be."""
+        report.add(kind, found, prediction)
+        if found not in _SEEN_AGAIN:
+            self.tally.add(FOUND, found)
+
+    def _take(self, awaited: Awaited, whole: Object) -> tuple[Found, Prediction]:
+        kind, _, web = awaited
+        # What is no Unicode must reach the parser, which names it.
+        text = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
+        body = text.encode("utf-8", "surrogatepass")
+        prediction, now = parse(body, kind), self.clock()
+        if not prediction.is_terminal:
+            return Found.RUNNING, prediction
+        if judgement.expected_for(prediction, now) > 0:
+            return Found.EXPECTED, prediction
+        record = self.records.get(kind, prediction.id)
+        if judgement.is_foreign(prediction, self.rules, has_record=record is not None, whole=True):
+            return Found.FOREIGN, prediction
+        receipt = self._receipt(prediction, record, now, web=web)
+        arrival = self.claims.check_in(make_arrival(self.redis, prediction, body, receipt, now))
+        [outcome] = self.records.accept([arrival], now)
+        if outcome is not Accepted.ACCEPTED:
+            return Found.KNOWN, prediction
+        facts = {"kind": str(kind), "id": prediction.id, "status": prediction.status, "quiet": receipt.quiet}
+        log.info("taken in from the API, since no webhook told of it", extra=facts)
+        return Found.LATE if judgement.is_late(prediction, now) else Found.NEW, prediction
+
+    def _receipt(self, prediction: Prediction, record: Record | None, now: datetime, *, web: bool) -> Receipt:
+        """Where the object names no webhook of ours, what is known from an earlier event of it counts."""
+        named = judgement.webhook_of(prediction, self.rules)
+        if record is not None and not named.is_ours:
+            query, context, before = record.receipt.query, record.receipt.context, record.receipt.parent
+        else:
+            query, context, before = named.query, named.context, None
+        return Receipt(
+            received_at=now,
+            webhook_id=None,
+            source="reconcile",
+            query=query,
+            context=context,
+            parent=parent(context) or before,
+            quiet=judgement.is_quiet(prediction, self.rules, web=web, has_record=record is not None),
+        )
+
+    def _remember(self, awaited: Awaited, found: Found, prediction: Prediction | None) -> None:
+        kind, identity, _ = awaited
+        now = self.clock()
+        heard = judgement.heard_at(found, prediction, now)
+        if heard is not None:
+            self.memory.expect([awaited], heard)
+            return
+        self.memory.forget(awaited)
+        if found in {Found.FOREIGN, Found.UNREADABLE}:
+            self.memory.pass_over(kind, identity, now)
