@@ -1,0 +1,397 @@
+"""Passes of reconciliation over a simulated Replicate: what is taken in, skipped, told and remembered."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from app.arrivals import make_arrival
+from app.core.context import Lineage, context_keys, followed, webhook_url
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.lifecycle import Move, State
+from app.core.manifest import KeptFile, Manifest, Receipt
+from app.core.names import AWAITED, FIRST_START, Kind, persist_job_id, removed_key
+from app.core.prediction import parse
+from app.core.reconciling import GRACE, OVERLAP, SILENCE
+from app.records import Accepted
+from app.simulator import Simulator
+from tests.app.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk
+from tests.app.web import SECRET_KEY
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with Simulator(reticent=True) as running:
+        yield running
+
+
+@pytest.fixture
+def desk(valkey_url: str, redis: Redis, tmp_path: Path, simulator: Simulator) -> Desk:
+    return Desk(valkey_url, redis, tmp_path, simulator)
+
+
+def receive(desk: Desk, prediction: dict[str, Any], **receipt: Any) -> Accepted:
+    """What the receiver does with a delivery."""
+    body = json.dumps(prediction).encode()
+    given = Receipt(desk.now, "msg_1", **receipt)
+    arrival = make_arrival(desk.redis, parse(body, PREDICTION), body, given, desk.now)
+    [outcome] = desk.records.accept([arrival], desk.now)
+    return outcome
+
+
+def test_each_end_that_never_arrived_is_taken_in_once(desk: Desk) -> None:
+    ends = ["succeeded", "failed", "canceled", "aborted", "invented"]
+    for status in ends:
+        desk.finish(status, status=status)
+    trained = desk.finish(
+        "trained", TRAINING, output={"version": "o/m:1", "weights": "https://example.com/w"}
+    )
+
+    assert desk.run() == {"new": 6}
+    assert desk.run() == {"known": 6}
+
+    assert sorted(desk.jobs()) == sorted(
+        [*(persist_job_id(PREDICTION, status) for status in ends), persist_job_id(TRAINING, "trained")]
+    )
+    assert (desk.fetched(), desk.fetched(TRAINING)) == (5, 1)
+    record = desk.record("trained", TRAINING)
+    assert (record.state, record.receipt.source, record.receipt.webhook_id) == (
+        State.RECEIVED,
+        "reconcile",
+        None,
+    )
+    assert not record.receipt.quiet
+    assert json.loads(record.body or b"") == trained
+    assert desk.tally.waiting()['outkeep_reconciled_total{found="new"}'] == 6
+
+
+def test_a_whole_object_is_kept_where_lists_lack_much_of_it(desk: Desk) -> None:
+    given = desk.finish("a", model="owner/name", **{"a key of the future": [1.5, {"x": None}]})
+
+    desk.run()
+
+    assert json.loads(desk.record("a").body or b"") == given
+    assert desk.record("a").model == "owner/name"
+
+
+def test_what_a_webhook_brought_is_not_asked_for(desk: Desk) -> None:
+    receive(desk, desk.finish("received"))
+    receive(desk, desk.finish("failed-here"))
+    desk.records.move(PREDICTION, "failed-here", Move.FAIL, desk.now, {"error": "x"})
+    stored = parse(json.dumps(desk.finish("stored")).encode(), PREDICTION)
+    desk.storage.commit(Manifest(stored, (), None, Receipt(desk.now, "msg_2"), desk.now))
+
+    assert desk.run() == {"known": 3}
+    assert desk.fetched() == 0
+    assert desk.record("received").receipt.webhook_id == "msg_1"
+
+
+def test_a_record_that_only_ran_gets_its_end_and_keeps_what_came_with_it(desk: Desk) -> None:
+    context = followed({"order": "42"}, Lineage(PREDICTION, "first", "upscale", 1))
+    running = desk.start("a")
+    receive(desk, running, query={"customId": "7"}, context=context, parent="first")
+    desk.finish("a")
+
+    assert desk.run() == {"new": 1}
+
+    receipt = desk.record("a").receipt
+    assert (receipt.source, receipt.quiet) == ("reconcile", False)
+    assert (receipt.query, receipt.context, receipt.parent) == ({"customId": "7"}, context, "first")
+    assert desk.redis.zcard(AWAITED) == 0
+
+
+def test_a_late_webhook_changes_nothing_about_what_was_found(desk: Desk) -> None:
+    given = desk.finish("a")
+    desk.run()
+    assert receive(desk, given) is Accepted.DUPLICATE
+    assert desk.record("a").receipt.source == "reconcile"
+    assert desk.jobs() == [persist_job_id(PREDICTION, "a")]
+
+
+def test_what_ended_just_now_is_left_to_its_webhook_for_a_while(desk: Desk) -> None:
+    desk.finish("a", created_at=desk.ago(hours=3), completed_at=desk.ago(seconds=GRACE / 2))
+    assert desk.run() == {"expected": 1}
+    assert (desk.fetched(), desk.jobs()) == (0, [])
+
+    desk.now += timedelta(seconds=GRACE / 2 + 1)
+    assert desk.run() == {"new": 1}
+    desk.now += timedelta(seconds=OVERLAP)
+    assert desk.run() == {}
+
+
+def test_what_runs_for_long_is_asked_for_by_id_until_it_ends(desk: Desk) -> None:
+    desk.start("a", TRAINING)
+    desk.start("b", source="web")
+    assert desk.run() == {"running": 2}
+    assert desk.fetched(TRAINING) + desk.fetched() == 0
+
+    for _ in range(3):
+        desk.now += timedelta(seconds=SILENCE)
+        assert desk.run()["running"] >= 2
+    assert (desk.fetched(TRAINING), desk.fetched()) == (3, 3)
+
+    desk.now += timedelta(hours=5)
+    desk.finish("a", TRAINING, created_at=desk.ago(hours=6))
+    desk.finish("b", source="web", created_at=desk.ago(hours=6))
+    assert desk.run() == {"new": 2}
+    assert (desk.record("a", TRAINING).receipt.quiet, desk.record("b").receipt.quiet) == (False, True)
+    assert desk.redis.zcard(AWAITED) == 0
+
+
+def test_a_silent_record_is_asked_for_though_no_list_shows_it(desk: Desk) -> None:
+    """It was created long before the mark of the lists."""
+    desk.run()
+    old = {"created_at": desk.ago(days=3)}
+    receive(desk, desk.start("a", **old))
+    desk.finish("a", **old)
+
+    desk.now += timedelta(seconds=SILENCE - 1)
+    assert desk.run() == {}
+    desk.now += timedelta(seconds=1)
+    assert desk.run() == {"new": 1}
+
+
+def test_what_the_api_does_not_know_any_more_is_asked_for_once(desk: Desk) -> None:
+    receive(desk, {"id": "gone", "status": "processing"})
+    desk.now += timedelta(seconds=SILENCE)
+
+    assert desk.run() == {"absent": 1}
+    desk.now += timedelta(seconds=SILENCE)
+    assert desk.run() == {}
+    assert desk.fetched(identity="gone") == 1
+    assert desk.record("gone").state is State.RUNNING
+
+
+def test_without_a_token_what_fell_silent_is_forgotten_with_its_record(desk: Desk) -> None:
+    receive(desk, {"id": "old", "status": "processing"})
+    desk.now += timedelta(days=2)
+    receive(desk, {"id": "new", "status": "processing"})
+    assert desk.redis.zrange(AWAITED, 0, -1) == [b"prediction:new"]
+
+
+def test_the_end_of_what_ran_is_not_awaited_any_more(desk: Desk) -> None:
+    running = {"id": "a", "status": "processing"}
+    receive(desk, running)
+    receive(desk, running | {"status": "succeeded", "output": "x"})
+    assert desk.redis.zcard(AWAITED) == 0
+
+
+def test_handlers_are_not_told_of_what_is_not_theirs(desk: Desk) -> None:
+    desk.redis.delete(FIRST_START)
+    desk.memory.note_start(desk.now - timedelta(minutes=20))
+    desk.finish("ours")
+    desk.finish("before-us", completed_at=desk.ago(minutes=25))
+    desk.finish("from-the-site", source="web")
+
+    assert desk.run() == {"new": 3}
+    quiet = {name: desk.record(name).receipt.quiet for name in ("ours", "before-us", "from-the-site")}
+    assert quiet == {"ours": False, "before-us": True, "from-the-site": True}
+
+
+def test_handlers_are_told_nothing_when_that_is_set(desk: Desk) -> None:
+    desk.settings["OUTKEEP_RECONCILE_NOTIFY"] = "false"
+    receive(desk, desk.start("a"))
+    desk.finish("a")
+    desk.run()
+    assert desk.record("a").receipt.quiet
+
+
+def test_what_was_gone_before_we_began_is_not_called_lost(desk: Desk) -> None:
+    desk.redis.delete(FIRST_START)
+    desk.memory.note_start(desk.now)
+    desk.finish("gone", created_at=desk.ago(hours=2), completed_at=desk.ago(minutes=61), data_removed=True)
+    desk.finish("there", created_at=desk.ago(hours=2), completed_at=desk.ago(minutes=59))
+
+    assert desk.run() == {"bygone": 1, "new": 1}
+    assert desk.records.get(PREDICTION, "gone") is None
+
+
+def test_what_was_deleted_while_we_were_away_is_taken_in_as_late(desk: Desk) -> None:
+    desk.run()
+    desk.now += timedelta(hours=5)
+    desk.finish(
+        "a", created_at=desk.ago(hours=4), completed_at=desk.ago(hours=3), data_removed=True, output=None
+    )
+    desk.finish("b", created_at=desk.ago(hours=4), completed_at=desk.ago(hours=3))
+    assert desk.run() == {"late": 2}
+    assert desk.run() == {}
+
+
+def test_an_emptied_redis_does_not_forget_when_we_began(desk: Desk) -> None:
+    desk.run()
+    desk.redis.flushall()
+    desk.finish("a")
+    desk.run()
+    assert not desk.record("a").receipt.quiet
+
+
+class TestNamedWebhooks:
+    """Objects of the API that name the webhook."""
+
+    @pytest.fixture
+    def simulator(self) -> Iterator[Simulator]:
+        with Simulator() as running:
+            yield running
+
+    def test_query_and_context_are_read_from_our_url(self, desk: Desk) -> None:
+        keys = context_keys([SECRET_KEY.encode()])
+        context = followed({"order": "42"}, Lineage(PREDICTION, "first", "upscale", 1))
+        desk.finish("a", webhook=webhook_url(PUBLIC_URL, PREDICTION, context, keys) + "&customId=7")
+        desk.run()
+        receipt = desk.record("a").receipt
+        assert (receipt.query, receipt.context, receipt.parent) == ({"customId": "7"}, context, "first")
+
+    def test_what_names_another_webhook_is_kept_and_not_told(self, desk: Desk) -> None:
+        desk.finish("theirs", webhook="https://example.com/hook")
+        desk.finish("ours", webhook=HOOK)
+        assert desk.run() == {"new": 2}
+        assert (desk.record("theirs").receipt.quiet, desk.record("ours").receipt.quiet) == (True, False)
+
+    def test_of_the_known_only_what_names_us_is_fetched(self, desk: Desk) -> None:
+        desk.settings["OUTKEEP_RECONCILE"] = "known"
+        desk.finish("theirs", webhook="https://example.com/hook")
+        desk.finish("ours", webhook=HOOK)
+        assert desk.run() == {"foreign": 1, "new": 1}
+        assert desk.fetched() == 1
+
+
+def test_of_the_known_what_names_nobody_is_looked_at_once(desk: Desk) -> None:
+    desk.settings["OUTKEEP_RECONCILE"] = "known"
+    receive(desk, desk.start("ours"))
+    desk.finish("ours")
+    desk.finish("unknown")
+
+    assert desk.run() == {"foreign": 1, "new": 1}
+    assert desk.run() == {"known": 2}
+    assert desk.fetched() == 2
+    assert desk.records.get(PREDICTION, "unknown") is None
+
+
+def test_many_pages_are_read_and_the_most_urgent_is_fetched_first(desk: Desk) -> None:
+    for number in range(230):
+        at = desk.ago(minutes=50, seconds=number)
+        desk.finish(f"p{number:03}", created_at=at, completed_at=at)
+
+    assert desk.run() == {"new": 230}
+    assert desk.listed() == 3
+    first = [job.rpartition("-")[2] for job in desk.jobs()[:8]]
+    assert set(first) <= {f"p{number:03}" for number in range(215, 230)}
+
+    desk.now += timedelta(minutes=5)
+    desk.run()
+    assert desk.listed() == 4
+    assert desk.fetched() == 230
+
+
+def test_a_pass_that_fails_is_taken_up_where_it_stood(desk: Desk) -> None:
+    for number in range(40):
+        desk.finish(f"p{number:02}", completed_at=desk.ago(minutes=20))
+
+    async def cut_off() -> None:
+        some = asyncio.Event()
+
+        def tell(_: Kind, done: int, __: int) -> None:
+            if done:
+                some.set()
+
+        passing = asyncio.create_task(desk.reconcile(tell=tell))
+        await some.wait()
+        passing.cancel()
+        await asyncio.gather(passing, return_exceptions=True)
+
+    asyncio.run(cut_off())
+    taken = len(desk.jobs())
+    assert 0 < taken < 40
+    assert desk.memory.mark(PREDICTION) is None
+    assert desk.memory.completed_at() is None
+
+    left = desk.run()
+    assert left == {"new": 40 - taken, "known": taken}
+    assert desk.memory.mark(PREDICTION) == desk.now - timedelta(seconds=OVERLAP)
+    assert desk.memory.completed_at() == desk.now.timestamp()
+
+
+def test_an_answer_of_too_many_requests_is_waited_out(desk: Desk) -> None:
+    desk.finish("a")
+    desk.simulator.refuse(1, retry_after=1)
+    assert desk.run() == {"new": 1}
+    assert desk.listed() == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code"), [(500, Transient, "api_failed"), (401, Permanent, "api_refused")]
+)
+def test_a_list_that_fails_ends_the_pass_and_moves_no_mark(
+    desk: Desk, status: int, kind: type[OutkeepError], code: str
+) -> None:
+    desk.finish("a")
+    desk.simulator.refuse(1, status=status)
+    with pytest.raises(kind) as raised:
+        desk.run()
+    assert raised.value.code == code
+    assert desk.memory.mark(PREDICTION) is None
+    assert desk.run() == {"new": 1}
+
+
+def test_one_object_that_fails_holds_nobody_up_and_is_asked_for_again(desk: Desk) -> None:
+    receive(desk, desk.start("a"))
+    desk.finish("a", created_at=desk.ago(days=3))
+    desk.now += timedelta(seconds=SILENCE)
+    desk.finish("b")
+    desk.simulator.refuse(1, status=500)
+
+    assert desk.run() == {"failed": 1, "new": 1}
+    desk.now += timedelta(seconds=SILENCE)
+    assert desk.run()["new"] == 1
+    assert desk.record("a").state is State.RECEIVED
+
+
+def test_an_answer_that_is_no_prediction_is_passed_over(desk: Desk) -> None:
+    desk.finish("deep", output=json.loads("[" * 150 + "]" * 150))
+    desk.finish("ok")
+    found = desk.run()
+    assert (found["new"], found["unreadable"]) == (1, 1)
+
+
+def test_a_removed_prediction_does_not_come_back(desk: Desk) -> None:
+    desk.finish("a")
+    desk.redis.set(removed_key(PREDICTION, "a"), 1)
+    assert desk.run() == {"known": 1}
+    assert desk.fetched() == 0
+
+
+def test_since_looks_as_far_as_it_says_and_leaves_the_mark_alone(desk: Desk) -> None:
+    desk.run()
+    mark = desk.memory.mark(PREDICTION)
+    old = desk.ago(hours=20)
+    desk.finish("old", created_at=old, completed_at=old)
+
+    assert desk.run() == {}
+    assert desk.run(since=desk.now - timedelta(hours=21)) == {"late": 1}
+    assert desk.memory.mark(PREDICTION) == mark
+
+
+def test_one_process_at_a_time_has_its_turn(desk: Desk) -> None:
+    with desk.memory.turn() as first, desk.memory.turn() as second:
+        assert (first, second) == (True, False)
+    with desk.memory.turn() as third:
+        assert third
+
+
+def test_lost_files_of_an_earlier_try_do_not_make_it_unknown(desk: Desk) -> None:
+    prediction = parse(json.dumps(desk.finish("a")).encode(), PREDICTION)
+    lost = KeptFile("/output", None, error="data_removed")
+    desk.storage.commit(Manifest(prediction, (lost,), None, Receipt(desk.now, None, "reconcile"), desk.now))
+    assert desk.run() == {"known": 1}
+
+
+def test_kinds_with_the_same_id_are_told_apart(desk: Desk) -> None:
+    desk.finish("a")
+    desk.finish("a", TRAINING)
+    assert desk.run() == {"new": 2}
+    assert {kind: desk.record("a", kind).kind for kind in Kind} == {kind: kind for kind in Kind}
