@@ -2,8 +2,8 @@
 
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
 `received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `quiet` (set: no handler is
-told), until stored `body` (as received) or `body_at` (the object that holds it), `error` (a code), `files` and
-`lost` (counts), and `kept:<number>` for each file that has ended while others are still tried.
+told), until stored `body` (as received) or `body_at` (the object that holds it), `error` (a code), `files`
+and `lost` (counts), and `kept:<number>` for each file that has ended while others are still tried.
 """
 
 import hashlib

@@ -156,7 +156,8 @@ class Persist:
         """Move the record on and enqueue one job for each interested handler that was not told yet.
 
         When it is `quiet` nobody is told, and the outcome files say so: without them a rebuild would tell
-        everybody after all. Raises `Removed`. The record shows when it was stored, which can be read from the manifest again.
+        everybody after all. Raises `Removed`. The record shows when it was stored, which can be read from the
+        manifest again.
         """
         prediction = manifest.prediction
         place = (prediction.kind, prediction.id)

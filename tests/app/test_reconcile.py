@@ -23,6 +23,8 @@ from app.simulator import Simulator
 from tests.app.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk
 from tests.app.web import SECRET_KEY
 
+FUTURE: dict[str, Any] = {"a key of the future": [1.5, {"x": None}]}
+
 
 @pytest.fixture
 def simulator() -> Iterator[Simulator]:
@@ -71,7 +73,7 @@ def test_each_end_that_never_arrived_is_taken_in_once(desk: Desk) -> None:
 
 
 def test_a_whole_object_is_kept_where_lists_lack_much_of_it(desk: Desk) -> None:
-    given = desk.finish("a", model="owner/name", **{"a key of the future": [1.5, {"x": None}]})
+    given = desk.finish("a", model="owner/name", **FUTURE)
 
     desk.run()
 
@@ -146,9 +148,9 @@ def test_what_runs_for_long_is_asked_for_by_id_until_it_ends(desk: Desk) -> None
 def test_a_silent_record_is_asked_for_though_no_list_shows_it(desk: Desk) -> None:
     """It was created long before the mark of the lists."""
     desk.run()
-    old = {"created_at": desk.ago(days=3)}
-    receive(desk, desk.start("a", **old))
-    desk.finish("a", **old)
+    old = desk.ago(days=3)
+    receive(desk, desk.start("a", created_at=old))
+    desk.finish("a", created_at=old)
 
     desk.now += timedelta(seconds=SILENCE - 1)
     assert desk.run() == {}

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.core import prediction
+from app.core import outcomes, prediction
 from app.core.handlers import Handler, parse
 from app.core.lifecycle import Move, State
-from app.core.names import Kind, notify_job_id, object_name, outcome_name
+from app.core.names import Kind, notify_job_id, object_name, outcome_name, record_key
+from app.core.outcomes import Told
 from app.core.tries import Tries
 from app.simulator import Simulator
 from tests.workers.desk import ID, JPEG, PNG, WAV, ZIP, Desk
@@ -357,3 +358,68 @@ def test_when_redis_was_emptied_nobody_is_told_twice(
     assert simulator.downloads(url) == 1
     assert desk.told == [notify_job_id("new", Kind.PREDICTION, ID)]
     assert desk.record().state is State.DISPATCHED
+
+
+def quietly(desk: Desk, output: Any, **keys: Any) -> None:
+    """What reconciliation takes in of something that handlers are not told of."""
+    desk.receive(output, **keys)
+    desk.redis.hset(record_key(Kind.PREDICTION, ID), "quiet", "1")
+
+
+def test_of_what_is_quiet_nobody_is_told_and_the_files_say_so(desk: Desk) -> None:
+    desk.handlers = handlers("one", "two")
+    quietly(desk, "text")
+
+    assert desk.work() is None
+
+    assert desk.told == []
+    assert desk.record().state is State.DISPATCHED
+    for name in ("one", "two"):
+        told = outcomes.read(desk.file(outcome_name(name)))
+        assert told == Told("off", 0, desk.now, None)
+        assert not told.is_dead_letter
+    assert "quiet" not in desk.manifest()
+
+
+def test_of_what_is_quiet_nobody_is_told_after_a_crash_behind_the_manifest_either(desk: Desk) -> None:
+    desk.handlers = handlers("one")
+    quietly(desk, "text")
+    desk.work()
+    stored = {name: data for name, data in desk.files().items() if not name.endswith(outcome_name("one"))}
+    desk.storage.remove([object_name(Kind.PREDICTION, ID, outcome_name("one"))])
+    quiet = desk.record().receipt.quiet
+
+    assert desk.work() is None
+
+    assert (quiet, desk.told) == (True, [])
+    assert desk.files().items() > stored.items()
+
+
+def test_an_output_that_replicate_has_removed_is_lost_and_named_so(desk: Desk) -> None:
+    desk.handlers = handlers("one")
+    desk.receive(None, data_removed=True, input={})
+
+    assert desk.work() is None
+
+    assert desk.manifest()["files"] == [
+        {
+            "pointer": "/output",
+            "source": None,
+            "name": None,
+            "media_type": None,
+            "size": None,
+            "sha256": None,
+            "error": "data_removed",
+        }
+    ]
+    assert desk.record().lost == 1
+    assert len(desk.told) == 1
+
+
+@pytest.mark.parametrize(
+    "keys", [{"status": "failed"}, {"status": "canceled"}, {"data_removed": False}, {"data_removed": None}]
+)
+def test_nothing_is_called_lost_where_no_output_was_to_be_expected(desk: Desk, keys: dict[str, Any]) -> None:
+    desk.receive(None, **{"data_removed": True, **keys})
+    desk.work()
+    assert desk.manifest()["files"] == []
