@@ -9,7 +9,7 @@ and `lost` (counts), and `kept:<number>` for each file that has ended while othe
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -93,16 +93,10 @@ class Record:
 class Records:
     """Records over one Redis connection. Methods block; errors are redis-py's, except where said."""
 
-    def __init__(
-        self, connection: Redis, *, ttl: int, check_in: Callable[[Arrival], Arrival] | None = None
-    ) -> None:
-        """Keep records for `ttl` seconds after their latest change; with an event in them, until stored.
-
-        `check_in` is `ClaimCheck.check_in`, for who accepts what may be large and can wait for the storage.
-        """
+    def __init__(self, connection: Redis, *, ttl: int) -> None:
+        """Keep records for `ttl` seconds after their latest change; with an event in them, until stored."""
         self._redis = connection
         self._ttl = ttl
-        self._check_in = check_in or _refuse_large
         self._accept = hashlib.sha1(ACCEPT.encode(), usedforsecurity=False).hexdigest()
         self._move = connection.register_script(MOVE)
         self._keep = connection.register_script(KEEP)
@@ -113,9 +107,10 @@ class Records:
         Record and job of one delivery are written by one script, so no crash falls between them, and of
         any number of equal deliveries exactly one is `ACCEPTED`. Raises `Transient` when Redis did not
         confirm all of them: then each may or may not have been written, and sending it again is safe.
-        A large body goes to the storage first; `Transient` also when that does not take it.
+        Raises `Permanent` for a large body: it has to go through `ClaimCheck` first.
         """
-        arrivals = [self._check_in(arrival) for arrival in arrivals]
+        for arrival in arrivals:
+            _require_small(arrival)
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 # Loaded every time: asking whether Redis still has it would be a second round trip.
@@ -228,11 +223,9 @@ class Records:
                 return
 
 
-def _refuse_large(arrival: Arrival) -> Arrival:
-    """What is checked in already is small."""
+def _require_small(arrival: Arrival) -> None:
     if len(arrival.body) > LARGE and arrival.job is not None:
         raise Permanent("body_too_large", "a body of this size has to be checked in before it is accepted")
-    return arrival
 
 
 def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:

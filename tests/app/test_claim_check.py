@@ -112,8 +112,8 @@ def test_records_refuse_a_large_body_that_is_not_checked_in(redis: Redis, claims
         Records(redis, ttl=60).accept([one], datetime.now(UTC))
     assert redis.keys() == []
 
-    records = Records(redis, ttl=60, check_in=claims.check_in)
-    assert records.accept([one], datetime.now(UTC)) == [Accepted.ACCEPTED]
+    records = Records(redis, ttl=60)
+    assert records.accept([claims.check_in(one)], datetime.now(UTC)) == [Accepted.ACCEPTED]
     record = records.get(Kind.PREDICTION, ID)
     assert record is not None
     assert record.body is None

@@ -12,6 +12,7 @@ from redis import Redis
 from rq.queue import Queue
 
 from app import queues
+from app.claim_check import ClaimCheck
 from app.core.handlers import Handler
 from app.core.hosts import HostRules
 from app.core.inputs import Uploads
@@ -96,7 +97,10 @@ class Desk:
         body = json.dumps(prediction, ensure_ascii=False).encode()
         job = queues.persist_job(self.redis, kind, ID, timeout=4200)
         receipt = Receipt(self.now, "msg_received", query={"customId": "123"}, context={"user": 7})
-        [outcome] = self.records.accept([Arrival(parse(body, kind), body, receipt, job)], self.now)
+        arrival = ClaimCheck(self.storage, patience=30).check_in(
+            Arrival(parse(body, kind), body, receipt, job)
+        )
+        [outcome] = self.records.accept([arrival], self.now)
         assert outcome is Accepted.ACCEPTED
         return prediction
 

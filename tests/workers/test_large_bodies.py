@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.claim_check import ClaimCheck
 from app.core.errors import Permanent
 from app.core.lifecycle import Move, State
 from app.core.names import CLAIMS, Kind, claim_name, record_key
 from app.core.repairs import CLAIM_AFTER, Repair
-from app.records import Records
 from app.replay import Replay
 from app.storage import Storage
 from tests.bucket import S3, FaultyProxy, Refusal, faulty_proxy
@@ -29,7 +27,7 @@ KEY = record_key(Kind.PREDICTION, ID)
 
 @pytest.fixture
 def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return at(Desk(redis, tmp_path), Storage((tmp_path / "outputs").as_uri()))
+    return Desk(redis, tmp_path)
 
 
 @pytest.fixture
@@ -42,12 +40,8 @@ def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]
 @pytest.fixture
 def away(redis: Redis, tmp_path: Path, proxy: FaultyProxy) -> Desk:
     """A desk that stores in a bucket, behind a proxy."""
-    return at(Desk(redis, tmp_path), Storage(proxy.s3.url))
-
-
-def at(desk: Desk, storage: Storage) -> Desk:
-    desk.storage = storage
-    desk.records = Records(desk.redis, ttl=TTL, check_in=ClaimCheck(storage, patience=30).check_in)
+    desk = Desk(redis, tmp_path)
+    desk.storage = Storage(proxy.s3.url)
     return desk
 
 
