@@ -9,8 +9,8 @@ ACCEPT = """
 --       for 'finish' 4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs;
 --       the last one: what is awaited
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
---       8 state 'running', 9 state 'received', 10 how many arguments are fields of the record, then those,
---       then the fields of the job
+--       8 state 'running', 9 state 'received', 10 '1' when Replicate can be asked for it,
+--       11 how many arguments are fields of the record, then those, then the fields of the job
 local state = redis.call('HGET', KEYS[1], 'state')
 local over = (state and state ~= ARGV[8]) or redis.call('EXISTS', KEYS[3]) == 1
 local outcome = 'accepted'
@@ -22,14 +22,14 @@ elseif ARGV[1] == 'progress' then
   if rank and rank == ARGV[2] then outcome = 'duplicate' end
   if rank and rank > ARGV[2] then outcome = 'stale' end
 end
-local last = 10 + tonumber(ARGV[10])
+local last = 11 + tonumber(ARGV[11])
 if outcome == 'accepted' or outcome == 'progress' then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 11, last))
+  redis.call('HSET', KEYS[1], unpack(ARGV, 12, last))
   if outcome == 'accepted' then redis.call('PERSIST', KEYS[1]) else redis.call('EXPIRE', KEYS[1], ARGV[4]) end
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
 end
-if outcome == 'progress' then
+if outcome == 'progress' and ARGV[10] == '1' then
   redis.call('ZADD', KEYS[#KEYS], ARGV[5], ARGV[3])
   -- Without a token nobody asks for what fell silent.
   redis.call('ZREMRANGEBYSCORE', KEYS[#KEYS], '-inf', ARGV[5] - ARGV[4])

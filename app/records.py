@@ -133,9 +133,11 @@ class Records:
             keys += [job.key, *queues.keys(job.origin, self._redis)]
             job_fields = queues.fields(job)
         keys.append(AWAITED)
+        # What runs elsewhere is not known at Replicate.
+        asked = "" if arrival.receipt.source == "cog" else "1"
         arguments = [
             move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
-            EVENTS, State.RUNNING, State.RECEIVED, len(fields), *fields, *job_fields,
+            EVENTS, State.RUNNING, State.RECEIVED, asked, len(fields), *fields, *job_fields,
         ]  # fmt: skip
         pipeline.evalsha(self._accept, len(keys), *keys, *arguments)
 

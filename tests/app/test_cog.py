@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from app.core.context import Lineage, context_keys, followed, seal
 from app.core.lifecycle import State
-from app.core.names import Kind
+from app.core.names import AWAITED, Kind
 from app.deployment import connect, prepare
 from app.floods import LIMIT
 from app.main import create_app
@@ -118,6 +118,13 @@ def test_progress_that_comes_after_the_end_is_stale_although_a_list_became_a_sca
     assert outcome(web, {**COG_ENDED, "output": "3"}) == "accepted"
     assert outcome(web, running(["one", "two", "three", "four"], "more\n")) == "stale"
     assert json.loads(record(redis).body or b"")["output"] == "3"
+
+
+def test_progress_that_falls_silent_is_not_asked_for_at_replicate(web: Web, redis: Redis) -> None:
+    assert outcome(web, COG_RUNNING) == "progress"
+    assert not redis.exists(AWAITED)
+    assert web.outcome(prediction("of-replicate", status="processing")) == "progress"
+    assert redis.zrange(AWAITED, 0, -1) == [b"prediction:of-replicate"]
 
 
 def test_the_same_end_again_is_a_duplicate_with_one_job(web: Web, redis: Redis) -> None:
