@@ -121,13 +121,16 @@ class Rebuild:
         prediction, now = manifest.prediction, self._clock()
         # What stands in RQ's lists knows its own end; its id may be that of a replay.
         idle = {name for name in told if (name, prediction.kind, prediction.id) not in self._busy}
-        names = [handler.name for handler in interested(self._handlers, prediction)]
         dead = {
             name: one
             for name, one in told.items()
             if name in idle and one is not None and one.is_dead_letter and listed_until(one) > now
         }
-        untold = [name for name in names if name in idle and told[name] is None]
+        untold = [
+            handler
+            for handler in interested(self._handlers, prediction)
+            if handler.name in idle and told[handler.name] is None
+        ]
         return Wanted(manifest, self._seconds_left(manifest, now), untold, dead)
 
     def _seconds_left(self, manifest: Manifest, now: datetime) -> int:

@@ -9,6 +9,7 @@ from redis import Redis
 from rq.job import Job
 
 from app import queues
+from app.core.handlers import Handler
 from app.core.lifecycle import State
 from app.core.manifest import Manifest, format_time
 from app.core.names import (
@@ -71,7 +72,7 @@ class Wanted:
     manifest: Manifest
     ttl: int
     """Seconds that its record lives; 0 when it has lived."""
-    untold: Sequence[str]
+    untold: Sequence[Handler]
     """Handlers without an outcome."""
     dead: Mapping[str, Told]
     """Handlers whose delivery was given up, with how."""
@@ -111,7 +112,8 @@ class Restoration:
             member, stored_at.timestamp(), wanted.ttl, EVENTS, State.RUNNING, len(fields), *fields,
         ]  # fmt: skip
         jobs: list[tuple[Job, int]] = [
-            (queues.notify_job(self._redis, handler, *place), 0) for handler in wanted.untold
+            (queues.notify_job(self._redis, handler.name, *place, timeout=handler.patience), 0)
+            for handler in wanted.untold
         ]
         for handler, told in wanted.dead.items():
             how = document(notification_id(handler, *place), told)

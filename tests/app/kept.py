@@ -43,12 +43,18 @@ class Deployment:
     """Keeps in `folder`, with `names` as its handlers, at a time of the caller's choosing."""
 
     def __init__(
-        self, redis: Redis, folder: Path, now: datetime, names: Sequence[str] = ("gallery",)
+        self,
+        redis: Redis,
+        folder: Path,
+        now: datetime,
+        names: Sequence[str] = ("gallery",),
+        *,
+        storage: str | None = None,
     ) -> None:
         self.redis = redis
         self.folder = folder
         self.now = now
-        self.storage = Storage((folder / "outputs").as_uri())
+        self.storage = Storage(storage or (folder / "outputs").as_uri())
         self.records = Records(redis, ttl=TTL)
         text = handlers_text(*names)
         (folder / "handlers.toml").write_text(text)

@@ -10,22 +10,25 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from rq.job import Job
+from rq.job import Job, JobStatus
 
 from app import queues
 from app.core import outcomes
 from app.core.lifecycle import Move, State
 from app.core.manifest import Receipt
-from app.core.names import NOTIFY_QUEUE, RECORDS, Kind, notification_id
+from app.core.names import NOTIFY_QUEUE, RECORDS, Kind, notification_id, notify_job_id
 from app.core.outcomes import Told
 from app.core.prediction import parse
+from app.core.targets import Call
 from app.failures import failures
 from app.rebuild import Rebuild, Rebuilt
 from app.records import Accepted, Arrival
 from app.replay import Replay
+from app.user_jobs import end_of, tell
 from tests.app.kept import DAY, TTL, Deployment
 from tests.app.test_cli import complaints, outkeep
 from tests.app.web import clean_environment, environment, wait_until
+from tests.bucket import S3
 
 NOW = datetime(2026, 3, 16, 10, 0, 0, 250_000, tzinfo=UTC)
 
@@ -315,3 +318,45 @@ def test_a_rebuild_that_is_killed_leaves_the_rest_to_the_next(
     queued = past.queued()
     assert (len(queued), set(queued)) == (800, everything)
     assert past.redis.exists(*(Job.key_for(job_id) for job_id in everything)) == 800
+
+
+def test_a_job_of_the_users_that_failed_is_listed_and_replayed_as_before(past: Deployment) -> None:
+    past.keep("failing")
+    event = {"data": {"kind": "prediction", "id": "failing"}}
+    notify_id = notify_job_id("gallery", Kind.PREDICTION, "failing")
+    job = queues.handle_job(
+        past.redis, Call("tasks.thumbnail"), event, handler="gallery", notify_id=notify_id
+    )
+    queues.enqueue(past.redis, job)
+    queues.queue(job.origin, past.redis).remove(job.id)
+    job.ended_at = NOW
+    job._status = JobStatus.FAILED
+    job.save()
+    with past.redis.pipeline() as pipeline:
+        job._handle_failure("Traceback\nValueError: no picture", pipeline)
+        pipeline.execute()
+    tell(past.redis, past.storage, job.id, end_of(past.redis, job.id))
+    before = list(failures(past.redis, past.records))
+    assert [(one.id, one.handler, one.error) for one in before] == [
+        ("failing", "gallery", "ValueError: no picture")
+    ]
+    past.redis.flushall()
+    rebuild(past)
+    assert list(failures(past.redis, past.records)) == before
+    replay = Replay(past.redis, past.storage, past.records, past.handlers, None)
+    assert [(line.outcome, line.handler) for line in replay.failed()] == [("enqueued", "gallery")]
+    assert past.queued() == [f"{notify_id}-r1"]
+
+
+def test_the_same_in_a_bucket(redis: Redis, s3_here: S3, tmp_path: Path) -> None:
+    past = Deployment(redis, tmp_path, NOW, ("gallery", "mail"), storage=s3_here.url)
+    for number in range(30):
+        past.keep(f"p{number}", ago=number, told=number != 7)
+    past.keep("p", kind=Kind.TRAINING)
+    for handler in past.handlers:
+        past.end(NOTIFY_QUEUE, notify_job_id(handler.name, Kind.PREDICTION, "p7"))
+    before = picture(past)
+    past.redis.flushall()
+    lines = rebuild(past)
+    assert picture(past) == before
+    assert (sum(line.record for line in lines), sum(line.jobs for line in lines)) == (31, 2)

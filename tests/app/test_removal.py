@@ -29,6 +29,7 @@ from app.restoration import Restoration, Wanted
 from tests.app.kept import TTL, Deployment
 from tests.app.test_cli import complaints, outkeep
 from tests.app.web import clean_environment, environment, in_thread, prediction, wait_until
+from tests.bucket import S3
 
 NOW = datetime(2026, 3, 16, 10, 0, tzinfo=UTC)
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
@@ -197,7 +198,7 @@ def test_a_late_delivery_is_acknowledged_by_the_receiver(past: Deployment, valke
 def test_nothing_restores_what_was_removed(past: Deployment) -> None:
     manifest = past.keep(ID)
     remove(past)
-    wanted = Wanted(manifest, TTL, ["gallery"], {"mail": Told("dead", 1, NOW, "status_500")})
+    wanted = Wanted(manifest, TTL, past.handlers[:1], {"mail": Told("dead", 1, NOW, "status_500")})
     [made] = Restoration(past.redis).restore([wanted])
     assert (made.record, made.jobs, made.dead_letters) == (False, 0, 0)
     with pytest.raises(Removed):
@@ -367,3 +368,20 @@ def test_a_removal_that_is_killed_is_ended_by_running_it_again(
     assert not folder.exists()
     assert past.redis.zcard(REMOVALS) == 0
     assert past.queued(PERSIST_QUEUE) == past.queued() == []
+
+
+def test_the_same_in_a_bucket(redis: Redis, s3_here: S3, tmp_path: Path) -> None:
+    past = Deployment(redis, tmp_path, NOW, ("gallery", "mail"), storage=s3_here.url)
+    past.keep(ID, told=False)
+    past.keep(f"{ID}0")
+    past.storage.put_bytes(f"claims/prediction-{ID}-{'ab' * 32}.json", b"a large body")
+    found = removal(past).find(*PLACE)
+    assert len(found.objects) == 3
+    assert removal(past).remove(found).objects == found.objects
+    assert {name.split("/")[1] for name in past.storage.names("predictions")} == {f"{ID}0"}
+    assert list(past.storage.names("claims")) == []
+    past.redis.flushall()
+    half_removed(past)
+    past.now += timedelta(seconds=PATIENCE)
+    assert [one.id for one in removal(past).resume()] == [ID]
+    assert list(past.storage.names(f"predictions/{ID}")) == []
