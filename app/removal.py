@@ -17,6 +17,7 @@ from redis import Redis
 from app.core.lifecycle import State
 from app.core.manifest import farewell
 from app.core.names import (
+    AWAITED,
     CLAIMS,
     EVENTS,
     QUARANTINE,
@@ -47,7 +48,7 @@ AT_ONCE = 100
 """Removals that one sweep ends."""
 
 _BEGIN = """
--- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 what is being removed
+-- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 what is being removed, 5 what is awaited
 -- ARGV: 1 member of index and list, 2 how long the mark stands (s), 3 now (s), 4 channel,
 --       5 the only state in which the record may be ('': any)
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -56,6 +57,7 @@ redis.call('SET', KEYS[3], 1, 'EX', ARGV[2])
 redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[5], ARGV[1])
 redis.call('PUBLISH', ARGV[4], ARGV[1])
 return 1
 """
@@ -158,7 +160,8 @@ class Removal:
         return [found for place in places if (found := self.remove(Found(*place)))]
 
     def _mark(self, kind: Kind, prediction_id: str, *, only: State | None) -> bool:
-        keys = [record_key(kind, prediction_id), RECORDS, removed_key(kind, prediction_id), REMOVALS]
+        mark = removed_key(kind, prediction_id)
+        keys = [record_key(kind, prediction_id), RECORDS, mark, REMOVALS, AWAITED]
         now = self._clock().timestamp()
         args: list[str | float] = [record_member(kind, prediction_id), self._ttl, now, EVENTS, only or ""]
         return bool(self._begin(keys=keys, args=args))

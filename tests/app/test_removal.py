@@ -187,6 +187,14 @@ def test_a_delivery_that_comes_late_is_kept_out(past: Deployment, status: str, o
     assert past.stored() == []
 
 
+def test_what_still_runs_can_be_removed_and_is_not_asked_for_any_more(past: Deployment) -> None:
+    assert deliver(past, "processing") == "progress"
+    assert any(ID in one for one in traces(past))
+    assert remove(past).state == "running"
+    assert traces(past) == [f"outkeep:removed:prediction:{ID}"]
+    assert deliver(past) == "duplicate"
+
+
 def test_a_late_delivery_is_acknowledged_by_the_receiver(past: Deployment, valkey_url: str) -> None:
     past.keep(ID)
     remove(past)
