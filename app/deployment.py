@@ -52,11 +52,12 @@ def prove(
     settings, problems = examine(environment)
     found, mistakes = _handlers(settings, environment)
     problems += mistakes
-    nobody = settings.webhook_secret is None and settings.cog_token is None
-    if receives and nobody and not _blames(problems, "REPLICATE_WEBHOOK_SECRET", "OUTKEEP_COG_TOKEN"):
+    proofs = ("REPLICATE_WEBHOOK_SECRET", "OUTKEEP_COG_TOKEN", "REPLICATE_API_TOKEN")
+    nobody = settings.webhook_secret is None and settings.cog_token is None and settings.api_token is None
+    if receives and nobody and not _blames(problems, *proofs):
         problems.append(
-            "REPLICATE_WEBHOOK_SECRET: not set, so no delivery could be verified; copy the signing secret "
-            "(whsec_…) from your Replicate account"
+            "REPLICATE_WEBHOOK_SECRET: not set, so no delivery could be verified; set REPLICATE_API_TOKEN, "
+            "with which it is fetched, or copy the signing secret (whsec_…) from your Replicate account"
         )
     callers = handlers_file.needs_token(found)
     if callers and settings.api_token is None and not _blames(problems, "REPLICATE_API_TOKEN"):

@@ -1,5 +1,6 @@
 """What could lose data or hide trouble in a deployment, and what to do about it; Redis may be down."""
 
+import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
-from app import deployment
+from app import deployment, reconcile_memory
 from app.core import findings as rules
 from app.core.addresses import is_private, is_public
 from app.core.errors import ConfigurationError, OutkeepError
@@ -18,6 +19,7 @@ from app.core.handlers import Handler, job_queues
 from app.core.targets import Call, FollowUp, Webhook
 from app.health import disk, spooled
 from app.inbox import connect
+from app.keyring import fetch_secret
 from app.redis_checks import check_redis
 from app.settings import Settings, examine
 from app.spool import Spool
@@ -54,7 +56,9 @@ def _configuration(environment: Mapping[str, str]) -> tuple[Settings, Sequence[H
 
 def _credentials(settings: Settings) -> list[Finding]:
     findings = []
-    if settings.webhook_secret is None:
+    if settings.webhook_secret is None and settings.api_token is not None:
+        findings.append(_fetched_secret(settings))
+    elif settings.webhook_secret is None:
         who = "only Cog is received from" if settings.cog_token else "no receiver can run like this"
         detail = f"REPLICATE_WEBHOOK_SECRET is not set: {who}"
         findings.append(Finding(Level.WARN, "webhook secret", detail))
@@ -63,6 +67,15 @@ def _credentials(settings: Settings) -> list[Finding]:
     if settings.cog_token is not None:
         findings.append(rules.cog_token(len(settings.cog_token.get_secret_value())))
     return [*findings, rules.token(settings.api_token is not None)]
+
+
+def _fetched_secret(settings: Settings) -> Finding:
+    """Whether a receiver of this configuration could fetch the secret now."""
+    try:
+        asyncio.run(fetch_secret(settings, timeout=TIMEOUT))
+    except OutkeepError as error:
+        return rules.secret_missing(error.message)
+    return Finding(Level.OK, "webhook secret", "fetched with REPLICATE_API_TOKEN")
 
 
 def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
@@ -75,7 +88,10 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
     try:
         with closing(connect(url, timeout=TIMEOUT)) as redis:
             names, users = [handler.name for handler in handlers], job_queues(handlers)
-            return [*check_redis(redis, keys, names, users), *unmended(redis, settings, users)]
+            findings = [*check_redis(redis, keys, names, users), *unmended(redis, settings, users)]
+            if settings.api_token is not None:
+                findings.append(rules.reconciled(settings.reconciles, reconcile_memory.age(redis)))
+            return findings
     except AuthenticationError:
         detail = "it refuses the user or password of REDIS_URL"
     except BusyLoadingError:

@@ -16,7 +16,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from app import queues
+from app import queues, reconcile_memory
 from app.bearer import carries
 from app.core import findings as rules
 from app.core.errors import OutkeepError
@@ -25,6 +25,7 @@ from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.disk import floor_of
 from app.handler_states import HandlerStates
+from app.keyring import KeyRing
 from app.lateness import Lateness
 from app.recent import Recent
 from app.redis_checks import ages, durability, scheduler
@@ -55,6 +56,9 @@ class Health:
     data: Path
     disk_floor: int | None
     api_token: SecretStr | None
+    reconciles: str
+    ring: KeyRing | None
+    """None: no delivery of Replicate is expected."""
     _recent: Recent[list[Finding]] = field(init=False, repr=False)
     _recent_storage: Recent[Finding] = field(init=False, repr=False)
 
@@ -81,6 +85,8 @@ class Health:
             findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
             findings += [*map(rules.warned, [scheduler(self.redis), *ages(self.redis)])]
             findings += switched_off(self.redis)
+            if self.api_token is not None:
+                findings.append(rules.reconciled(self.reconciles, reconcile_memory.age(self.redis)))
         except BusyLoadingError:
             findings = [self._without_redis("loading its data")]
         except ResponseError as error:
@@ -88,6 +94,7 @@ class Health:
         except RedisError as error:
             findings = [self._without_redis(f"no answer ({type(error).__name__})")]
         findings += [*spooled(self.spool), rules.warned(disk(self.data, self.disk_floor))]
+        findings += self.ring.findings() if self.ring else []
         return [*findings, rules.token(self.api_token is not None), *self.lateness.findings(time.time())]
 
     def _without_redis(self, state: str) -> Finding:

@@ -22,6 +22,10 @@ class Limits:
     grace_seconds: float = 20.0
     """For requests in flight after SIGTERM."""
 
+    secret_seconds: float = 30.0
+    """Between two fetches of the webhook secret because a signature does not fit. Replicate, which tries for
+    a minute, meets its new secret here all the same."""
+
     head_bytes: int = 64 << 10
     headers: int = 128
     connections: int = 2000

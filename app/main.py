@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from app.bodies import Bodies
 from app.claim_check import ClaimCheck
-from app.core.context import context_keys
+from app.core.context import context_keys, webhook_path
 from app.core.links import link_keys
 from app.core.names import COG_PATH, Kind
 from app.deployment import Deployment
@@ -30,6 +30,7 @@ from app.floods import Floods
 from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
 from app.inbox import Inbox, connect
+from app.keyring import KeyRing, ring_of
 from app.lateness import Lateness
 from app.limits import Limits
 from app.listening import listen
@@ -66,6 +67,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     folder = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
     spool = folder if settings.spool == "on" else None
     lateness = Lateness()
+    ring = ring_of(settings, again=limits.secret_seconds)
     claims = ClaimCheck(storage, patience=CLAIM_PATIENCE)
     receiver = Receiver(
         inbox=inbox,
@@ -85,7 +87,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         admin_token=settings.admin_token,
         clock=_now,
     )
-    health = _health(deployment, redis, storage, spool, lateness)
+    health = _health(deployment, redis, storage, spool=spool, lateness=lateness, ring=ring)
     metrics = Metrics(redis, tally, _now, folder)
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
@@ -94,9 +96,9 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
 
     closes = (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close)
     app = Starlette(
-        routes=[*_webhooks(settings, limits, receiver, lateness), *_routes(files, health, metrics)],
+        routes=[*_webhooks(settings, limits, receiver, lateness, ring), *_routes(files, health, metrics)],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
-        lifespan=_lifespan(inbox, drainer, tally, redis, closes),
+        lifespan=_lifespan(inbox, drainer, ring=ring, tally=tally, redis=redis, closes=closes),
     )
     # A redirect loses a webhook: Replicate follows none and takes it for delivered.
     app.router.redirect_slashes = False
@@ -104,30 +106,40 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
 
 
 def _lifespan(
-    inbox: Inbox, drainer: Drainer, tally: Tally, redis: Redis, closes: Sequence[Callable[[], None]]
+    inbox: Inbox,
+    drainer: Drainer,
+    *,
+    ring: KeyRing | None,
+    tally: Tally,
+    redis: Redis,
+    closes: Sequence[Callable[[], None]],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     """What begins with the application and ends with it; `closes` are carried out last, in their order."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         drainer.start()
+        filling = asyncio.create_task(ring.fill()) if ring else None
         with tally.flushing(redis):
             yield
             await inbox.close()
+        if filling:
+            filling.cancel()
         for close in closes:
             await asyncio.to_thread(close)
 
     return lifespan
 
 
-def _webhooks(settings: Settings, limits: Limits, receiver: Receiver, lateness: Lateness) -> list[Route]:
+def _webhooks(
+    settings: Settings, limits: Limits, receiver: Receiver, lateness: Lateness, ring: KeyRing | None
+) -> list[Route]:
     bodies = Bodies(limits, max_body=settings.max_body, folder=settings.temporary)
     floods = Floods()
     senders: list[tuple[str, Sender, Kind]] = []
-    if settings.webhook_keys:
-        replicate = Replicate(settings.webhook_keys, bodies, floods, lateness, _now)
-        senders.append(("/webhooks/replicate", replicate, Kind.PREDICTION))
-        senders.append(("/webhooks/replicate/trainings", replicate, Kind.TRAINING))
+    if ring is not None:
+        replicate = Replicate(ring, bodies, floods, lateness, _now)
+        senders += [(webhook_path(kind), replicate, kind) for kind in Kind]
     if settings.cog_token is not None:
         senders.append((COG_PATH, Cog(settings.cog_token, bodies, floods, _now), Kind.PREDICTION))
     return [
@@ -137,7 +149,13 @@ def _webhooks(settings: Settings, limits: Limits, receiver: Receiver, lateness: 
 
 
 def _health(
-    deployment: Deployment, redis: Redis, storage: Storage, spool: Spool | None, lateness: Lateness
+    deployment: Deployment,
+    redis: Redis,
+    storage: Storage,
+    *,
+    spool: Spool | None,
+    lateness: Lateness,
+    ring: KeyRing | None,
 ) -> Health:
     settings = deployment.settings
     return Health(
@@ -150,6 +168,8 @@ def _health(
         data=settings.data,
         disk_floor=settings.disk_floor,
         api_token=settings.api_token,
+        reconciles=settings.reconciles,
+        ring=ring,
     )
 
 

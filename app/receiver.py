@@ -27,6 +27,7 @@ from app.core.names import Kind, quarantine_name
 from app.core.prediction import is_progress, parse
 from app.core.vocabulary import RECEIVED, REFUSED
 from app.inbox import Inbox
+from app.keyring import SECRET_MISSING
 from app.records import Accepted, Arrival
 from app.senders import BAD_TOKEN, TOO_MANY_TOKENS, Authenticated, Sender
 from app.spool import Spool, Spooled
@@ -38,7 +39,9 @@ RETRY_AFTER = 2
 
 SPOOLED = "spooled"
 
-_UNREAD = frozenset({"body_too_large", "content_encoding", "busy", "no_room", BAD_TOKEN, TOO_MANY_TOKENS})
+_UNREAD = frozenset(
+    {"body_too_large", "content_encoding", "busy", "no_room", BAD_TOKEN, TOO_MANY_TOKENS, SECRET_MISSING}
+)
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers that are not written down: some proxies add their own."""
 

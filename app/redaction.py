@@ -35,8 +35,14 @@ class Redactor:
     """Hides the secrets it was told of, and what looks like one."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._known: Sequence[str] = ()
+        self.learn(secrets)
+
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Hide these, too; any thread may say so."""
+        long_enough = {secret for secret in (*self._known, *secrets) if len(secret) >= SHORTEST}
         # The longest first: a piece of it may be a secret, too.
-        self._known = sorted({secret for secret in secrets if len(secret) >= SHORTEST}, key=len, reverse=True)
+        self._known = sorted(long_enough, key=len, reverse=True)
 
     def text(self, text: str) -> str:
         """`text` with every secret replaced."""
@@ -73,14 +79,14 @@ def secrets_of(settings: Settings, handlers: Iterable[Handler] = ()) -> set[str]
     for _, value in settings:
         for secret in value if isinstance(value, tuple) else (value,):
             if isinstance(secret, SecretStr):
-                found |= _spellings(secret.get_secret_value())
+                found |= spellings(secret.get_secret_value())
     for handler in handlers:
         keys = handler.target.keys if isinstance(handler.target, Webhook) else ()
         found |= {base64.b64encode(key.secret).decode() for key in keys if isinstance(key, SharedKey)}
     return found
 
 
-def _spellings(secret: str) -> set[str]:
+def spellings(secret: str) -> set[str]:
     """The secret, each of several side by side, each without its prefix, and the password in a URL."""
     words = secret.split()
     return {secret, *words, *(word.partition("_")[2] for word in words)} | _password(secret)

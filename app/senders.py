@@ -1,6 +1,6 @@
 """Whose deliveries we take, and how each sender proves itself: Replicate signs, Cog shows a token."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,14 +15,15 @@ from app.bodies import Bodies, apart
 from app.core.errors import Rejected
 from app.core.keys import VerifyingKey
 from app.core.manifest import Source
-from app.core.signature import OUT_OF_TIME, Delivery, verify
+from app.core.signature import MISMATCH, OUT_OF_TIME, Delivery, verify
 from app.floods import Floods
+from app.keyring import KeyRing
 from app.lateness import Lateness
 
 BAD_TOKEN = "bad_token"  # noqa: S105
 TOO_MANY_TOKENS = "too_many_tokens"
 
-_BAD_SIGNATURES = frozenset({"signature_mismatch", "signature_malformed"})
+_BAD_SIGNATURES = frozenset({MISMATCH, "signature_malformed"})
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Sender(Protocol):
 class Replicate:
     """Signs the whole body: it is read first, and then verified."""
 
-    keys: Sequence[VerifyingKey]
+    ring: KeyRing
     bodies: Bodies
     floods: Floods
     lateness: Lateness
@@ -58,7 +59,8 @@ class Replicate:
 
     @asynccontextmanager
     async def received(self, request: Request) -> AsyncIterator[Authenticated]:
-        """The body of a signed delivery; see `Sender`."""
+        """The body of a signed delivery; see `Sender`. Raises `Transient` while there is no key."""
+        self.ring.require()  # without one, why read the body
         async with self.bodies.received(request) as body:
             delivery = await self._verify(request, body)
             yield Authenticated(delivery.body, "webhook", delivery.webhook_id)
@@ -66,13 +68,23 @@ class Replicate:
     async def _verify(self, request: Request, body: bytes) -> Delivery:
         now = self.clock().timestamp()
         try:
-            return await apart(len(body), partial(verify, request.headers.raw, body, self.keys, now=now))
+            return await self._verify_with(self.ring.require(), request, body, now)
         except Rejected as error:
             if error.code == OUT_OF_TIME:
                 self.lateness.note(now)
             if error.code in _BAD_SIGNATURES:
                 _count(self.floods, request, now, "too_many_refused")
             raise
+
+    async def _verify_with(
+        self, keys: tuple[VerifyingKey, ...], request: Request, body: bytes, now: float
+    ) -> Delivery:
+        try:
+            return await apart(len(body), partial(verify, request.headers.raw, body, keys, now=now))
+        except Rejected as error:
+            if error.code != MISMATCH or not await self.ring.renewed(keys):
+                raise
+        return await apart(len(body), partial(verify, request.headers.raw, body, self.ring.keys, now=now))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -38,8 +38,7 @@ def configure(level: str, log_format: str | None, *, secrets: Iterable[str] = ()
     """
     terminal = sys.stderr.isatty()
     as_text = log_format == "text" or (log_format is None and terminal)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(Redactor(secrets), as_text=as_text, colours=terminal))
+    handler = _Hiding(Redactor(secrets), as_text=as_text, colours=terminal)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -47,6 +46,22 @@ def configure(level: str, log_format: str | None, *, secrets: Iterable[str] = ()
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
     sys.excepthook = _log_crash
     threading.excepthook = _log_thread_crash
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Keep these out of all that is logged from now on: what became known after `configure`."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Hiding):
+            handler.redactor.learn(secrets)
+
+
+class _Hiding(logging.StreamHandler[TextIO]):
+    """Writes to standard error what its redactor lets through."""
+
+    def __init__(self, redactor: Redactor, *, as_text: bool, colours: bool) -> None:
+        super().__init__(sys.stderr)
+        self.redactor = redactor
+        self.setFormatter(_formatter(redactor, as_text=as_text, colours=colours))
 
 
 def _formatter(redactor: Redactor, *, as_text: bool, colours: bool) -> logging.Formatter:

@@ -3,16 +3,16 @@
 import json
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import click
 
 from app import deployment
 from app.cli.look import TIMEOUT
+from app.cli.moment import parse_moment
 from app.cli.terminal import say
 from app.core.errors import Permanent
 from app.core.names import ID
-from app.core.notation import duration
 from app.inbox import connect
 from app.records import Records
 from app.replay import Outcome, Replay, Replayed
@@ -51,7 +51,7 @@ def replay(
     for prediction_id in ids:
         if not ID.fullmatch(prediction_id):
             raise click.BadParameter(f"an id has 1 to 64 letters, digits, '_' or '-': {prediction_id!r}")
-    moment = None if since is None else _moment(since, datetime.now(UTC))
+    moment = None if since is None else parse_moment(since, datetime.now(UTC))
     done = refused = 0
     for line in _lines(_open(handler), ids, moment):
         done += 1
@@ -78,18 +78,6 @@ def _open(only: str | None) -> Replay:
     redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
     records = Records(redis, ttl=settings.record_ttl)
     return Replay(redis, Storage(settings.storage_url), records, handlers, only)
-
-
-def _moment(text: str, now: datetime) -> datetime:
-    try:
-        return now - timedelta(seconds=duration(text))
-    except Permanent:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter("write 1h, 2d, or 2026-03-16T10:00:00Z", param_hint="--since") from None
-    return moment if moment.tzinfo else moment.astimezone()
 
 
 def _sentence(line: Replayed) -> str:

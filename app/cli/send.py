@@ -1,5 +1,6 @@
 """The command `send`: a signed delivery, to try a receiver out."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -20,7 +21,8 @@ from app.core.manifest import format_time
 from app.core.names import ID_LETTERS
 from app.core.notation import http_url
 from app.core.signature import signed_headers
-from app.settings import load
+from app.keyring import fetch_secret
+from app.settings import Settings, load
 
 TIMEOUT = 15.0
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -29,7 +31,7 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhg
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True), required=False)
 @click.option("--to", "url", help="Where to send it; by default the receiver of this configuration.")
-@click.option("--secret", help="Secret to sign with; by default REPLICATE_WEBHOOK_SECRET.")
+@click.option("--secret", help="Secret to sign with; by default that of the receiver.")
 @click.option("--training", is_flag=True, help="Send it to the path of trainings.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Where it went and what was answered as one JSON object."
@@ -46,9 +48,7 @@ def send(file: Path | None, url: str | None, secret: str | None, *, training: bo
     """
     settings = load(os.environ)
     if secret is None:
-        if settings.webhook_secret is None:
-            raise click.UsageError("nothing to sign with: give --secret, or set REPLICATE_WEBHOOK_SECRET")
-        secret = settings.webhook_secret.get_secret_value()
+        secret = _known_secret(settings)
     body = _sample() if file is None else _read(file)
     url = url or f"{settings.own_url}/webhooks/replicate{'/trainings' if training else ''}"
     status, answer = _post(url, body, _headers(body, secret) | {"content-type": "application/json"})
@@ -57,6 +57,14 @@ def send(file: Path | None, url: str | None, secret: str | None, *, training: bo
         say(line)
     if not 200 <= status < 300:  # noqa: PLR2004
         raise Permanent("refused", f"{url} did not accept it")
+
+
+def _known_secret(settings: Settings) -> str:
+    if settings.webhook_secret is not None:
+        return settings.webhook_secret.get_secret_value()
+    if settings.api_token is not None:
+        return asyncio.run(fetch_secret(settings, timeout=TIMEOUT))
+    raise click.UsageError("nothing to sign with: give --secret, or set REPLICATE_WEBHOOK_SECRET")
 
 
 def _headers(body: bytes, secret: str) -> dict[str, str]:

@@ -53,6 +53,9 @@ WAIT_FAIL = 600.0
 
 SWEEP_WARN = 300.0
 
+RECONCILE_WARN = 600.0
+"""Of the hour after which nothing can be found any more."""
+
 SHORTEST_TOKEN = 16
 """Characters of a token that is tried without a limit."""
 
@@ -76,6 +79,30 @@ def cog_token(length: int) -> Finding:
         return Finding(Level.OK, "cog token", "set")
     detail = f"OUTKEEP_COG_TOKEN has fewer than {SHORTEST_TOKEN} characters, so it can be guessed; "
     return Finding(Level.WARN, "cog token", detail + "take one from `openssl rand -hex 32`")
+
+
+def secret_missing(reason: str | None) -> Finding:
+    """Complain that no delivery can be verified; `reason` is why the last try to fetch the secret failed."""
+    detail = "it is being fetched with REPLICATE_API_TOKEN; deliveries are answered with 503 until then"
+    if reason is not None:
+        detail = (
+            f"{reason}; deliveries are answered with 503 until it can be fetched: mend that, or set "
+            "REPLICATE_WEBHOOK_SECRET"
+        )
+    return Finding(Level.FAIL, "webhook secret", detail)
+
+
+def reconciled(mode: str, age: float | None) -> Finding:
+    """Judge when the last complete pass of reconciliation ended, in seconds; None: none ever did."""
+    if mode == "off":
+        detail = "OUTKEEP_RECONCILE is off: a prediction whose webhook never arrives is not missed"
+        return Finding(Level.WARN, "reconcile", detail)
+    if age is None:
+        return Finding(Level.WARN, "reconcile", "no pass is complete yet; the persist workers make them")
+    if age > RECONCILE_WARN:
+        detail = f"the last complete pass ended {age:.0f} s ago; look at the logs of the persist workers"
+        return Finding(Level.WARN, "reconcile", detail)
+    return Finding(Level.OK, "reconcile", f"{max(age, 0):.0f} s ago")
 
 
 def durability(config: Mapping[str, str], *, severe: Level) -> list[Finding]:

@@ -20,6 +20,9 @@ SIGNATURE_HEADER: Final = "webhook-signature"
 TOLERANCE: Final = 300
 """Seconds that the sender's clock and the way here may take, both ways."""
 
+MISMATCH: Final = "signature_mismatch"
+"""The code of a refusal whose signature was made with another key, or over something else."""
+
 OUT_OF_TIME: Final = "timestamp_out_of_range"
 """The code of a refusal whose signature was good."""
 
@@ -67,7 +70,7 @@ def verify(
     signatures = _parse_signatures(signature)
     message = b".".join((webhook_id, timestamp, body))
     if not any(key.matches(message, signatures[key.version]) for key in keys):
-        raise Rejected("signature_mismatch", f"no entry of {SIGNATURE_HEADER} fits this delivery", status=401)
+        raise Rejected(MISMATCH, f"no entry of {SIGNATURE_HEADER} fits this delivery", status=401)
     _check_age(int(now) - int(timestamp), tolerance)
     return Delivery(webhook_id=webhook_id.decode(), timestamp=int(timestamp), body=body)
 

@@ -91,6 +91,10 @@ EVENTS: Final[Mapping[str, str]] = {
     "reconciliation is put off: %s": "reconcile_delayed",
     "reconciliation goes on": "reconcile_resumed",
     "reconciled": "reconciled",
+    # the webhook secret
+    "the webhook secret was fetched": "secret_fetched",
+    "the webhook secret cannot be fetched, deliveries wait for it: %s": "secret_missing",
+    "the webhook secret cannot be fetched again: %s": "secret_outdated",
     # any process
     "counts wait for Redis: %s": "counts_delayed",
     "the process crashed": "process_crashed",

@@ -17,7 +17,7 @@ from rq.job import Job, JobStatus
 
 from app import queues
 from app.core.manifest import Receipt
-from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, SWEPT, Kind
+from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED, SWEPT, Kind
 from app.handler_states import HandlerStates
 from app.spool import Spool, Spooled
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
@@ -102,6 +102,7 @@ def workers(valkey: OwnValkey, folder: Path) -> Iterator[dict[str, "subprocess.P
 def test_a_sound_deployment_passes_and_one_without_workers_fails(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     settings = environment(valkey.url, tmp_path, REPLICATE_API_TOKEN="r8_" + "x" * 20)
+    valkey.redis.set(RECONCILED, time.time())
     with workers(valkey, tmp_path) as running:
         report = doctor(tmp_path, **settings)
         assert report.wrong() == []

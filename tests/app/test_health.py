@@ -13,7 +13,7 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from app import queues
-from app.core.names import HANDLE_QUEUE, KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.core.names import HANDLE_QUEUE, KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
 from app.handler_states import HandlerStates
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.app.web import (
@@ -64,6 +64,7 @@ def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_pat
     register(valkey.redis, PERSIST_QUEUE, NOTIFY_QUEUE)
     for name in (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE):
         valkey.redis.set(RQScheduler.get_locking_key(name), "a scheduler")
+    valkey.redis.set(RECONCILED, time.time())
     with in_thread(valkey.url, tmp_path, REPLICATE_API_TOKEN="r8_x", OUTKEEP_DISK_FLOOR="0") as web:
         answer = ready(web)
 
@@ -77,6 +78,7 @@ def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_pat
         "ok queue persist",
         "ok queue notify",
         "ok queue handle",
+        "ok reconcile",
         "ok spool",
         "ok disk",
         "ok token",

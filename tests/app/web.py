@@ -99,9 +99,9 @@ def prediction(identity: str = "ype2b3w02xrme0cqadzrms82nm", **changes: Any) -> 
     ).encode()
 
 
-def environment(redis_url: str, folder: Path, **more: str) -> dict[str, str]:
-    """The settings of a receiver whose data lies in `folder`."""
-    return {
+def environment(redis_url: str, folder: Path, **more: str | None) -> dict[str, str]:
+    """The settings of a receiver whose data lies in `folder`; None takes one away."""
+    given = {
         "REDIS_URL": redis_url,
         "OUTKEEP_DATA": str(folder),
         "OUTKEEP_SECRET_KEY": SECRET_KEY,
@@ -109,10 +109,11 @@ def environment(redis_url: str, folder: Path, **more: str) -> dict[str, str]:
         "LOG_FORMAT": "json",
         **more,
     }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @contextmanager
-def in_thread(redis_url: str, folder: Path, limits: Limits = LIMITS, /, **more: str) -> Iterator[Web]:
+def in_thread(redis_url: str, folder: Path, limits: Limits = LIMITS, /, **more: str | None) -> Iterator[Web]:
     """Run the receiver's own server in a thread, until the block ends."""
     deployment = connect(*prepare(environment(redis_url, folder, **more), receives=True))
     web_server = server(deployment, limits)
@@ -129,7 +130,9 @@ def in_thread(redis_url: str, folder: Path, limits: Limits = LIMITS, /, **more: 
 
 
 @contextmanager
-def in_process(redis_url: str, folder: Path, **more: str) -> Iterator[tuple[Web, "subprocess.Popen[bytes]"]]:
+def in_process(
+    redis_url: str, folder: Path, **more: str | None
+) -> Iterator[tuple[Web, "subprocess.Popen[bytes]"]]:
     """Run `outkeep serve`; its log is `folder/serve.log`. It is killed at the end if it still runs."""
     port = free_port()
     settings = environment(redis_url, folder, PORT=str(port), **more)

@@ -79,3 +79,17 @@ def test_a_disk_is_warned_of_before_its_floor(free: int, level: str) -> None:
 def test_dead_letters_are_warned_of() -> None:
     assert findings.dead_letters("notify", 0).level is Level.OK
     assert findings.dead_letters("notify", 1).level is Level.WARN
+
+
+@pytest.mark.parametrize(
+    ("mode", "age", "level"),
+    [
+        ("all", 0.0, Level.OK),
+        ("known", 600.0, Level.OK),
+        ("all", 601.0, Level.WARN),
+        ("all", None, Level.WARN),
+        ("off", 1.0, Level.WARN),
+    ],
+)
+def test_a_pass_of_reconciliation_may_not_be_long_ago(mode: str, age: float | None, level: Level) -> None:
+    assert findings.reconciled(mode, age).level is level

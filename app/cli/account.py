@@ -1,0 +1,88 @@
+"""Commands around webhooks of Replicate: secret, url."""
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+
+import click
+
+from app import deployment
+from app.cli.terminal import say
+from app.core.context import RESERVED, context_keys, webhook_url
+from app.core.errors import ConfigurationError, Permanent
+from app.core.keys import generate_secret
+from app.core.names import Kind
+from app.keyring import fetch_secret
+from app.settings import load
+
+TIMEOUT = 15.0
+
+
+@click.command()
+@click.option("--new", is_flag=True, help="Make a new one instead, for a handler or a sender of your own.")
+@click.option("--json", "as_json", is_flag=True, help="As a JSON object.")
+def secret(*, new: bool, as_json: bool) -> None:
+    """Print the secret that Replicate signs the webhooks of your account with.
+
+    It is fetched with REPLICATE_API_TOKEN, and stored nowhere.
+
+    \b
+    Examples:
+      outkeep secret
+      outkeep secret --new
+    """
+    if new:
+        found = generate_secret(os.urandom(32))
+    else:
+        settings = load(os.environ)
+        if settings.api_token is None:
+            raise ConfigurationError(
+                ["REPLICATE_API_TOKEN: not set, and only with it the secret can be fetched; see also --new"]
+            )
+        found = asyncio.run(fetch_secret(settings, timeout=TIMEOUT))
+    click.echo(json.dumps({"secret": found}) if as_json else found)
+
+
+@click.command()
+@click.option(
+    "--context", "pairs", multiple=True, metavar="KEY=VALUE", help="What comes back as `context`; repeatable."
+)
+@click.option("--training", is_flag=True, help="For a training.")
+@click.option("--json", "as_json", is_flag=True, help="As a JSON object.")
+def url(pairs: tuple[str, ...], *, training: bool, as_json: bool) -> None:
+    """Print the address to give to Replicate as `webhook`, with a context that we sign.
+
+    Whoever sees the address can read the context, and nobody can change it.
+
+    \b
+    Examples:
+      outkeep url
+      outkeep url --context order=42 --context customer=7
+    """
+    context = _context(pairs)
+    settings = load(os.environ)
+    if settings.redis_url and settings.secret_keys is None:
+        raise ConfigurationError(["OUTKEEP_SECRET_KEY: needed together with REDIS_URL, to sign the context"])
+    keys = context_keys(settings.secret_keys or deployment.own_keys(settings.data))
+    if settings.public_url is None:
+        say(f"outkeep: OUTKEEP_PUBLIC_URL is not set; Replicate cannot reach {settings.own_url}", err=True)
+    try:
+        made = webhook_url(settings.base_url, Kind.TRAINING if training else Kind.PREDICTION, context, keys)
+    except Permanent as error:
+        raise ConfigurationError([f"--context: {error.message}"]) from None
+    click.echo(json.dumps({"url": made}) if as_json else made)
+
+
+def _context(pairs: Sequence[str]) -> dict[str, str]:
+    context: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise ConfigurationError([f"--context: write KEY=VALUE, not {pair!r}"])
+        if key == RESERVED:
+            raise ConfigurationError([f"--context: the key {RESERVED!r} is reserved; take another"])
+        if key in context:
+            raise ConfigurationError([f"--context: {key!r} is given twice"])
+        context[key] = value
+    return context

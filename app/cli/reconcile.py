@@ -1,0 +1,143 @@
+"""The command `reconcile`: find now what finished on Replicate and never arrived."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from redis import Redis
+
+from app import deployment
+from app.cli.look import TIMEOUT
+from app.cli.moment import parse_moment
+from app.cli.terminal import say
+from app.core.errors import ConfigurationError, Permanent
+from app.core.manifest import format_time
+from app.core.names import Kind
+from app.core.progress import bar
+from app.core.reconciling import Found
+from app.deployment import Deployment
+from app.inbox import connect
+from app.reconcile import Tell, reconciler_of, say_nothing
+from app.reconcile_memory import Memory
+from app.reconcile_one import Report
+from app.tally import Tally
+
+PATIENCE = 30.0
+"""Seconds to wait for a pass that another process makes."""
+
+_WORDS = {
+    Found.NEW: "taken in, to be kept now",
+    Found.LATE: "taken in, but past the hour: what is gone will be listed as lost",
+    Found.KNOWN: "known already",
+    Found.RUNNING: "running",
+    Found.EXPECTED: "ended just now, its webhook may still come",
+    Found.BYGONE: "gone before Outkeep first ran",
+    Found.FOREIGN: "not ours (OUTKEEP_RECONCILE=known)",
+    Found.ABSENT: "not known to Replicate any more",
+    Found.UNREADABLE: "not readable",
+    Found.FAILED: "not told by Replicate; asked again later",
+}
+
+
+@click.command()
+@click.option("--since", help="What was created since then: 1h, 2d, or 2026-03-16T10:00:00Z.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def reconcile(*, since: str | None, as_json: bool) -> None:
+    """Find what finished on Replicate and never arrived, and keep it; the workers do so every minute.
+
+    Without --since it looks back to where the last complete pass ended. Needs REPLICATE_API_TOKEN.
+
+    \b
+    Examples:
+      outkeep reconcile
+      outkeep reconcile --since 1h
+    """
+    settings, handlers = deployment.prepare(os.environ)
+    if settings.api_token is None:
+        raise ConfigurationError(
+            ["REPLICATE_API_TOKEN: not set, and without it Replicate's lists cannot be read"]
+        )
+    start = parse_moment(since, datetime.now(UTC)) if since is not None else None
+    deployed = deployment.connect(settings, handlers)
+    report = Report()
+    with closing(connect(deployed.redis_url, timeout=TIMEOUT)) as redis, _turn(redis):
+        try:
+            with _progress() as tell:
+                asyncio.run(_pass(deployed, redis, report, start, tell))
+        finally:
+            _show(report, start, as_json=as_json)
+    if any(counts[Found.FAILED] for counts in report.counts.values()):
+        raise Permanent("incomplete", "Replicate did not tell all of them; they are asked for again later")
+
+
+async def _pass(
+    deployed: Deployment, redis: Redis, report: Report, start: datetime | None, tell: Tell
+) -> None:
+    tally = Tally()
+    try:
+        async with reconciler_of(
+            deployed, redis, lambda: datetime.now(UTC), tell=tell, tally=tally
+        ) as reconciler:
+            await reconciler.run(report, start)
+    finally:
+        tally.flush(redis)
+
+
+@contextmanager
+def _turn(redis: Redis) -> Iterator[None]:
+    """Our turn, once another process has ended its pass."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        with Memory(redis).turn() as ours:
+            if ours:
+                yield
+                return
+        if time.monotonic() > until:
+            raise Permanent("busy", "another process reconciles at this moment; try again when it is done")
+        time.sleep(0.2)
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A bar on a terminal, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield say_nothing
+        return
+
+    def tell(kind: Kind, done: int, of: int) -> None:
+        if of:
+            click.echo(f"\r{kind.folder} {bar(100 * done // of)} {done}/{of}", nl=False, err=True)
+
+    try:
+        yield tell
+    finally:
+        click.echo("\r\033[K", nl=False, err=True)
+
+
+def _show(report: Report, start: datetime | None, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(_object(report, start)))
+        return
+    for prediction, found in report.taken:
+        say(f"{found}: {prediction.kind} {prediction.id} {prediction.status}")
+    for kind in Kind:
+        told = [f"{count} {_WORDS[found]}" for found, count in sorted(report.counts[kind].items())]
+        say(f"{kind.folder}: {'; '.join(told) if told else 'none'}")
+
+
+def _object(report: Report, start: datetime | None) -> dict[str, Any]:
+    return {
+        "since": format_time(start) if start else None,
+        **{kind.folder: {str(found): report.counts[kind][found] for found in Found} for kind in Kind},
+        "taken": [
+            {"kind": one.kind, "id": one.id, "status": one.status, "found": found}
+            for one, found in report.taken
+        ],
+    }
