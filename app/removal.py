@@ -24,6 +24,7 @@ from app.core.names import (
     RECORDS,
     REMOVALS,
     Kind,
+    awaited_member,
     folder_name,
     follow_up_child,
     follow_up_key,
@@ -50,14 +51,14 @@ AT_ONCE = 100
 _BEGIN = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 what is being removed, 5 what is awaited
 -- ARGV: 1 member of index and list, 2 how long the mark stands (s), 3 now (s), 4 channel,
---       5 the only state in which the record may be ('': any)
+--       5 the only state in which the record may be ('': any), then how it may be called where it is awaited
 local state = redis.call('HGET', KEYS[1], 'state')
 if ARGV[5] ~= '' and state and state ~= ARGV[5] then return 0 end
 redis.call('SET', KEYS[3], 1, 'EX', ARGV[2])
 redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', KEYS[5], ARGV[1])
+redis.call('ZREM', KEYS[5], unpack(ARGV, 6))
 redis.call('PUBLISH', ARGV[4], ARGV[1])
 return 1
 """
@@ -163,7 +164,9 @@ class Removal:
         mark = removed_key(kind, prediction_id)
         keys = [record_key(kind, prediction_id), RECORDS, mark, REMOVALS, AWAITED]
         now = self._clock().timestamp()
-        args: list[str | float] = [record_member(kind, prediction_id), self._ttl, now, EVENTS, only or ""]
+        member = record_member(kind, prediction_id)
+        awaited = [awaited_member(kind, prediction_id, web=web) for web in (False, True)]
+        args: list[str | float] = [member, self._ttl, now, EVENTS, only or "", *awaited]
         return bool(self._begin(keys=keys, args=args))
 
     def _finish(self, found: Found) -> Found:

@@ -17,7 +17,7 @@ from rq.job import Job, JobStatus
 from app import queues
 from app.core.errors import Removed
 from app.core.manifest import Receipt
-from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, REMOVALS, Kind
+from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, REMOVALS, Kind, awaited_member
 from app.core.outcomes import Told
 from app.core.prediction import parse
 from app.local_copies import LocalCopies
@@ -189,6 +189,7 @@ def test_a_delivery_that_comes_late_is_kept_out(past: Deployment, status: str, o
 
 def test_what_still_runs_can_be_removed_and_is_not_asked_for_any_more(past: Deployment) -> None:
     assert deliver(past, "processing") == "progress"
+    past.redis.zadd("outkeep:awaited", {awaited_member(*PLACE, web=True): NOW.timestamp()})
     assert any(ID in one for one in traces(past))
     assert remove(past).state == "running"
     assert traces(past) == [f"outkeep:removed:prediction:{ID}"]
