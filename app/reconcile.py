@@ -102,16 +102,12 @@ class Reconciler:
 
     def _sift(self, kind: Kind, items: Sequence[Object], report: Report) -> list[Prediction]:
         """What has to be fetched of a page; what has not ended is awaited."""
-        now, rules = self._now(), self.asker.rules
+        now = self._now()
         listed = list(self._readable(kind, items, report))
-        known = self._known(kind, [one.id for one in listed if one.is_terminal])
+        settled = self._memory.settled(kind, [one.id for one in listed if one.is_terminal])
         wanted = []
         for one in listed:
-            found = judgement.judge(one, one.id in known, rules, now)
-            if found is None and rules.mode == "known":
-                has_record = self.asker.records.get(kind, one.id) is not None
-                if judgement.is_foreign(one, rules, has_record=has_record, whole=False):
-                    found = Found.FOREIGN
+            found = self._judge(one, now, settled=one.id in settled)
             if found is None:
                 wanted.append(one)
                 continue
@@ -120,6 +116,18 @@ class Reconciler:
             if heard is not None:
                 self._memory.expect([(kind, one.id, judgement.is_from_web(one))], heard)
         return wanted
+
+    def _judge(self, one: Prediction, now: datetime, *, settled: bool) -> Found | None:
+        """What an item is, if that can be told without its object. Storage may be far: it is asked last."""
+        rules = self.asker.rules
+        found = judgement.judge(one, settled, rules, now)
+        if found is not None or self._is_stored(one.kind, one.id):
+            return found or Found.KNOWN
+        if rules.mode == "known":
+            has_record = self.asker.records.get(one.kind, one.id) is not None
+            if judgement.is_foreign(one, rules, has_record=has_record, whole=False):
+                return Found.FOREIGN
+        return None
 
     def _readable(self, kind: Kind, items: Iterable[Object], report: Report) -> Iterable[Prediction]:
         for item in items:
@@ -152,8 +160,10 @@ class Reconciler:
     def _known(self, kind: Kind, ids: Sequence[str]) -> set[str]:
         """Those that are here: settled by what Redis says, or else with a manifest in storage."""
         settled = self._memory.settled(kind, ids)
-        rest = (identity for identity in ids if identity not in settled)
-        return settled | {one for one in rest if self.storage.head(manifest_name(kind, one)) is not None}
+        return {one for one in ids if one in settled or self._is_stored(kind, one)}
+
+    def _is_stored(self, kind: Kind, identity: str) -> bool:
+        return self.storage.head(manifest_name(kind, identity)) is not None
 
     @property
     def _memory(self) -> Memory:
