@@ -60,7 +60,7 @@ class HandingOver:
             path.unlink(missing_ok=True)
 
     def _draft(self) -> Path:
-        descriptor, path = tempfile.mkstemp(prefix="upload-", dir=self.folder)
+        descriptor, path = tempfile.mkstemp(prefix="upload-", suffix=".part", dir=self.folder)
         os.close(descriptor)
         return Path(path)
 

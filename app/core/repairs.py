@@ -47,10 +47,11 @@ LIVE = frozenset({"queued", "started", "scheduled", "deferred"})
 _ENDED_BADLY = frozenset({"failed", "stopped", "canceled"})
 _UNSETTLED = frozenset({State.RECEIVED, State.STORED})
 
-_DOWNLOAD = re.compile(r"fetch-[^/]+\.part", re.ASCII)
+_DOWNLOAD = re.compile(r"(?:fetch|upload)-[^/]+\.part", re.ASCII)
 _HELD = re.compile(r"held\.[^/]+", re.ASCII)
 _DRAFT_OF_OURS = re.compile(
-    r"(?:(?:output|input)[A-Za-z0-9_.-]*|prediction\.json|told-[A-Za-z0-9_-]+\.json|[0-9a-f]{64}\.json)#[0-9]+",
+    r"(?:(?:output|input)[A-Za-z0-9_.-]*|prediction\.json|told-[A-Za-z0-9_-]+\.json"
+    r"|(?:(?:prediction|training)-[A-Za-z0-9_-]+-)?[0-9a-f]{64}\.json)#[0-9]+",
     re.ASCII,
 )
 """obstore writes `name` under `name#N` and renames it. Only names of ours: the folder may hold more."""

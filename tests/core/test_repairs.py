@@ -3,6 +3,7 @@
 import pytest
 
 from app.core.lifecycle import State
+from app.core.names import Kind, claim_name
 from app.core.repairs import (
     HALF_WRITTEN_AFTER,
     PATIENCE,
@@ -48,6 +49,7 @@ def test_what_changed_within_a_minute_is_left_alone() -> None:
     ("name", "age", "stray"),
     [
         ("fetch-abc.part", STRAY_AFTER + 1, True),
+        ("upload-abc.part", STRAY_AFTER + 1, True),
         ("fetch-abc.part", STRAY_AFTER - 1, False),
         ("held.prediction.abc.0.d1e2", WEEK + 1, True),
         ("held.prediction.abc.0.d1e2", WEEK - 1, False),
@@ -61,7 +63,14 @@ def test_downloads_that_belong_to_nobody_are_strays(name: str, age: float, *, st
 
 @pytest.mark.parametrize(
     "name",
-    ["output-0.png#1", "output.txt#12", "prediction.json#1", "told-gallery.json#3", f"{'0f' * 32}.json#1"],
+    [
+        "output-0.png#1",
+        "output.txt#12",
+        "prediction.json#1",
+        "told-gallery.json#3",
+        f"{'0f' * 32}.json#1",
+        claim_name(Kind.TRAINING, "a_b-c", "0f" * 32).rpartition("/")[2] + "#1",
+    ],
 )
 def test_half_an_object_of_ours_goes_after_an_hour(name: str) -> None:
     assert is_half_written(name, HALF_WRITTEN_AFTER + 1)
