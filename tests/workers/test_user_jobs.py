@@ -1,0 +1,80 @@
+"""Jobs of the user's from end to end: real workers, a real Valkey, code in a folder of its own."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq.job import JobStatus
+
+from app import queues, told
+from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
+from tests.workers.desk import ID, Desk
+from tests.workers.test_jobs import process
+from tests.workers.worker_process import failure, wait_until
+from workers.ends import Ends
+
+CODE = """
+import json, pathlib
+def keep(*given):
+    pathlib.Path("given.json").write_text(json.dumps(given))
+def raises(event):
+    raise ValueError("no such colour")
+"""
+
+
+def handler(function: str, extra: str = "") -> str:
+    return f'[[handler]]\nname = "{function}"\njob = "users.{function}"\n{extra}\n'
+
+
+@pytest.fixture
+def desk(redis: Redis, tmp_path: Path) -> Desk:
+    desk = Desk(redis, tmp_path)
+    desk.now = datetime.now(UTC)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "users.py").write_text(CODE)
+    return desk
+
+
+def outcome(desk: Desk, name: str) -> str | None:
+    found = told.read(desk.storage, name, Kind.PREDICTION, ID)
+    return found and found.outcome
+
+
+def job_id(name: str) -> str:
+    return handle_job_id(notify_job_id(name, Kind.PREDICTION, ID))
+
+
+def stands(desk: Desk, name: str, status: JobStatus, queue: str = HANDLE_QUEUE) -> bool:
+    job = desk.queue(queue).fetch_job(job_id(name))
+    return job is not None and job.get_status() == status
+
+
+def test_a_stock_worker_takes_a_queue_of_its_own_and_the_sweep_tells_the_end(
+    desk: Desk, valkey_url: str
+) -> None:
+    folder = desk.outputs.parent
+    (folder / "outkeep.toml").write_text(handler("keep", 'queue = "thumbs"\n'))
+    settings = {"REDIS_URL": valkey_url}
+    with process(desk, "persist", **settings), process(desk, "notify", **settings):
+        desk.receive("a text")
+        wait_until(lambda: stands(desk, "keep", JobStatus.QUEUED, "thumbs"), seconds=60)
+    rq = [str(Path(sys.executable).parent / "rq"), "worker", "-S", "json", "--burst"]
+    subprocess.run([*rq, "--url", valkey_url, "--path", "code", "thumbs"], cwd=folder, check=True, timeout=60)
+    assert len(json.loads((folder / "given.json").read_text())) == 1
+    assert outcome(desk, "keep") is None
+    Ends(desk.redis, desk.storage, ["thumbs"]).run()
+    assert outcome(desk, "keep") == "delivered"
+
+
+def test_a_planted_job_is_refused_by_a_worker_process(desk: Desk, valkey_url: str) -> None:
+    folder = desk.outputs.parent
+    (folder / "outkeep.toml").write_text(handler("raises"))
+    planted = queues.queue(HANDLE_QUEUE, desk.redis).enqueue("users.keep", args=("x",))
+    with process(desk, "handle", "--path", "code", REDIS_URL=valkey_url):
+        wait_until(lambda: planted.get_status() == JobStatus.FAILED, seconds=60)
+    assert "is not a job of the handlers file" in failure(planted)
+    assert not (folder / "given.json").exists()
