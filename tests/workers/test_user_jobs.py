@@ -41,7 +41,7 @@ def desk(redis: Redis, tmp_path: Path) -> Desk:
 
 def outcome(desk: Desk, name: str) -> str | None:
     found = told.read(desk.storage, name, Kind.PREDICTION, ID)
-    return found and found.outcome
+    return found.outcome if found else None
 
 
 def job_id(name: str) -> str:
