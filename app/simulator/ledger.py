@@ -6,16 +6,15 @@ import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from mimetypes import guess_extension
 from typing import Any
 
 from app.core.errors import Rejected
 from app.core.names import ID_LETTERS, Kind
 from app.simulator import state
 from app.simulator.files import FileHost
+from app.simulator.inputs import Inputs
 from app.simulator.models import Given, Media, Plan, plan
 from app.simulator.state import Filter, Object, Order
-from app.simulator.uploads import Uploads
 from app.simulator.webhooks import Sender, Throttle, Webhook, new_webhook_id, to_body
 
 
@@ -49,7 +48,7 @@ class Ledger:
         self,
         base_url: str,
         files: FileHost,
-        uploads: Uploads,
+        inputs: Inputs,
         sender: Sender,
         *,
         pace: float,
@@ -58,7 +57,7 @@ class Ledger:
     ) -> None:
         self._base_url = base_url
         self._files = files
-        self._uploads = uploads
+        self._inputs = inputs
         self._sender = sender
         self._pace = pace
         self._keep = keep
@@ -158,7 +157,14 @@ class Ledger:
         entry.show(state.started(entry.object, datetime.now(UTC)))
         self._publish(entry, "start")
         throttle = Throttle(self._event_interval)
-        snapshots = planned.snapshots(self._hosted(planned.output, entry))
+        output = planned.output
+        if isinstance(output, Given):
+            given = entry.object["input"].get(output.key)
+            output = await self._inputs.find(str(given)) if given else None
+            if given and output is None:
+                self._end(entry, "failed", f"the input {planned.output.key} cannot be fetched")
+                return
+        snapshots = planned.snapshots(self._hosted(output, entry))
         for snapshot in snapshots:
             await asyncio.sleep(seconds / len(snapshots))
             before = entry.object
@@ -170,8 +176,6 @@ class Ledger:
         self._end(entry, planned.status, planned.error)
 
     def _hosted(self, output: Any, entry: Entry) -> Any:
-        if isinstance(output, Given):
-            output = self._given(str(entry.object["input"].get(output.key)))
         if isinstance(output, Media):
             if output.inline:
                 return f"data:{output.content_type};base64,{base64.b64encode(output.content).decode()}"
@@ -183,15 +187,6 @@ class Ledger:
         if isinstance(output, dict):
             return {key: self._hosted(item, entry) for key, item in output.items()}
         return output
-
-    def _given(self, url: str) -> Media | None:
-        """A file of the input, as a model would fetch it; from here only, since nothing else is reached."""
-        if url.startswith("data:"):
-            head, _, data = url.partition(",")
-            kind = head[5:].partition(";")[0]
-            return Media(f"out{guess_extension(kind) or ''}", base64.b64decode(data), kind)
-        found = self._uploads.find_by_url(url) or self._files.find_by_url(url)
-        return Media(found.name, found.content, found.content_type) if found else None
 
     def _end(self, entry: Entry, status: str, error: str | None) -> None:
         entry.show(state.ended(entry.object, status, datetime.now(UTC), error=error))

@@ -20,6 +20,7 @@ from app.simulator import state
 from app.simulator.api import Backend, create_app
 from app.simulator.attempts import Attempt, Attempts
 from app.simulator.files import FileHost
+from app.simulator.inputs import Inputs
 from app.simulator.ledger import Ledger
 from app.simulator.traffic import Traffic
 from app.simulator.uploads import Uploads
@@ -197,7 +198,7 @@ class Simulator:
             ledger = Ledger(
                 self.url,
                 files,
-                uploads,
+                Inputs(files, uploads, session),
                 sender,
                 pace=self._pace,
                 keep=self._keep,

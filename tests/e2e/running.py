@@ -24,6 +24,7 @@ PARTS = {
     "app.cli serve": "receiver",
     "workers persist": "persist",
     "workers notify": "notify",
+    "workers handle": "handle",
 }
 _NOT_INHERITED = ("OUTKEEP_", "REPLICATE_", "REDIS_URL", "PORT", "HOST", "LOG_")
 
@@ -120,7 +121,7 @@ class Up:
         return processes_of(self.data)
 
     def pids(self) -> dict[str, int]:
-        """Name → process id of `up`, `valkey`, `receiver`, `persist` and `notify`, as far as they live."""
+        """Name → process id of `up`, `valkey`, `receiver` and the workers, as far as they live."""
         named = {}
         for process in self.processes():
             with suppress(psutil.Error):

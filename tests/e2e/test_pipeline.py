@@ -1,0 +1,195 @@
+"""Lines of follow-up predictions that only the handlers file knows of, while every process is killed once."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from replicate.client import Client
+
+from app.simulator import Simulator
+from tests.e2e.running import Up, until
+from tests.e2e.test_demo import OUTKEEP
+
+pytestmark = pytest.mark.slow
+
+LINES = 5
+STEPS = ("outkeep/image", "outkeep/copy", "outkeep/caption")
+BELOW = ("receiver", "persist", "notify", "handle", "valkey")
+
+HANDLERS = """
+[[handler]]
+name = "upscale"
+on = ["succeeded"]
+model = "outkeep/image"
+predict = "outkeep/copy"
+input = { image = "{files[0].url}", prompt = "{input.prompt}", scale = 2 }
+
+[[handler]]
+name = "caption"
+on = ["succeeded"]
+model = "outkeep/copy"
+predict = "outkeep/caption"
+input = { prompt = "{input.prompt}, {files[0].size} bytes", image = "{files[0].url}" }
+
+[[handler]]
+name = "note"
+model = "outkeep/caption"
+job = "notes.note"
+"""
+
+LOOP = """
+[[handler]]
+name = "again"
+model = "outkeep/caption"
+predict = "outkeep/caption"
+input = { prompt = "{output}" }
+"""
+
+NOTES = """
+from pathlib import Path
+
+def note(event):
+    data = event["data"]
+    Path("noted", data["id"]).write_text(data["output"])
+"""
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with Simulator(pace=0.3) as running:
+        yield running
+
+
+@pytest.fixture
+def client(simulator: Simulator) -> Iterator[Client]:
+    official = Client(api_token=simulator.token, base_url=simulator.url, trust_env=False)
+    with official._client:
+        yield official
+
+
+def launched(folder: Path, simulator: Simulator, handlers: str) -> Up:
+    up = Up(folder, handlers=handlers)
+    up.environment |= {
+        "OUTKEEP_OUTPUT_HOSTS": f"{simulator.url} {up.url}",
+        "OUTKEEP_PUBLIC_URL": up.url,
+        "REPLICATE_API_TOKEN": simulator.token,
+        "REPLICATE_BASE_URL": simulator.url,
+        "REPLICATE_WEBHOOK_SECRET": simulator.secret,
+    }
+    (folder / "notes.py").write_text(NOTES)
+    (folder / "noted").mkdir()
+    return up
+
+
+@pytest.fixture
+def up(tmp_path: Path, simulator: Simulator) -> Iterator[Up]:
+    running = launched(tmp_path, simulator, HANDLERS)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.clear()
+
+
+def created(simulator: Simulator) -> list[dict[str, Any]]:
+    """All predictions that Replicate knows of."""
+    headers = {"authorization": f"Bearer {simulator.token}"}
+    answer = httpx.get(f"{simulator.url}/v1/predictions", headers=headers, trust_env=False)
+    results: list[dict[str, Any]] = answer.json()["results"]
+    return results
+
+
+def manifests(up: Up) -> list[dict[str, Any]]:
+    return [json.loads(path.read_bytes()) for path in up.outputs.glob("predictions/*/prediction.json")]
+
+
+def told(up: Up, handler: str) -> dict[str, dict[str, Any]]:
+    """The outcome files of a handler, by the id of the prediction."""
+    found = up.outputs.glob(f"predictions/*/told-{handler}.json")
+    return {path.parent.name: json.loads(path.read_bytes()) for path in found}
+
+
+def stored(up: Up, manifest: dict[str, Any]) -> bytes:
+    """The first file of a prediction."""
+    folder: Path = up.outputs / "predictions" / manifest["id"]
+    name: str = manifest["files"][0]["name"]
+    return (folder / name).read_bytes()
+
+
+def show(up: Up, prediction_id: str) -> str:
+    command = [OUTKEEP, "show", prediction_id]
+    done = subprocess.run(
+        command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def kill_and_await_another(up: Up, victim: str) -> None:
+    until(lambda: victim in up.pids(), f"{victim} runs")
+    killed = up.kill(victim)
+    until(lambda: up.pids().get(victim, killed) != killed, f"{victim} runs again")
+
+
+def test_three_steps_end_with_one_result_each_whatever_is_killed(
+    up: Up, simulator: Simulator, client: Client
+) -> None:
+    for number, victim in enumerate(BELOW):
+        client.models.predictions.create(
+            STEPS[0], {"prompt": f"line {number}"}, webhook=up.hook, webhook_events_filter=["completed"]
+        )
+        steps = 1 + 2 * number  # so that each kill meets others on their way
+        until(lambda steps=steps: len(manifests(up)) >= steps, f"{steps} steps are done")  # type: ignore[misc]
+        kill_and_await_another(up, victim)
+
+    everything = LINES * len(STEPS)
+    until(lambda: len(manifests(up)) == everything, "every step is kept")
+    until(lambda: len(told(up, "note")) == LINES, "the function has run for each line")
+
+    assert Counter(one["model"] for one in created(simulator)) == dict.fromkeys(STEPS, LINES)
+    kept = {manifest["id"]: manifest for manifest in manifests(up)}
+    assert kept.keys() == {one["id"] for one in created(simulator)}
+    children = {
+        parent: outcome["child"]
+        for handler in ("upscale", "caption")
+        for parent, outcome in told(up, handler).items()
+    }
+    assert children == {one["parent"]: one["id"] for one in kept.values() if one["parent"]}
+    images = [one for one in kept.values() if one["prediction"]["model"] == STEPS[0]]
+    assert [one["parent"] for one in images] == [None] * LINES
+    for image in images:
+        copy = kept[children[image["id"]]]
+        caption = kept[children[copy["id"]]]
+        assert stored(up, copy) == stored(up, image)
+        prompt = image["prediction"]["input"]["prompt"]
+        text = f"caption: {prompt}, {len(stored(up, image))} bytes"
+        assert stored(up, caption).decode() == text
+        assert (up.folder / "noted" / caption["id"]).read_text() == text
+        assert told(up, "note")[caption["id"]]["outcome"] == "delivered"
+        shown = show(up, copy["id"])
+        assert image["id"] in shown
+        assert caption["id"] in shown
+    assert up.stop() == 0
+
+
+def test_a_loop_is_cut(tmp_path: Path, simulator: Simulator, client: Client) -> None:
+    up = launched(tmp_path, simulator, LOOP)
+    try:
+        up.start()
+        client.models.predictions.create(
+            STEPS[2], {"prompt": "a", "seconds": 0.1}, webhook=up.hook, webhook_events_filter=["completed"]
+        )
+        dead = "dead"
+        until(lambda: any(one["outcome"] == dead for one in told(up, "again").values()), "the line ends")
+        assert len(created(simulator)) == 11
+        command = [OUTKEEP, "ls", "--failed"]
+        failed = subprocess.run(
+            command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=True
+        )
+        assert "follow_up_too_deep" in failed.stdout
+    finally:
+        up.clear()
