@@ -21,11 +21,21 @@ OURS = "outkeep"
 
 log = logging.getLogger("outkeep.process")
 
-_QUIET = ("aiohttp.access", "asyncio", "rq.worker", "rq.job", "rq.queue", "rq.scheduler", "uvicorn.access")
+_QUIET = (
+    "aiohttp.access",
+    "asyncio",
+    "httpx",
+    "rq.worker",
+    "rq.job",
+    "rq.queue",
+    "rq.scheduler",
+    "uvicorn.access",
+)
 """Libraries that would log every job or request; their warnings still come through."""
 
-_NO_FACTS = frozenset({"_record", "_from_structlog", "color_message"})
-"""What structlog adds for itself, and what uvicorn says a second time, with colours."""
+_NO_FACTS = frozenset({"_record", "_from_structlog", "color_message", "arguments", "kwargs"})
+"""What structlog adds for itself, what uvicorn says a second time, with colours, and what RQ says of a job
+that failed: its arguments, which can be an event with prompts and links."""
 
 
 def configure(level: str, log_format: str | None, *, secrets: Iterable[str] = ()) -> None:

@@ -6,6 +6,8 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
 _PROGRAM = """
 import logging, sys
 from app import telemetry
@@ -136,3 +138,20 @@ def test_any_content_is_valid_json_without_secrets_and_so_is_a_crash() -> None:
 
 def refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
+
+
+_JOB = """
+import logging
+from app import telemetry
+telemetry.configure("info", "{}")
+event = {{"data": {{"input": {{"prompt": "a private prompt"}}}}}}
+logging.getLogger("rq.worker").error("job raised", extra={{"func": "f", "arguments": [event], "kwargs": event}})
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_the_arguments_of_a_job_that_failed_are_not_logged(log_format: str) -> None:
+    command = [sys.executable, "-c", _JOB.format(log_format)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "job raised" in done.stderr
+    assert "private" not in done.stderr

@@ -14,16 +14,24 @@ from app import queues, told
 from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
 from tests.workers.desk import ID, Desk
 from tests.workers.test_jobs import process
-from tests.workers.worker_process import failure, wait_until
+from tests.workers.worker_process import ROOT, failure, wait_until
 from workers.ends import Ends
 
 CODE = """
-import json, pathlib
+import json, os, pathlib, time
 def keep(*given):
     pathlib.Path("given.json").write_text(json.dumps(given))
 def raises(event):
     raise ValueError("no such colour")
+def hangs(event):
+    time.sleep(600)
+def leaves(event):
+    os._exit(7)
+def eats(event):
+    bytearray(1 << 30)
 """
+MENDED = CODE + "raises = hangs = leaves = eats = lambda event: None\n"
+BAD = {"raises": "", "hangs": 'timeout = "1s"\n', "leaves": "", "eats": 'memory = "256MiB"\n'}
 
 
 def handler(function: str, extra: str = "") -> str:
@@ -51,6 +59,43 @@ def job_id(name: str) -> str:
 def stands(desk: Desk, name: str, status: JobStatus, queue: str = HANDLE_QUEUE) -> bool:
     job = desk.queue(queue).fetch_job(job_id(name))
     return job is not None and job.get_status() == status
+
+
+def outkeep(desk: Desk, settings: dict[str, str], *arguments: str) -> str:
+    folder = desk.outputs.parent
+    environment = {"PYTHONPATH": str(ROOT), "OUTKEEP_DATA": str(folder), **settings}
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    return ended.stdout + ended.stderr
+
+
+def test_code_that_fails_in_any_way_fails_alone_and_is_told_by_a_replay(desk: Desk, valkey_url: str) -> None:
+    folder = desk.outputs.parent
+    text = handler("keep") + "".join(handler(*bad) for bad in BAD.items())
+    (folder / "outkeep.toml").write_text(text)
+    settings = {"REDIS_URL": valkey_url, "OUTKEEP_SECRET_KEY": "k" * 32}
+    with process(desk, "persist", **settings), process(desk, "notify", **settings):
+        desk.receive("a text")
+        names = ("keep", *BAD)
+        wait_until(lambda: all(stands(desk, name, JobStatus.QUEUED) for name in names), seconds=60)
+        for name in BAD:
+            # This is the last attempt: the others are made over half an hour.
+            desk.redis.hset(f"rq:job:{job_id(name)}", "retries_left", 0)
+        with process(desk, "handle", "--path", "code", **settings):
+            wait_until(lambda: outcome(desk, "keep") == "delivered", seconds=60)
+            wait_until(lambda: all(stands(desk, name, JobStatus.FAILED) for name in BAD), seconds=60)
+            [event] = json.loads((folder / "given.json").read_text())
+            assert event["data"]["id"] == ID
+            Ends(desk.redis, desk.storage, [HANDLE_QUEUE]).run()
+            assert {outcome(desk, name) for name in BAD} == {"dead"}
+            listed = outkeep(desk, settings, "ls", "--failed")
+            for word in (*BAD, "no such colour", "MemoryError"):
+                assert word in listed
+            (folder / "code" / "users.py").write_text(MENDED)
+            outkeep(desk, settings, "replay", "--failed")
+            wait_until(lambda: all(outcome(desk, name) == "delivered" for name in BAD), seconds=60)
 
 
 def test_a_stock_worker_takes_a_queue_of_its_own_and_the_sweep_tells_the_end(
