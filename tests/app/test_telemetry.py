@@ -145,7 +145,8 @@ import logging
 from app import telemetry
 telemetry.configure("info", "{}")
 event = {{"data": {{"input": {{"prompt": "a private prompt"}}}}}}
-logging.getLogger("rq.worker").error("job raised", extra={{"func": "f", "arguments": [event], "kwargs": event}})
+facts = {{"func": "f", "arguments": [event], "kwargs": event}}
+logging.getLogger("rq.worker").error("job raised", extra=facts)
 """
 
 
