@@ -150,6 +150,17 @@ def test_a_job_that_crashes_every_time_is_a_dead_letter_and_others_go_on(
     assert queues.queue(HANDLE_QUEUE, redis).failed_job_registry.get_job_ids() == [bad.id]
 
 
+def test_a_job_that_ends_its_process_as_if_all_were_well_is_a_dead_letter(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    bad = enqueue(redis, "leave_well", str(tmp_path))
+    redis.hset(bad.key, "retries_left", 0)
+    with worker(valkey_url, tmp_path, **FAST):
+        wait_until(has(bad, JobStatus.FAILED))
+    assert "AbandonedJobError" in failure(bad)
+    assert_clean(redis)
+
+
 def test_sigterm_lets_the_job_finish(redis: Redis, valkey_url: str, tmp_path: Path) -> None:
     job = enqueue(redis, "hold", str(tmp_path))
     with worker(valkey_url, tmp_path) as process:
