@@ -153,12 +153,17 @@ def test_the_settings_marked_as_without_effect_are_those_that_nothing_reads() ->
     assert sorted(marked) == sorted(unread)
 
 
-@pytest.mark.parametrize(
-    "fence", [one for one in fences(README) if one.language == "toml"], ids=lambda one: one.note
-)
-def test_a_handlers_file_in_it_is_accepted(fence: Fence) -> None:
-    (handler,) = handlers.parse(fence.text, lambda _: "whsec_Z2FsbGVyeS1nYWxsZXJ5LWdhbGxlcnkh")
-    assert handler.name == "gallery"
+def test_each_handlers_file_in_it_is_accepted() -> None:
+    files = [
+        handlers.parse(fence.text, lambda _: "whsec_Z2FsbGVyeS1nYWxsZXJ5LWdhbGxlcnkh")
+        for fence in fences(README)
+        if fence.language == "toml"
+    ]
+    assert [[handler.name for handler in file] for file in files] == [
+        ["gallery"],
+        ["gallery", "thumbnail", "upscale"],
+        ["upscale", "caption"],
+    ]
 
 
 def test_every_relative_link_leads_to_a_file() -> None:
