@@ -56,8 +56,8 @@ def job_id(name: str) -> str:
     return handle_job_id(notify_job_id(name, Kind.PREDICTION, ID))
 
 
-def stands(desk: Desk, name: str, status: JobStatus, queue: str = HANDLE_QUEUE) -> bool:
-    job = desk.queue(queue).fetch_job(job_id(name))
+def stands(desk: Desk, name: str, status: JobStatus) -> bool:
+    job = desk.queue(HANDLE_QUEUE).fetch_job(job_id(name))
     return job is not None and job.get_status() == status
 
 
@@ -79,7 +79,7 @@ def test_code_that_fails_in_any_way_fails_alone_and_is_told_by_a_replay(desk: De
     with process(desk, "persist", **settings), process(desk, "notify", **settings):
         desk.receive("a text")
         names = ("keep", *BAD)
-        wait_until(lambda: all(stands(desk, name, JobStatus.QUEUED) for name in names), seconds=60)
+        wait_until(lambda: set(desk.queue(HANDLE_QUEUE).job_ids) == {*map(job_id, names)}, seconds=60)
         for name in BAD:
             # This is the last attempt: the others are made over half an hour.
             desk.redis.hset(f"rq:job:{job_id(name)}", "retries_left", 0)
@@ -106,7 +106,7 @@ def test_a_stock_worker_takes_a_queue_of_its_own_and_the_sweep_tells_the_end(
     settings = {"REDIS_URL": valkey_url}
     with process(desk, "persist", **settings), process(desk, "notify", **settings):
         desk.receive("a text")
-        wait_until(lambda: stands(desk, "keep", JobStatus.QUEUED, "thumbs"), seconds=60)
+        wait_until(lambda: desk.queue("thumbs").job_ids == [job_id("keep")], seconds=60)
     rq = [str(Path(sys.executable).parent / "rq"), "worker", "-S", "json", "--burst"]
     subprocess.run([*rq, "--url", valkey_url, "--path", "code", "thumbs"], cwd=folder, check=True, timeout=60)
     assert len(json.loads((folder / "given.json").read_text())) == 1
