@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a real Valkey, a real HTTP server on a port, recorded samples."""
 
 import json
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ hypothesis.settings.register_profile("outkeep", deadline=None)
 hypothesis.settings.load_profile("outkeep")
 
 SAMPLES = Path(__file__).parent / "samples"
+
+
+def pytest_configure() -> None:
+    """Listen to Ctrl-C: a shell that runs us in the background has it ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
