@@ -1,6 +1,9 @@
 """A verified delivery made ready for `Records.accept`: a terminal one comes with its persist job."""
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from redis import Redis
 
@@ -9,6 +12,14 @@ from app.core.manifest import Receipt
 from app.core.policy import PERSIST_MARGIN, keep_until
 from app.core.prediction import Prediction
 from app.records import Arrival
+
+
+def body_of(raw: Mapping[str, Any]) -> bytes:
+    """An object that was read from the API, as a delivery would bring it.
+
+    What is no Unicode must reach the parser, which names it.
+    """
+    return json.dumps(raw, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
 def make_arrival(

@@ -5,7 +5,6 @@ the API goes in the same way, so that workers and handlers see no difference.
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,14 +13,14 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.arrivals import make_arrival
+from app.arrivals import body_of, make_arrival
 from app.claim_check import ClaimCheck
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.lifecycle import State
 from app.core.manifest import Manifest, Receipt
 from app.core.names import Kind
 from app.core.policy import poll_delay
-from app.core.prediction import Prediction, from_object
+from app.core.prediction import Prediction, from_object, parse
 from app.records import Accepted, Records
 from app.replicate import Api
 from app.storage import Storage
@@ -54,10 +53,10 @@ class Follower:
 
         Raises `Transient` when Redis or storage did not confirm, `Unusable` when it is no prediction.
         """
-        prediction = from_object(raw, Kind.PREDICTION)
+        body = body_of(raw)
+        prediction = parse(body, Kind.PREDICTION)
         now = self.clock()
         receipt = Receipt(now, None, source="run", context=self.context)
-        body = json.dumps(raw, ensure_ascii=False).encode()
         arrival = self.claims.check_in(make_arrival(self.redis, prediction, body, receipt, now))
         return self.records.accept([arrival], now)[0]
 

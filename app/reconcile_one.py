@@ -1,7 +1,6 @@
 """Ask for one prediction or training by its id, and take it in if it has ended, like a delivery."""
 
 import asyncio
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from datetime import datetime
 
 from redis import Redis
 
-from app.arrivals import make_arrival
+from app.arrivals import body_of, make_arrival
 from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
 from app.core.context import parent
@@ -92,9 +91,7 @@ class Asker:
 
     def _take(self, awaited: Awaited, whole: Object) -> tuple[Found, Prediction]:
         kind, _, web = awaited
-        # What is no Unicode must reach the parser, which names it.
-        text = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
-        body = text.encode("utf-8", "surrogatepass")
+        body = body_of(whole)
         prediction, now = parse(body, kind), self.clock()
         if not prediction.is_terminal:
             return Found.RUNNING, prediction

@@ -3,16 +3,16 @@
 import asyncio
 import json
 import os
-from collections.abc import Sequence
 
 import click
 
 from app import deployment
 from app.cli.terminal import say
-from app.core.context import RESERVED, context_keys, webhook_url
+from app.core.context import context_keys, webhook_url
 from app.core.errors import ConfigurationError, Permanent
 from app.core.keys import generate_secret
 from app.core.names import Kind
+from app.core.request import parse_context
 from app.keyring import fetch_secret
 from app.settings import load
 
@@ -60,7 +60,10 @@ def url(pairs: tuple[str, ...], *, training: bool, as_json: bool) -> None:
       outkeep url
       outkeep url --context order=42 --context customer=7
     """
-    context = _context(pairs)
+    try:
+        context = parse_context(pairs)
+    except Permanent as error:
+        raise ConfigurationError([f"--context: {error.message}"]) from None
     settings = load(os.environ)
     if settings.redis_url and settings.secret_keys is None:
         raise ConfigurationError(["OUTKEEP_SECRET_KEY: needed together with REDIS_URL, to sign the context"])
@@ -72,17 +75,3 @@ def url(pairs: tuple[str, ...], *, training: bool, as_json: bool) -> None:
     except Permanent as error:
         raise ConfigurationError([f"--context: {error.message}"]) from None
     click.echo(json.dumps({"url": made}) if as_json else made)
-
-
-def _context(pairs: Sequence[str]) -> dict[str, str]:
-    context: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise ConfigurationError([f"--context: write KEY=VALUE, not {pair!r}"])
-        if key == RESERVED:
-            raise ConfigurationError([f"--context: the key {RESERVED!r} is reserved; take another"])
-        if key in context:
-            raise ConfigurationError([f"--context: {key!r} is given twice"])
-        context[key] = value
-    return context

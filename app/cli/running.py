@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from app.cli.live import Display, Lines, Terminal
 from app.cli.patience import interrupts_held, patiently
 from app.cli.ready import Ready, prepare
 from app.cli.terminal import say
-from app.core.errors import Permanent, Transient
+from app.core.errors import Permanent, Transient, Unusable
 from app.core.manifest import Manifest
 from app.core.models import Model
 from app.core.request import LocalFile, local_files, with_urls
@@ -57,15 +58,21 @@ class _Running:
         """The input with the URL of each local file, once all of them are uploaded."""
         urls: dict[LocalFile, str] = {}
         for file in dict.fromkeys(local_files(given)):
-            urls[file] = patiently(lambda file=file: asyncio.run(self._upload(file)), self.display.warn)  # type: ignore[misc]
+            urls[file] = patiently(partial(self._upload, file), self.display.warn)
         result: dict[str, Any] = with_urls(given, urls)
         return result
 
-    async def _upload(self, file: LocalFile) -> str:
+    def _upload(self, file: LocalFile) -> str:
         path = Path(file.path)
-        self.display.warn(f"uploading {path.name}")
-        async with creating(self.ready.settings.api_url, self.ready.token) as creator:
-            return await creator.upload(path, name=path.name, media_type=None)
+        # The name of a file may be any bytes, and that of an upload is text.
+        name = path.name.encode(errors="replace").decode()
+        self.display.warn(f"uploading {name}")
+
+        async def send() -> str:
+            async with creating(self.ready.settings.api_url, self.ready.token) as creator:
+                return await creator.upload(path, name=name, media_type=None)
+
+        return asyncio.run(send())
 
     def create(self, model: Model, given: dict[str, Any]) -> tuple[Object, bool]:
         """Create it and let Outkeep know; its object, and whether Ctrl-C was pressed meanwhile."""
@@ -78,7 +85,7 @@ class _Running:
             try:
                 # Should this process die now, Outkeep knows what to look for.
                 self.ready.follower(self.display.warn).hand_in(raw)
-            except Transient as error:  # it is paid for: go on
+            except (Transient, Unusable) as error:  # it is paid for: go on
                 self.display.warn(f"not recorded yet: {error.message}")
         return raw, bool(interrupts)
 

@@ -39,19 +39,25 @@ def parse_input(pairs: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any
         else:
             single.add(key)
             result[key] = value
+    if not _is_json(result):
+        raise Permanent("bad_input", "it holds a number or a text that JSON cannot hold: is it UTF-8?")
     return result
 
 
 def parse_context(pairs: Iterable[str]) -> dict[str, str]:
     """The context that `key=value` pairs describe, all of it text. Raises `Permanent` (`bad_context`)."""
-    context = {}
+    context: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise Permanent("bad_context", f"{pair!r} is not key=value")
         if key == RESERVED:
             raise Permanent("bad_context", f"{RESERVED} is a name of ours; take another one")
+        if key in context:
+            raise Permanent("bad_context", f"{key} is given twice")
         context[key] = value
+    if not _is_json(context):
+        raise Permanent("bad_context", "it holds a text that JSON cannot hold: is it UTF-8?")
     return context
 
 
@@ -85,6 +91,15 @@ def _value(text: str) -> Any:
         return text if value is None or isinstance(value, str) else value
     except (ValueError, RecursionError):
         return text
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value can be sent as JSON in UTF-8; Python reads more than that."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda _file: None).encode()
+    except ValueError:  # of which UnicodeEncodeError is one
+        return False
+    return True
 
 
 def _refuse(word: str) -> None:

@@ -12,7 +12,7 @@ from redis import Redis
 
 from app import queues
 from app.claim_check import ClaimCheck
-from app.core.errors import Permanent
+from app.core.errors import Permanent, Unusable
 from app.core.lifecycle import Move, State
 from app.core.manifest import Receipt, build
 from app.core.names import PERSIST_QUEUE, Kind, persist_job_id
@@ -79,6 +79,12 @@ def test_a_large_object_waits_in_the_storage(follower: Follower) -> None:
     assert record is not None
     assert not record.body
     assert list(follower.storage.names(""))
+
+
+def test_what_is_no_unicode_is_named(follower: Follower) -> None:
+    with pytest.raises(Unusable) as raised:
+        follower.hand_in(ended(logs="\ud83d"))
+    assert raised.value.code == "not_utf8"
 
 
 def follow(follower: Follower, *answers: bytes) -> tuple[Prediction, list[str]]:

@@ -52,6 +52,20 @@ def test_what_is_no_pair_or_given_twice_is_a_mistake(pairs: list[str]) -> None:
     assert raised.value.code == "bad_input"
 
 
+@pytest.mark.parametrize(
+    ("pairs", "given"),
+    [(["a=b\udcff"], {}), (["\udcff=1"], {}), (["a=1"], {"b": float("nan")}), (["a=1e999"], {})],
+)
+def test_what_json_cannot_hold_is_a_mistake(pairs: list[str], given: dict[str, Any]) -> None:
+    with pytest.raises(Permanent) as raised:
+        parse_input(pairs, given)
+    assert raised.value.code == "bad_input"
+
+
+def test_the_name_of_a_file_may_be_any_bytes() -> None:
+    assert parse_input(["image=@\udcff.png"], {}) == {"image": LocalFile("\udcff.png")}
+
+
 def test_files_become_the_urls_they_were_uploaded_to() -> None:
     a, b = LocalFile("a"), LocalFile("b")
     given = {"image": a, "more": [{"deep": b}, a], "prompt": "@a"}
@@ -63,8 +77,8 @@ def test_a_context_is_text() -> None:
     assert parse_context(["order=42", "empty=", "a=b=c"]) == {"order": "42", "empty": "", "a": "b=c"}
 
 
-@pytest.mark.parametrize("pair", ["order", "=42", "outkeep=x"])
-def test_a_context_needs_names_that_are_not_ours(pair: str) -> None:
+@pytest.mark.parametrize("pairs", [["order"], ["=42"], ["outkeep=x"], ["a=1", "a=2"], ["a=\udcff"]])
+def test_a_context_has_names_that_are_not_ours_once_each(pairs: list[str]) -> None:
     with pytest.raises(Permanent) as raised:
-        parse_context([pair])
+        parse_context(pairs)
     assert raised.value.code == "bad_context"
