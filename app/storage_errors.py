@@ -14,7 +14,7 @@ from obstore.exceptions import (
 )
 
 from app.core.bucket_faults import Fault, bucket_fault
-from app.core.errors import Permanent, Transient
+from app.core.errors import Permanent, StorageFailure
 
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)", re.ASCII)
 _CODES = {
@@ -40,7 +40,8 @@ def fault_of(url: str, error: Exception) -> Fault:
 def translated(url: str, name: str) -> Iterator[None]:
     """Turn the library's errors about the object `name` into ours.
 
-    All but those about the name itself are `Transient`: what an operator must mend is tried again until then.
+    All but those about the name itself are `StorageFailure`: what an operator must mend is tried again until
+    then.
     """
     try:
         yield
@@ -50,11 +51,11 @@ def translated(url: str, name: str) -> Iterator[None]:
         # Those of the system have a number; obstore uses some of the same classes without.
         if is_remote(url) and getattr(error, "errno", None) is None:
             fault = fault_of(url, error)
-            raise Transient(fault.code, f"the storage failed on {name}: {fault.message}") from None
+            raise StorageFailure(fault.code, f"the storage failed on {name}: {fault.message}") from None
         if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
             message = f"the storage refuses {name}: {first_line(error)}"
-            raise Transient("storage_denied", message) from error
-        raise Transient(_code(error), f"the storage failed on {name}: {first_line(error)}") from error
+            raise StorageFailure("storage_denied", message) from error
+        raise StorageFailure(_code(error), f"the storage failed on {name}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from redis import Redis
 
 from app import queues
 from app.core import event as events
-from app.core.errors import OutkeepError, Permanent
+from app.core.errors import OutkeepError, Permanent, StorageFailure
 from app.core.handlers import Handler
 from app.core.manifest import Manifest, format_time
 from app.core.names import Kind, notification_id
@@ -71,7 +71,7 @@ class Attempts:
     async def make(self, delivery: Delivery) -> tuple[Attempt, Result]:
         """Do what the handler wants.
 
-        Raises `Transient` when our own storage fails or the attempt must not count, and redis-py's errors.
+        Raises `StorageFailure`, `Transient` when the attempt must not count, and redis-py's errors.
         Then nothing was done, or what was done is found again.
         """
         at, began = self.clock(), time.monotonic()
@@ -84,7 +84,7 @@ class Attempts:
             if result.status is not None and not 200 <= result.status < 300:  # noqa: PLR2004
                 failure = Permanent(f"status_{result.status}", f"the handler answered {result.status}")
         except OutkeepError as error:
-            if error.code.startswith("storage_") or error.code in UNCOUNTED:
+            if isinstance(error, StorageFailure) or error.code in UNCOUNTED:
                 raise
             failure = error
         spent = round((time.monotonic() - began) * 1000)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.errors import OutkeepError, Permanent, StorageFailure
 from app.core.manifest import KeptFile
 from app.core.outputs import find_files
 from app.core.policy import attempt_timeout, keep_until, store_delay
@@ -108,7 +108,7 @@ class Collector:
     tally: Tally = field(default_factory=Tally)
 
     def require_room(self, run: Run) -> None:
-        """Raise `Transient` (`disk_floor`, `disk_error`) when nothing may be downloaded now."""
+        """Raise `StorageFailure` (`disk_floor`, `disk_error`) when nothing may be downloaded now."""
         if any(not wanted.place.is_inline for wanted in run.files):
             self._check_disk()
 
@@ -171,8 +171,7 @@ class Collector:
 
     def _delay(self, run: Run, wanted: Wanted, error: OutkeepError, jitter: float) -> float | None:
         """Seconds until a file is tried again, None when it is lost."""
-        if error.code.startswith(("storage_", "disk_")):
-            # Our own trouble: it says nothing about the file.
+        if isinstance(error, StorageFailure):
             return store_delay(attempt=run.attempt, jitter=jitter)
         now = self._now()
         return run.tries.failed(str(wanted.number), error, now=now, remaining=run.ends - now, jitter=jitter)
@@ -185,12 +184,12 @@ class Collector:
         try:
             usage = shutil.disk_usage(self.folder)
         except OSError as error:
-            raise Transient("disk_error", f"{self.folder}: {error.strerror}") from None
+            raise StorageFailure("disk_error", f"{self.folder}: {error.strerror}") from None
         floor = self.limits.disk_floor
         if floor is None:
             floor = max(1 << 30, usage.total // 20)
         if usage.free < floor:
-            raise Transient(
+            raise StorageFailure(
                 "disk_floor",
                 f"only {usage.free >> 20} MiB are free on the disk of {self.folder}; below {floor >> 20} MiB "
                 "nothing is fetched (OUTKEEP_DISK_FLOOR): make room",

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.core.errors import Permanent, Transient
+from app.core.errors import Permanent, StorageFailure
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import object_name
 from app.creation import Creator
@@ -70,4 +70,4 @@ class HandingOver:
                 async for piece in self.storage.stream(name, 0, size):
                     await asyncio.to_thread(target.write, piece)
         except OSError as error:
-            raise Transient("storage_full", f"no room to copy {name}: {error.strerror}") from error
+            raise StorageFailure("storage_full", f"no room to copy {name}: {error.strerror}") from error

@@ -16,7 +16,7 @@ from app import told as outcome_files
 from app.claim_check import claimed
 from app.core import manifest as manifests
 from app.core.context import lineage
-from app.core.errors import OutkeepError, Permanent, Removed, Transient
+from app.core.errors import OutkeepError, Permanent, Removed, StorageFailure, Transient
 from app.core.handlers import Handler, interested
 from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
@@ -207,7 +207,7 @@ class Persist:
     ) -> Manifest | Run:
         """The manifest when it is written already, else what there is to do."""
         # The record came first: a run that overlaps writes the manifest before it drops the body.
-        manifest = self.storage.read_manifest(kind, prediction_id)
+        manifest = self._stored(kind, prediction_id, record)
         if manifest is not None:
             return manifest
         body = self._body(record) if record is not None else None
@@ -229,6 +229,18 @@ class Persist:
         )
         self.collector.require_room(run)
         return run
+
+    def _stored(self, kind: Kind, prediction_id: str, record: Record | None) -> Manifest | None:
+        """The manifest; none while a storage that fails cannot tell, if there is something to fetch.
+
+        The hour does not wait until the storage is mended: what it does not take is held on this host.
+        """
+        try:
+            return self.storage.read_manifest(kind, prediction_id)
+        except StorageFailure:
+            if record is None or record.body is None:
+                raise
+            return None
 
     def _body(self, record: Record) -> bytes | None:
         return record.body if record.body_at is None else claimed(self.storage, record.body_at)

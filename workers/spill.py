@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from app.core.errors import Transient
+from app.core.errors import StorageFailure
 
 HEAD_BYTES = 4096
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -33,7 +33,7 @@ class Spill:
         return self._digest.hexdigest()
 
     async def open(self) -> None:
-        """Make the file; raise `Transient` (`disk_full`, `disk_error`)."""
+        """Make the file; raise `StorageFailure` (`disk_full`, `disk_error`)."""
         await self._in_thread(self._open)
 
     async def write(self, block: bytes) -> None:
@@ -88,7 +88,7 @@ class Spill:
 async def spilled(folder: Path) -> AsyncIterator[Spill]:
     """Open a new file of mode 0600 in `folder`; it stays after success and is gone after anything else.
 
-    Raises `Transient` (`disk_full`, `disk_error`), which names the folder.
+    Raises `StorageFailure` (`disk_full`, `disk_error`), which names the folder.
     """
     spill = Spill(folder)
     try:
@@ -100,9 +100,9 @@ async def spilled(folder: Path) -> AsyncIterator[Spill]:
         raise
 
 
-def disk_error(error: OSError, folder: Path) -> Transient:
+def disk_error(error: OSError, folder: Path) -> StorageFailure:
     """Name what the disk said: `disk_full`, or `disk_error` for everything else, such as a permission."""
     reason = f"{folder}: {error.strerror or error}"
     if error.errno in _FULL:
-        return Transient("disk_full", f"no room for temporary files in {reason}")
-    return Transient("disk_error", f"temporary files cannot be written in {reason}")
+        return StorageFailure("disk_full", f"no room for temporary files in {reason}")
+    return StorageFailure("disk_error", f"temporary files cannot be written in {reason}")

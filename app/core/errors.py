@@ -39,6 +39,10 @@ class Transient(OutkeepError):
         self.retry_after = retry_after
 
 
+class StorageFailure(Transient):
+    """Our own storage or disk failed: that says nothing about a file, nor about who is to be told of it."""
+
+
 class Permanent(OutkeepError):
     """Trying again cannot help; the operator must look."""
 

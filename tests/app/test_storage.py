@@ -152,14 +152,14 @@ attempt("create", storage.create, "c/create", b"x")
 def test_a_write_succeeds_only_after_its_fsync(storage: Storage, source: Path) -> None:
     without = run_child(f"forbid_fsync()\n{_WRITES}", storage, str(source))
     assert without.stdout.splitlines() == [
-        "file Transient storage_unavailable",
-        "bytes Transient storage_unavailable",
-        "create Transient storage_unavailable",
+        "file StorageFailure storage_unavailable",
+        "bytes StorageFailure storage_unavailable",
+        "create StorageFailure storage_unavailable",
     ], without.stderr
 
     # What was left behind by then is made durable by whoever finds it there.
     again = run_child(f"forbid_fsync()\n{_WRITES}", storage, str(source))
-    assert again.stdout.splitlines()[2] == "create Transient storage_unavailable"
+    assert again.stdout.splitlines()[2] == "create StorageFailure storage_unavailable"
 
     with_fsync = run_child(_WRITES, storage, str(source))
     assert with_fsync.stdout.splitlines() == ["file None", "bytes None", "create False"], with_fsync.stderr
@@ -224,7 +224,7 @@ def test_a_full_disk_is_said_to_be_full_and_nothing_half_written_shows(
 
     seen = run_child(f"fill_the_disk()\n{_FULL}", storage, str(source))
 
-    expected = [f"{name} Transient storage_full" for name in ("file", "bytes", "create")]
+    expected = [f"{name} StorageFailure storage_full" for name in ("file", "bytes", "create")]
     assert seen.stdout.splitlines() == [*expected, "visible []"], seen.stderr
 
 
@@ -239,7 +239,7 @@ def test_a_disk_without_inodes_or_without_writing_is_told(
 
     seen = run_child(f"forbid_new_files(errno.{error})\n{_WRITES}", storage, str(source))
 
-    expected = [f"{name} Transient {code}" for name in ("file", "bytes", "create")]
+    expected = [f"{name} StorageFailure {code}" for name in ("file", "bytes", "create")]
     assert seen.stdout.splitlines() == expected, seen.stderr
     assert source.read_bytes() == b"x"
     assert list(storage.names("")) == []
@@ -275,9 +275,9 @@ attempt("check", storage.check_writable)
 
     assert seen.stdout.splitlines() == [
         "old b'old'",
-        "file Transient storage_denied",
-        "bytes Transient storage_denied",
-        "create Transient storage_denied",
+        "file StorageFailure storage_denied",
+        "bytes StorageFailure storage_denied",
+        "create StorageFailure storage_denied",
         "check Permanent storage_unusable",
     ], seen.stderr
 
@@ -290,7 +290,10 @@ def test_a_root_that_cannot_be_made_is_told_at_the_start(open_path: Path) -> Non
 
     seen = run_child(code, Storage((open_path / "outputs").as_uri()))
 
-    assert seen.stdout.splitlines() == ["check Permanent storage_unusable", "put Transient storage_denied"]
+    assert seen.stdout.splitlines() == [
+        "check Permanent storage_unusable",
+        "put StorageFailure storage_denied",
+    ]
 
 
 def test_a_file_in_the_place_of_the_root_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Outputs are fetched while a bucket refuses us, since their hour does not wait until it is mended."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app.core.lifecycle import State
+from app.core.policy import HOUR
+from app.simulator import Simulator
+from app.storage import Storage
+from tests.bucket import S3, FaultyProxy, Refusal, Rule, faulty_proxy
+from tests.workers.desk import ID, PNG, Desk
+
+REFUSALS: dict[str, Rule] = {
+    "whatever is asked": lambda _: Refusal(403, "ExpiredToken"),
+    "writing": lambda asked: Refusal(403, "ExpiredToken") if asked.method == "PUT" else None,
+    "files": lambda asked: Refusal(404, "NoSuchBucket") if "output-" in asked.path else None,
+    "manifests": lambda asked: Refusal(403, "AccessDenied") if ".json" in asked.path else None,
+}
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with Simulator() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    with faulty_proxy(s3_here) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
+        yield running
+
+
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_what_a_bucket_refuses_for_longer_than_the_hour_is_kept(
+    redis: Redis, tmp_path: Path, simulator: Simulator, proxy: FaultyProxy, refused: str
+) -> None:
+    desk = Desk(redis, tmp_path)
+    desk.storage = Storage(proxy.s3.url)
+    desk.trust(simulator.url)
+    urls = [simulator.add_file("a.png", PNG), simulator.add_file("b.txt", b"text")]
+    desk.receive(urls)
+    proxy.rule = REFUSALS[refused]
+    waited = wait = desk.work()
+    assert [simulator.downloads(url) for url in urls] == [1, 1]
+    for url in urls:
+        simulator.remove_file(url)  # as Replicate does when the hour is over
+    while wait is not None and waited is not None and waited < HOUR + 600:
+        desk.forward(wait)
+        wait = desk.work()
+        waited += wait or 0.0
+    assert wait is not None
+    assert desk.record().state is State.RECEIVED
+
+    proxy.mend()
+    assert desk.work() is None
+    assert desk.storage.get(f"predictions/{ID}/output-0.png") == PNG
+    assert desk.storage.get(f"predictions/{ID}/output-1.txt") == b"text"
+    assert list(desk.temporary.iterdir()) == []
