@@ -1,7 +1,7 @@
 """The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from app.core import manifest as manifests
 from app.core.manifest import Manifest
 from app.core.names import Kind, manifest_name
 from app.local_folder import LocalFolder
+from app.silence import Silence
 from app.storage_errors import is_remote, translated
 
 WINDOW = 4 << 20
@@ -39,9 +40,10 @@ class Storage:
     Errors are `Transient`, also those that an operator must mend: they are tried again until then.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, silence: Silence | None = None) -> None:
         """Take `url`; nothing is read or written yet. Raises `Permanent` when a remote store refuses it."""
         self.url = url
+        self._silence = silence or Silence()
         self._place: LocalFolder | Bucket = (
             Bucket(url) if is_remote(url) else LocalFolder(Path(unquote(urlsplit(url).path)))
         )
@@ -62,18 +64,24 @@ class Storage:
         """A URL that the store itself serves for some minutes to whoever has it; None when it cannot."""
         return self._place.link(name)
 
+    @contextmanager
+    def _asked(self, name: str) -> Iterator[None]:
+        """Ask about `name` in this block, with errors of ours."""
+        with self._silence.heeded(), translated(self.url, name):
+            yield
+
     def put_file(self, name: str, path: Path) -> None:
         """Store the file at `path` under `name`, overwriting: names and bytes are deterministic.
 
         It is gone from `path` then: moved where that is the same disk, else copied. After an error it may be.
         """
-        with translated(self.url, name):
+        with self._asked(name):
             self._place.put_file(name, path)
             path.unlink(missing_ok=True)
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """Store a small object under `name`, overwriting."""
-        with translated(self.url, name):
+        with self._asked(name):
             obstore.put(self._place.prepare(), name, data, attributes=self._place.attributes(name))
             self._place.settle(name)
 
@@ -82,7 +90,7 @@ class Storage:
 
         Some stores that call themselves compatible with S3 overwrite silently, and the answer is True.
         """
-        with translated(self.url, name):
+        with self._asked(name):
             attributes = self._place.attributes(name)
             try:
                 obstore.put(self._place.prepare(), name, data, attributes=attributes, mode="create")
@@ -96,7 +104,7 @@ class Storage:
 
     def get(self, name: str) -> bytes | None:
         """A small object whole; None when there is none."""
-        with translated(self.url, name):
+        with self._asked(name):
             if self._place.is_absent():
                 return None
             try:
@@ -107,7 +115,7 @@ class Storage:
 
     def head(self, name: str) -> Stored | None:
         """What there is under `name`."""
-        with translated(self.url, name):
+        with self._asked(name):
             if self._place.is_absent():
                 return None
             try:
@@ -126,7 +134,7 @@ class Storage:
 
     def objects(self, prefix: str) -> Iterator[tuple[str, Stored]]:
         """All objects below a folder; those of one folder come one after the other."""
-        with translated(self.url, prefix):
+        with self._asked(prefix):
             if self._place.is_absent():
                 return
             for page in obstore.list(self._place.store, prefix=prefix):
@@ -137,7 +145,7 @@ class Storage:
         """Remove objects; one that is gone already does not matter."""
         if not names:
             return
-        with translated(self.url, names[0]):
+        with self._asked(names[0]):
             if self._place.is_absent():
                 return
             try:
@@ -151,12 +159,12 @@ class Storage:
 
     def remove_folder(self, prefix: str) -> None:
         """Remove a folder whose objects are gone, with what killed writes left in it and no list shows."""
-        with translated(self.url, prefix):
+        with self._asked(prefix):
             self._place.remove_folder(prefix)
 
     async def stream(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` up to but without `end`; for large objects, in pieces."""
-        with translated(self.url, name):
+        with self._asked(name):
             if isinstance(self._place, Bucket):
                 for first in range(start, end, WINDOW):
                     part = await obstore.get_range_async(

@@ -1,5 +1,6 @@
 """Outputs are fetched while a bucket refuses us, since their hour does not wait until it is mended."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,11 @@ from redis import Redis
 
 from app.core.lifecycle import State
 from app.core.policy import HOUR
+from app.silence import Silence
 from app.simulator import Simulator
 from app.storage import Storage
-from tests.bucket import S3, FaultyProxy, Refusal, Rule, faulty_proxy
+from tests.app.web import wait_until
+from tests.bucket import S3, Asked, FaultyProxy, Refusal, Rule, faulty_proxy
 from tests.workers.desk import ID, PNG, Desk
 
 REFUSALS: dict[str, Rule] = {
@@ -60,3 +63,44 @@ def test_what_a_bucket_refuses_for_longer_than_the_hour_is_kept(
     assert desk.storage.get(f"predictions/{ID}/output-0.png") == PNG
     assert desk.storage.get(f"predictions/{ID}/output-1.txt") == b"text"
     assert list(desk.temporary.iterdir()) == []
+
+
+def test_nobody_waits_for_a_bucket_that_is_silent_and_outputs_are_fetched_meanwhile(
+    redis: Redis,
+    tmp_path: Path,
+    simulator: Simulator,
+    proxy: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_TIMEOUT", "1s")  # and it is asked three times
+    released = threading.Event()
+
+    def hang(_: Asked) -> None:
+        released.wait(60)
+
+    desk = Desk(redis, tmp_path)
+    desk.storage = Storage(proxy.s3.url, Silence(rest=1.0))
+    desk.trust(simulator.url)
+    urls = [simulator.add_file("a.png", PNG), simulator.add_file("b.txt", b"text")]
+    desk.receive(urls)
+    proxy.rule = hang
+    first = desk.work()
+    assert first is not None
+    assert [simulator.downloads(url) for url in urls] == [1, 1]
+    asked = len(proxy.asked)
+    desk.forward(first)
+    assert desk.work() is not None
+    assert len(proxy.asked) <= asked + 3  # one question, for all
+    for url in urls:
+        simulator.remove_file(url)
+
+    released.set()
+    proxy.mend()
+
+    def is_kept() -> bool:
+        desk.forward(600)
+        return desk.work() is None
+
+    wait_until(is_kept)
+    assert desk.storage.get(f"predictions/{ID}/output-0.png") == PNG
+    assert desk.storage.get(f"predictions/{ID}/output-1.txt") == b"text"
