@@ -39,8 +39,10 @@ _KILLS = Retry(max=20, interval=5)
 """How often a job whose worker died, or that raised, is run again. What fails in an expected way asks for
 its next run itself and does not count here."""
 
-_USERS = Retry(max=4, interval=[5, 60, 300, 1800])
+USERS_RETRIES = 4
 """How often a job of the user's that failed, in whatever way, is run again."""
+
+_USERS = Retry(max=USERS_RETRIES, interval=[5, 60, 300, 1800])
 
 OUTCOME_TTL = 86400
 """Seconds for which a finished job of the user's is known: the sweep must see how it ended."""

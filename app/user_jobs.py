@@ -5,6 +5,7 @@ is read from RQ: by the work-horse as soon as it has ended, and by the sweep for
 first marks the job's hash.
 """
 
+import logging
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import cast
@@ -17,10 +18,11 @@ from app import told as outcome_files
 from app.core.names import COUNTERS, JOB_TOLD, split_handle_job_id
 from app.core.outcomes import Told
 from app.core.vocabulary import NOTIFIED
+from app.queues import USERS_RETRIES
 from app.storage import Storage
 from app.tally import series
 
-FIELDS = ("status", "ended_at", "number_of_retries", JOB_TOLD)
+FIELDS = ("status", "ended_at", "number_of_retries", "retries_left", JOB_TOLD)
 """Of the hash of a job: what `end_of` reads."""
 
 OUTCOMES = {
@@ -31,6 +33,8 @@ OUTCOMES = {
 }
 
 _LONGEST = 200
+
+log = logging.getLogger("outkeep.notify")
 
 _MARK = """
 -- KEYS: 1 job  ARGV: 1 name of the field, 2 the end
@@ -46,13 +50,14 @@ class End:
 
     def __init__(self, fields: list[bytes | None]) -> None:
         texts = [(field or b"").decode(errors="replace") for field in fields]
-        self.status, ended_at, retries, self.told = texts
+        self.status, ended_at, asked, left, self.told = texts
         self.word = f"{self.status} {ended_at}"
         self.at = datetime.now(UTC)
         with suppress(ValueError):  # a job whose worker died has none
             at = datetime.fromisoformat(ended_at)
             self.at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        self.attempts = int(retries) + 1 if retries.isdecimal() else 1
+        # RQ counts the runs that a job has asked for itself, and apart from them those that it has left.
+        self.attempts = 1 + _number(asked, 0) + max(0, USERS_RETRIES - _number(left, USERS_RETRIES))
 
     @property
     def outcome(self) -> str | None:
@@ -71,16 +76,33 @@ def end_of(redis: Redis, job_id: str) -> End:
 
 
 def tell(redis: Redis, storage: Storage, job_id: str, end: End) -> None:
-    """Write how a delivery ended whose job has ended; raises redis-py's errors and the storage's."""
+    """Write and log how a delivery ended whose job has ended; raises redis-py's errors and the storage's."""
     place = split_handle_job_id(job_id)
     if place is None or end.outcome is None:
         return
+    why = None if end.outcome == "delivered" else reason(redis, job_id) or end.status
     known = outcome_files.read(storage, *place)
     if known is None or known.at <= end.at:
-        why = None if end.outcome == "delivered" else reason(redis, job_id) or end.status
         outcome_files.write(storage, *place, Told(end.outcome, end.attempts, end.at, why))
     if redis.eval(_MARK, 1, Job.key_for(job_id), JOB_TOLD, end.word):
         redis.hincrby(COUNTERS, series(NOTIFIED, [place[0], end.outcome]), 1)
+        _say(job_id, end, why)
+
+
+def _say(job_id: str, end: End, why: str | None) -> None:
+    said = facts(job_id) | {"attempts": end.attempts}
+    if why is None:
+        log.info("a job of a handler has finished", extra=said)
+    else:
+        said |= {"reason": why}
+        log.error("a job of a handler has failed for good, and waits for a replay: %s", why, extra=said)
+
+
+def facts(job_id: str) -> dict[str, str]:
+    """What a log line says of a job: which one, and whose it is if it is a handler's."""
+    place = split_handle_job_id(job_id)
+    whose = {"handler": place[0], "kind": str(place[1]), "id": place[2]} if place else {}
+    return {**whose, "job": job_id}
 
 
 def reason(redis: Redis, job_id: str) -> str | None:
@@ -90,4 +112,13 @@ def reason(redis: Redis, job_id: str) -> str | None:
         lines = (result.exc_string or "").strip().splitlines() if result else []
     except (ValueError, KeyError, TypeError):  # planted by somebody else
         return None
-    return lines[-1][:_LONGEST] if lines else None
+    return shortened(lines[-1]) if lines else None
+
+
+def shortened(why: str) -> str:
+    """The first line of a reason, and of a long one its begin."""
+    return (why.strip().splitlines() or [""])[0][:_LONGEST]
+
+
+def _number(text: str, otherwise: int) -> int:
+    return int(text) if text.isdecimal() else otherwise

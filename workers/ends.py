@@ -1,6 +1,5 @@
 """The part of the sweep that tells how jobs of the user's ended: on their own workers nobody else does."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +10,9 @@ from app import queues
 from app.core.names import split_handle_job_id
 from app.core.repairs import Repair
 from app.storage import Storage
-from app.user_jobs import FIELDS, End, reason, tell
+from app.user_jobs import FIELDS, End, tell
 
 PAGE = 1000
-
-log = logging.getLogger("outkeep.notify")
 
 
 class Ends:
@@ -33,7 +30,6 @@ class Ends:
             for first in range(0, len(ended), PAGE):
                 for job_id, end in self._news(ended[first : first + PAGE]):
                     tell(self._redis, self._storage, job_id, end)
-                    self._say(job_id, end)
         return Counter()
 
     def _ended(self, name: str) -> Iterator[str]:
@@ -54,12 +50,3 @@ class Ends:
             end = End(answer)
             if end.is_news:
                 yield job_id, end
-
-    def _say(self, job_id: str, end: End) -> None:
-        handler, kind, prediction_id = split_handle_job_id(job_id) or ("", "", "")
-        facts = {"handler": handler, "kind": str(kind), "id": prediction_id, "job": job_id}
-        if end.outcome == "delivered":
-            log.info("a job of a handler has finished", extra=facts)
-        else:
-            why = reason(self._redis, job_id) or end.status
-            log.error("a job of a handler has failed for good, and waits for a replay: %s", why, extra=facts)

@@ -7,11 +7,9 @@ the job of a killed worker is found after seconds, not minutes.
 
 import logging
 import os
-import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
@@ -23,41 +21,18 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from app import lifeline
-from app.core.errors import OutkeepError, Permanent
+from app.core.errors import OutkeepError
 from app.core.handlers import Handler, calls
 from app.core.names import HANDLE_QUEUE
 from app.storage import Storage
-from app.user_jobs import end_of, tell
-from workers.guarded_job import GuardedJob
+from app.user_jobs import end_of, facts, shortened, tell
 from workers.job_queue import JobQueue
+from workers.listed_job import Listed, ListedJob, listed_jobs
 from workers.steady_worker import Pace
 
 PACE = Pace()
 
-Listed = Mapping[str, int]
-"""The functions that may run, by their dotted names, with the bytes of memory that each may take."""
-
 log = logging.getLogger("outkeep.worker")
-
-
-class ListedJob(GuardedJob):
-    """A job that runs only functions the handlers file names; whoever can write to Redis cannot add one."""
-
-    listed: ClassVar[Listed] = {}
-
-    @property
-    def func(self) -> Callable[..., Any]:
-        """The function to run; raises `Permanent`, for good, when it is not on the list."""
-        if self.func_name not in self.listed:
-            self.retries_left = 0
-            raise Permanent("job_refused", f"{self.func_name!r} is not a job of the handlers file")
-        function: Callable[..., Any] = super().func
-        return function
-
-    def perform(self) -> Any:
-        """Run it within its memory."""
-        with _limited(self.listed.get(str(self.func_name))):
-            return super().perform()
 
 
 class HandleWorker(Worker):
@@ -77,7 +52,7 @@ class HandleWorker(Worker):
             [HANDLE_QUEUE],
             connection=connection,
             serializer=JSONSerializer,
-            job_class=type("ListedJob", (ListedJob,), {"listed": listed}),
+            job_class=listed_jobs(listed),
             worker_ttl=pace.worker_ttl,
             maintenance_interval=pace.maintenance,
             job_monitoring_interval=pace.beat,
@@ -128,6 +103,27 @@ class HandleWorker(Worker):
         lifeline.watch(_end_group, fd=self._cut_with_parent)
         super().main_work_horse(job, queue)
 
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Log why a run failed, without what the job was given: RQ logs its arguments, too."""
+        why = shortened(f"{type(exc_info[1]).__name__}: {exc_info[1]}")
+        assert isinstance(job, ListedJob)
+        if job.is_listed:
+            _say_failed(job, why, exc_info)
+        else:
+            log.error(
+                "job %s is refused and stands with the failed jobs: %s", job.id, why, extra=facts(job.id)
+            )
+
+    def handle_work_horse_killed(self, job: Job, *how: Any) -> None:
+        """Log that the process of a run is gone; `how`: its pid, its wait status, what it used."""
+        if how[1] is None:
+            _say_failed(job, "it ran on after its time limit and was killed")
+            return
+        code = os.waitstatus_to_exitcode(how[1])
+        _say_failed(
+            job, f"its process was ended by signal {-code}" if code < 0 else f"its process left with {code}"
+        )
+
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """In the work-horse: run the job, and tell how it ended for good. If it is killed, the sweep does."""
         done: bool = super().perform_job(job, queue, execution)
@@ -139,6 +135,17 @@ class HandleWorker(Worker):
             except (RedisError, OutkeepError) as error:
                 log.warning("the end of job %s is told by the sweep: %s", job.id, error)
         return done
+
+
+def _say_failed(job: Job, why: str, exc_info: tuple[Any, ...] | None = None) -> None:
+    said = facts(job.id) | {"reason": why}
+    if job.should_retry:
+        wait = job.get_retry_interval()
+        log.warning(
+            "a job of a handler failed, again in %.0f s: %s", wait, why, extra=said, exc_info=exc_info
+        )
+    else:
+        log.warning("a job of a handler failed for the last time: %s", why, extra=said, exc_info=exc_info)
 
 
 def listed(handlers: Sequence[Handler]) -> Listed:
@@ -155,23 +162,6 @@ def worker(
 ) -> HandleWorker:
     """A worker that runs `functions` and no others."""
     return HandleWorker(connection, functions, storage, pace)
-
-
-@contextmanager
-def _limited(size: int | None) -> Iterator[None]:
-    """Let what this process allocates be `size` bytes at most; more raises MemoryError.
-
-    Not the address space: libraries reserve much more of it than they ever use.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if size is not None:
-        most = size if hard == resource.RLIM_INFINITY else min(size, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-    try:
-        yield
-    finally:
-        # RQ still has to write down what happened.
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _end_group() -> None:

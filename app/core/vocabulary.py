@@ -73,6 +73,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "handler not told; the delivery is a dead letter: %s": "handler_dead_letter",
     "event handed on to a job": "event_handed_on",
     "a job of a handler has finished": "handler_job_finished",
+    "a job of a handler failed, again in %.0f s: %s": "handler_job_run_failed",
+    "a job of a handler failed for the last time: %s": "handler_job_run_failed",
     "a job of a handler has failed for good, and waits for a replay: %s": "handler_job_failed",
     "the end of job %s is told by the sweep: %s": "handler_job_end_delayed",
     "follow-up created": "follow_up_created",

@@ -73,6 +73,18 @@ def imports(event):
     import no_such_module_anywhere
 """
 
+FAILING = {
+    "raises": ((), "ValueError: no such colour"),
+    "leaves": ((), "SystemExit: enough"),
+    "imports": ((), "No module named 'no_such_module_anywhere'"),
+    "hangs": (("timeout = 1",), "Task exceeded maximum timeout value (1 seconds)"),
+    "eats": (('memory = "256MiB"',), "MemoryError"),
+    "exits": ((), "Work-horse terminated unexpectedly; waitpid returned 1792"),
+}
+"""Functions that fail → what their handlers say beside, and why they fail."""
+
+MENDED = "".join(f"def {name}(event):\n    pass\n" for name in FAILING)
+
 
 class Workshop:
     """A stored prediction, handlers that are jobs of the module `tasks`, and the workers."""
@@ -84,6 +96,7 @@ class Workshop:
         self.outputs = folder / "outputs"
         self.storage = Storage(self.outputs.as_uri())
         self.handlers = ""
+        self._log = folder / "handle.log"
         (folder / "tasks.py").write_text(TASKS)
         self.environment = {
             "LOG_FORMAT": "json",
@@ -141,7 +154,7 @@ class Workshop:
         """The worker of the queue `handle`, as `outkeep work handle --path` starts it."""
         (self.folder / "outkeep.toml").write_text(self.handlers)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("OUTKEEP_")}
-        log = self.folder / "handle.log"
+        log = self._log
         command = [sys.executable, "-P", "-m", "workers", HANDLE_QUEUE, "--path", str(self.folder)]
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -161,6 +174,34 @@ class Workshop:
         rq = Path(sys.executable).parent / "rq"
         command = [str(rq), "worker", "--burst", "-S", "json", "-u", self.url, "-P", str(self.folder), queue]
         subprocess.run(command, check=True, timeout=PATIENCE, capture_output=True)
+
+    @property
+    def log(self) -> str:
+        """What the worker of `handle` has written."""
+        return self._log.read_text()
+
+    def said(self, event: str) -> list[tuple[str, str, str, str]]:
+        """The lines of the log of this name: level, handler, sentence and reason."""
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        found = [line for line in lines if line["event"] == event]
+        for line in found:
+            job = handle_job_id(notify_job_id(line["handler"], Kind.PREDICTION, ID))
+            assert (line["kind"], line["id"], line["job"]) == ("prediction", ID, job)
+        return [(line["level"], line["handler"], line["message"], line["reason"]) for line in found]
+
+    def outkeep(self, *arguments: str) -> str:
+        """What a command prints."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("OUTKEEP_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "app.cli", *arguments],
+            cwd=ROOT,
+            env=inherited | self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        return done.stdout
 
     def told(self, handler: str) -> dict[str, Any] | None:
         path = self.outputs / "predictions" / ID / f"told-{handler}.json"
@@ -237,37 +278,63 @@ def test_an_event_is_handed_on_once_however_often_the_notify_job_runs(workshop: 
     assert workshop.job("thumbnail").enqueued_at == first
 
 
-@pytest.mark.parametrize(
-    ("function", "lines", "reason"),
-    [
-        ("raises", (), "ValueError: no such colour"),
-        ("leaves", (), "SystemExit: enough"),
-        ("imports", (), "No module named 'no_such_module_anywhere'"),
-        ("hangs", ("timeout = 1",), "Task exceeded maximum timeout value (1 seconds)"),
-        ("eats", ('memory = "256MiB"',), "MemoryError"),
-        ("exits", (), "Work-horse terminated unexpectedly; waitpid returned 1792"),
-    ],
-)
-def test_a_job_that_fails_spoils_its_own_delivery_and_no_other_and_says_why(
-    workshop: Workshop, function: str, lines: tuple[str, ...], reason: str
+def test_code_that_fails_in_any_way_spoils_its_own_delivery_and_no_other_says_why_and_is_replayed(
+    workshop: Workshop,
 ) -> None:
-    workshop.add("bad", function, *lines)
+    for name, (lines, _) in FAILING.items():
+        workshop.add(name, name, *lines)
     workshop.add("good", "keep")
-    workshop.hand_on("bad")
-    workshop.hand_on("good")
-    job = workshop.last_chance(workshop.job("bad"))
+    workshop.hand_on(*FAILING, "good")
+    jobs = {name: workshop.last_chance(workshop.job(name)) for name in FAILING}
     with workshop.working():
         until_told(workshop, "good", "delivered")
-        wait_until(has(job, JobStatus.FAILED), seconds=PATIENCE)
-    workshop.sweep()  # of a work-horse that was killed nothing else tells
-    told = workshop.told("bad")
-    assert told is not None
-    assert told["outcome"] == "dead"
-    assert reason in told["error"]
-    assert reason in failure(job)
-    [failed] = workshop.failures()
-    assert (failed.id, failed.handler, failed.kind) == (ID, "bad", Kind.PREDICTION)
-    assert reason in str(failed.error)
+        for job in jobs.values():
+            wait_until(has(job, JobStatus.FAILED), seconds=PATIENCE)
+        workshop.sweep()  # of a work-horse that was killed nothing else tells
+        listed = workshop.outkeep("ls", "--failed")
+        for name, (_, reason) in FAILING.items():
+            told = workshop.told(name)
+            assert told is not None
+            assert (told["outcome"], told["attempts"]) == ("dead", 5)
+            assert reason in told["error"]
+            assert reason in failure(jobs[name])
+            assert name in listed
+            assert reason[:40] in listed
+        assert {failed.handler for failed in workshop.failures()} == set(FAILING)
+        (workshop.folder / "tasks.py").write_text(MENDED)
+        workshop.outkeep("replay", "--failed")
+        workshop.work_notify()
+        for name in FAILING:
+            until_told(workshop, name, "delivered")
+
+
+def test_what_fails_is_logged_by_name_with_its_reason_and_without_its_arguments(workshop: Workshop) -> None:
+    for name, function in {"bad": "raises", "worst": "raises", "gone": "exits", "lost": "exits"}.items():
+        workshop.add(name, function)
+    workshop.hand_on("bad", "worst", "gone", "lost")
+    workshop.last_chance(workshop.job("worst"))
+    workshop.last_chance(workshop.job("lost"))
+    with workshop.working():
+        until_told(workshop, "worst", "dead")
+        wait_until(has(workshop.job("bad"), JobStatus.SCHEDULED), seconds=PATIENCE)
+        wait_until(has(workshop.job("gone"), JobStatus.SCHEDULED), seconds=PATIENCE)
+        wait_until(has(workshop.job("lost"), JobStatus.FAILED), seconds=PATIENCE)
+    raised, left = "ValueError: no such colour", "its process left with 7"
+    again, no_more = (
+        "a job of a handler failed, again in 5 s: ",
+        "a job of a handler failed for the last time: ",
+    )
+    assert sorted(workshop.said("handler_job_run_failed")) == [
+        ("warning", "bad", again + raised, raised),
+        ("warning", "gone", again + left, left),
+        ("warning", "lost", no_more + left, left),
+        ("warning", "worst", no_more + raised, raised),
+    ]
+    for_good = f"a job of a handler has failed for good, and waits for a replay: {raised}"
+    assert workshop.said("handler_job_failed") == [("error", "worst", for_good, raised)]
+    assert '"exception": "Traceback' in workshop.log
+    for unwanted in ("größer", r"gr\u00f6\u00dfer", "exception raised while executing"):
+        assert unwanted not in workshop.log
 
 
 def test_a_job_that_fails_is_tried_again_before_it_is_given_up(workshop: Workshop) -> None:
@@ -298,7 +365,7 @@ def test_the_users_own_worker_runs_what_is_on_its_queue_and_the_sweep_tells_how_
     assert (good["outcome"], bad["outcome"]) == ("delivered", "dead")
     assert bad["error"] == "ValueError: no such colour"
     [failed] = workshop.failures()
-    assert (failed.handler, failed.error, failed.attempts) == ("bad", "ValueError: no such colour", 1)
+    assert (failed.handler, failed.error, failed.attempts) == ("bad", "ValueError: no such colour", 5)
 
 
 def test_an_end_is_told_once_and_never_over_a_later_one(workshop: Workshop) -> None:
