@@ -12,11 +12,14 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from app import deployment, reconcile_memory
 from app.core import findings as rules
+from app.core import job_findings
 from app.core.addresses import is_private, is_public
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.findings import Finding, Level
 from app.core.handlers import Handler, job_queues
+from app.core.names import HANDLE_QUEUE
 from app.core.targets import Call, FollowUp, Webhook
+from app.functions import missing
 from app.health import disk, spooled
 from app.inbox import connect
 from app.keyring import fetch_secret
@@ -32,14 +35,14 @@ TIMEOUT = 5.0
 _STORAGE = "OUTKEEP_STORAGE: "
 
 
-def diagnose(environment: Mapping[str, str]) -> list[Finding]:
-    """Run every check over the deployment that `environment` describes."""
+def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
+    """Run every check over the deployment that `environment` describes; `code` holds the user's functions."""
     settings, handlers, findings = _configuration(environment)
     findings += _credentials(settings)
     findings += _redis(settings, handlers)
     findings += _spool(settings)
     findings += [*_storage(settings), *_disks(settings)]
-    findings += [_handler(handler, settings) for handler in handlers]
+    findings += [_handler(handler, settings, code) for handler in handlers]
     return findings
 
 
@@ -143,14 +146,15 @@ def _disks(settings: Settings) -> list[Finding]:
     return list(disks.values())
 
 
-def _handler(handler: Handler, settings: Settings) -> Finding:
+def _handler(handler: Handler, settings: Settings, code: Path) -> Finding:
     """Whether a handler can be told, as far as that shows from here."""
     check = f"handler {handler.name}"
     match handler.target:
         case Webhook(url):
             return _webhook(check, url, settings)
         case Call(function, queue):
-            return Finding(Level.OK, check, f"{function} on queue {queue}")
+            trouble = missing(function, code) if queue == HANDLE_QUEUE else None
+            return job_findings.function(handler.name, function, queue, trouble)
         case FollowUp(model) if settings.public_url is None and settings.reconciles == "off":
             detail = f"what {model} makes never comes back: set OUTKEEP_PUBLIC_URL, or OUTKEEP_RECONCILE"
             return Finding(Level.WARN, check, detail)

@@ -21,14 +21,16 @@ from app.bearer import carries
 from app.core import findings as rules
 from app.core.errors import OutkeepError
 from app.core.findings import Finding, Level
+from app.core.job_findings import command
 from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.disk import floor_of
 from app.handler_states import HandlerStates
+from app.job_checks import ages, scheduler
 from app.keyring import KeyRing
 from app.lateness import Lateness
 from app.recent import Recent
-from app.redis_checks import ages, durability, scheduler
+from app.redis_checks import durability
 from app.spool import Spool
 from app.storage import Storage
 
@@ -59,6 +61,8 @@ class Health:
     reconciles: str
     ring: KeyRing | None
     """None: no delivery of Replicate is expected."""
+    users: Sequence[str] = ()
+    """Queues that hold jobs of the user's."""
     _recent: Recent[list[Finding]] = field(init=False, repr=False)
     _recent_storage: Recent[Finding] = field(init=False, repr=False)
 
@@ -83,7 +87,7 @@ class Health:
         """Run every check but that of storage; blocks for about two seconds at most when Redis hangs."""
         try:
             findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
-            findings += [*map(rules.warned, [scheduler(self.redis), *ages(self.redis)])]
+            findings += [*map(rules.warned, [scheduler(self.redis, self.users), *ages(self.redis)])]
             findings += switched_off(self.redis)
             if self.api_token is not None:
                 findings.append(rules.reconciled(self.reconciles, reconcile_memory.age(self.redis)))
@@ -116,11 +120,14 @@ class Health:
 
     def _workers(self) -> list[Finding]:
         findings = []
-        for name in (PERSIST_QUEUE, NOTIFY_QUEUE):
+        for name in (PERSIST_QUEUE, NOTIFY_QUEUE, *self.users):
             count = queues.worker_count(name, self.redis)
             level = Level.OK if count else Level.WARN
-            detail = f"{count} running" if count else f"none runs; start `outkeep work {name}`"
-            findings.append(Finding(level, f"workers of {name}", detail))
+            detail = f"{count} running" if count else f"none runs; start `{command(name)}`"
+            if name in self.users:  # what it is called is nobody's business
+                findings.append(Finding(level, "workers of jobs", f"{name}: {detail}"))
+            else:
+                findings.append(Finding(level, f"workers of {name}", detail))
         return findings
 
     async def _patient_storage(self) -> Finding:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from app.bodies import Bodies
 from app.claim_check import ClaimCheck
 from app.core.context import context_keys, webhook_path
+from app.core.handlers import job_queues
 from app.core.links import link_keys
 from app.core.names import COG_PATH, Kind
 from app.deployment import Deployment
@@ -88,7 +89,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         clock=_now,
     )
     health = _health(deployment, redis, storage, spool=spool, lateness=lateness, ring=ring)
-    metrics = Metrics(redis, tally, _now, folder)
+    metrics = Metrics(redis, tally, _now, folder, job_queues(deployment.handlers))
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
     waiting = ClaimCheck(storage, patience=DRAIN_PATIENCE)
@@ -170,6 +171,7 @@ def _health(
         api_token=settings.api_token,
         reconciles=settings.reconciles,
         ring=ring,
+        users=job_queues(deployment.handlers),
     )
 
 

@@ -24,7 +24,7 @@ from app.spool import Spool
 from app.tally import Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
+_OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 
 _SERIES = re.compile(r"([a-z_]+)(?:\{([^{}]*)\})?", re.ASCII)
 _LABEL = re.compile(r'([a-z_]+)="([^"]*)"', re.ASCII)
@@ -44,6 +44,8 @@ class Metrics:
     tally: Tally
     clock: Callable[[], datetime]
     spool: Spool
+    users: Sequence[str] = ()
+    """Queues beside ours that hold jobs of the user's."""
     _seen: dict[str, int] = field(default_factory=dict)
     """The counts when Redis last answered."""
 
@@ -56,7 +58,7 @@ class Metrics:
         """The text; blocks for a round trip or two."""
         self.tally.flush(self.redis)
         try:
-            self._seen, gauges = _ask(self.redis, self.clock())
+            self._seen, gauges = _ask(self.redis, self.clock(), list(dict.fromkeys([*_OURS, *self.users])))
             counts = self._seen
         except RedisError:
             gauges = {words.REDIS_UP: {(): 0}}
@@ -125,20 +127,22 @@ def _read(counts: Mapping[str, int]) -> Iterator[tuple[str, dict[str, str], int]
             yield match[1], dict(_LABEL.findall(match[2] or "")), number
 
 
-def _ask(redis: Redis, now: datetime) -> tuple[dict[str, int], dict[Gauge, Mapping[tuple[str, ...], float]]]:
+def _ask(
+    redis: Redis, now: datetime, queues: Sequence[str]
+) -> tuple[dict[str, int], dict[Gauge, Mapping[tuple[str, ...], float]]]:
     """Counts and gauges out of Redis, in two round trips; raises redis' errors."""
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(COUNTERS)
         pipeline.zcard(RECORDS)
-        for queue in QUEUES:
+        for queue in queues:
             pipeline.lindex(f"rq:queue:{queue}", 0)
             pipeline.scard(f"rq:workers:{queue}")
             pipeline.llen(f"rq:queue:{queue}")
             for registry in _STATES.values():
                 pipeline.zcard(f"{registry}:{queue}")
         counts, records, *rest = pipeline.execute()
-    size = len(rest) // len(QUEUES)
-    facts = {queue: rest[number * size : (number + 1) * size] for number, queue in enumerate(QUEUES)}
+    size = len(rest) // len(queues)
+    facts = {queue: rest[number * size : (number + 1) * size] for number, queue in enumerate(queues)}
     oldest = _ages(redis, {queue: found[0] for queue, found in facts.items()}, now)
     stands = ("waiting", *_STATES)
     gauges: dict[Gauge, Mapping[tuple[str, ...], float]] = {

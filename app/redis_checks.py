@@ -1,36 +1,18 @@
-"""What Redis tells readiness and the doctor: about itself, about the workers and what waits for them."""
+"""What Redis tells readiness and the doctor about itself."""
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
-from rq.job import Job
-from rq.scheduler import RQScheduler
-from rq.suspension import WORKERS_SUSPENDED
-from rq.worker.base import BaseWorker
 
-from app import queues
 from app.core import findings as rules
 from app.core.findings import Finding, Level
 from app.core.links import fingerprint
-from app.core.names import (
-    HANDLE_QUEUE,
-    KEY_FINGERPRINT,
-    NOTIFY_QUEUE,
-    PERSIST_QUEUE,
-    SWEPT,
-    WRITE_PROBE,
-)
+from app.core.names import KEY_FINGERPRINT, SWEPT, WRITE_PROBE
 from app.handler_states import HandlerStates
-
-_OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
-
-SILENCE = timedelta(seconds=30)
-"""A worker that was not heard of for this long is taken for dead; each reports every few seconds."""
+from app.job_checks import ages, dead_letters, scheduler, untold_ends, workers
 
 
 def check_redis(
@@ -59,18 +41,14 @@ def _rest(
         *(found for found in durable if not (wrong and found.level is Level.OK)),
         *_key(redis, keys),
         _clock(redis),
-        *_workers(redis, users),
+        *workers(redis, users),
         scheduler(redis, users),
         _sweep(redis),
         *ages(redis, users),
-        *_dead_letters(redis, users),
+        *dead_letters(redis, users),
+        *untold_ends(redis, users),
         *_switched_off(redis, handlers),
     ]
-
-
-def _all(users: Sequence[str]) -> tuple[str, ...]:
-    """Our queues, and those that users work off themselves."""
-    return (*_OURS, *(name for name in users if name not in _OURS))
 
 
 def _server(redis: Redis) -> list[Finding]:
@@ -107,55 +85,9 @@ def _clock(redis: Redis) -> Finding:
     return rules.clock(middle - (seconds + microseconds / 1e6))
 
 
-def _workers(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
-    if redis.exists(WORKERS_SUSPENDED):
-        yield Finding(Level.FAIL, "workers", "all are suspended; `rq resume` lets them go on")
-    earliest = datetime.now(UTC) - SILENCE
-    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, *users):
-        registered = BaseWorker.all(queue=queues.queue(name, redis))
-        alive = [each for each in registered if each.last_heartbeat and each.last_heartbeat > earliest]
-        level = Level.OK if alive else Level.FAIL
-        command = f"outkeep work {name}" if name in _OURS else f"rq worker -S json {name}"
-        detail = f"{len(alive)} running" if alive else f"none runs; start `{command}`"
-        yield Finding(level, f"workers of {name}", detail)
-
-
-def scheduler(redis: Redis, users: Sequence[str] = ()) -> Finding:
-    """Whether delayed retries are started."""
-    idle = [name for name in _all(users) if not redis.exists(RQScheduler.get_locking_key(name))]
-    if idle:
-        detail = f"none for {', '.join(idle)}: delayed retries do not start; the workers of "
-        detail += f"{PERSIST_QUEUE} and {NOTIFY_QUEUE} bring one"
-        return Finding(Level.FAIL, "scheduler", detail)
-    return Finding(Level.OK, "scheduler", "running")
-
-
 def _sweep(redis: Redis) -> Finding:
     at = cast(bytes | None, redis.get(SWEPT))
     return rules.sweep(None if at is None else time.time() - float(at))
-
-
-def ages(redis: Redis, users: Sequence[str] = ()) -> Iterator[Finding]:
-    """How long work has waited, queue by queue."""
-    for name in _all(users):
-        queue = queues.queue(name, redis)
-        yield rules.waiting(name, queue.count, _waited(redis, queue.key))
-
-
-def _dead_letters(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
-    for name in _all(users):
-        registry = queues.queue(name, redis).failed_job_registry
-        yield rules.dead_letters(name, registry.get_job_count(cleanup=False))
-
-
-def _waited(redis: Redis, queue_key: str) -> float:
-    """For how many seconds the first job of a queue has stood there."""
-    first = cast(bytes | None, redis.lindex(queue_key, 0))
-    with suppress(ValueError):  # whoever can write to Redis can write anything
-        since = redis.hget(Job.key_for(first.decode()), "enqueued_at") if first else None
-        if since is not None:
-            return (datetime.now(UTC) - datetime.fromisoformat(cast(bytes, since).decode())).total_seconds()
-    return 0.0
 
 
 def _switched_off(redis: Redis, handlers: Sequence[str]) -> Iterator[Finding]:

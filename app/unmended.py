@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.core import findings as rules
-from app.core.errors import Permanent
+from app.core.errors import OutkeepError, Permanent
 from app.core.findings import Finding, Level
 from app.core.names import Kind
 from app.core.repairs import Repair
@@ -20,6 +20,7 @@ from app.removal import unended
 from app.settings import Settings
 from app.spool import Spool
 from app.storage import Storage
+from app.stray_claims import stray_claims
 from app.strays import Strays, abandoned, locked
 
 AGAIN = 1.0
@@ -32,11 +33,13 @@ def unmended(redis: Redis, settings: Settings, users: Sequence[str] = ()) -> lis
     `users` are queues beside ours that hold jobs of the user's.
     """
     found: dict[Repair, list[str]] = defaultdict(list)
+    storage = _storage(settings)
     try:
         for gap in _gaps(redis, settings, users):
             found[gap.repair].append(gap.name)
         found[Repair.REMOVAL_ENDED] += unended(redis, datetime.now(UTC))
-        found[Repair.FILE_REMOVED] += map(str, _files(redis, settings))
+        found[Repair.FILE_REMOVED] += map(str, _files(redis, settings, storage.folder if storage else None))
+        found[Repair.CLAIM_REMOVED] += _claims(redis, settings, storage)
     except (ResponseError, OSError) as error:
         return [Finding(Level.WARN, "gaps", f"cannot be looked for ({type(error).__name__}): {error}")]
     return rules.gaps(found)
@@ -54,16 +57,29 @@ def _gaps(redis: Redis, settings: Settings, users: Sequence[str]) -> list[Gap]:
     return [gap for gap in found if gap in still]
 
 
-def _files(redis: Redis, settings: Settings) -> Iterator[Path]:
+def _storage(settings: Settings) -> Storage | None:
+    try:
+        return Storage(settings.storage_url)
+    except Permanent:  # the check of the storage says why
+        return None
+
+
+def _claims(redis: Redis, settings: Settings, storage: Storage | None) -> list[str]:
+    if storage is None:
+        return []
+    records = Records(redis, ttl=settings.record_ttl)
+    try:
+        return list(stray_claims(storage, records, held_for=settings.record_ttl, now=time.time()))
+    except OutkeepError:  # the same
+        return []
+
+
+def _files(redis: Redis, settings: Settings, outputs: Path | None) -> Iterator[Path]:
     records = Records(redis, ttl=settings.record_ttl)
 
     def is_known(kind: Kind, prediction_id: str) -> bool:
         return records.get(kind, prediction_id) is not None
 
-    try:
-        outputs = Storage(settings.storage_url).folder
-    except Permanent:  # the check of the storage says why
-        outputs = None
     strays = Strays(
         settings.temporary,
         outputs,

@@ -6,6 +6,8 @@ first marks the job's hash.
 """
 
 import logging
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import cast
@@ -18,7 +20,7 @@ from app import told as outcome_files
 from app.core.names import COUNTERS, JOB_TOLD, split_handle_job_id
 from app.core.outcomes import Told
 from app.core.vocabulary import NOTIFIED
-from app.queues import USERS_RETRIES
+from app.queues import USERS_RETRIES, queue
 from app.storage import Storage
 from app.tally import series
 
@@ -33,6 +35,7 @@ OUTCOMES = {
 }
 
 _LONGEST = 200
+_PAGE = 1000
 
 log = logging.getLogger("outkeep.notify")
 
@@ -52,10 +55,11 @@ class End:
         texts = [(field or b"").decode(errors="replace") for field in fields]
         self.status, ended_at, asked, left, self.told = texts
         self.word = f"{self.status} {ended_at}"
-        self.at = datetime.now(UTC)
+        self._at: datetime | None = None
         with suppress(ValueError):  # a job whose worker died has none
             at = datetime.fromisoformat(ended_at)
-            self.at = at if at.tzinfo else at.replace(tzinfo=UTC)
+            self._at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        self.at = self._at or datetime.now(UTC)
         # RQ counts the runs that a job has asked for itself, and apart from them those that it has left.
         self.attempts = 1 + _number(asked, 0) + max(0, USERS_RETRIES - _number(left, USERS_RETRIES))
 
@@ -69,10 +73,39 @@ class End:
         """Whether it has ended, and nobody has told so."""
         return self.outcome is not None and self.told != self.word
 
+    def age(self, now: datetime) -> float:
+        """Seconds since it ended; without end where RQ does not say when that was."""
+        return math.inf if self._at is None else (now - self._at).total_seconds()
+
 
 def end_of(redis: Redis, job_id: str) -> End:
     """How a job stands."""
     return End(cast(list[bytes | None], redis.hmget(Job.key_for(job_id), FIELDS)))
+
+
+def untold(redis: Redis, names: Sequence[str]) -> Iterator[tuple[str, End]]:
+    """The jobs of the queues `names` that have ended without anybody telling so."""
+    for name in names:
+        ended = [job_id for job_id in _ended(redis, name) if split_handle_job_id(job_id)]
+        for first in range(0, len(ended), _PAGE):
+            yield from _news(redis, ended[first : first + _PAGE])
+
+
+def _ended(redis: Redis, name: str) -> Iterator[str]:
+    jobs = queue(name, redis)
+    for registry in (jobs.finished_job_registry, jobs.failed_job_registry, jobs.canceled_job_registry):
+        yield from registry.get_job_ids(cleanup=False)
+
+
+def _news(redis: Redis, job_ids: Sequence[str]) -> Iterator[tuple[str, End]]:
+    with redis.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hmget(Job.key_for(job_id), FIELDS)
+        answers = pipeline.execute()
+    for job_id, answer in zip(job_ids, answers, strict=True):
+        end = End(answer)
+        if end.is_news:
+            yield job_id, end
 
 
 def tell(redis: Redis, storage: Storage, job_id: str, end: End) -> None:

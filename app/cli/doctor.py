@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -13,8 +14,15 @@ from app.doctor import diagnose
 
 
 @click.command()
+@click.option(
+    "--path",
+    "code",
+    default=".",
+    type=click.Path(path_type=Path),
+    help="Folder from which handler code is imported, as for `work handle`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-def doctor(*, as_json: bool) -> None:
+def doctor(code: Path, *, as_json: bool) -> None:
     """Examine this deployment: what could lose data or hide trouble, and what to do about it.
 
     Needs the same environment as `up`, `serve` and `work`, and works while Redis is down. Prints a line for
@@ -24,9 +32,10 @@ def doctor(*, as_json: bool) -> None:
     \b
     Examples:
       outkeep doctor
+      outkeep doctor --path /srv/myproject
       outkeep doctor --json
     """
-    findings = diagnose(os.environ)
+    findings = diagnose(os.environ, code.absolute())
     failed = any(finding.level is Level.FAIL for finding in findings)
     if as_json:
         lines = [dataclasses.asdict(finding) for finding in findings]

@@ -47,10 +47,6 @@ SKEW_WARN = 5.0
 SKEW_FAIL = 60.0
 """Of the 300 s that a delivery may be old; and workers are missed after 15 s."""
 
-WAIT_WARN = 60.0
-WAIT_FAIL = 600.0
-"""How long a job may wait for a worker: Replicate deletes the files after an hour."""
-
 SWEEP_WARN = 300.0
 
 RECONCILE_WARN = 600.0
@@ -151,23 +147,6 @@ def out_of_time(count: int, window: float) -> Finding:
         "after our time; is there clock skew on this host (NTP), or does somebody send old ones again?"
     )
     return Finding(Level.WARN, "clock", detail)
-
-
-def waiting(queue: str, count: int, oldest: float) -> Finding:
-    """Judge a queue of `count` jobs, the first of which has waited for `oldest` seconds."""
-    level = Level.FAIL if oldest >= WAIT_FAIL else Level.WARN if oldest >= WAIT_WARN else Level.OK
-    detail = f"{count} waiting" + (f", the oldest for {oldest:.0f} s" if count else "")
-    if level is not Level.OK:
-        detail += f"; start more of `outkeep work {queue}`"
-    return Finding(level, f"queue {queue}", detail)
-
-
-def dead_letters(queue: str, count: int) -> Finding:
-    """Judge how many jobs of a queue have failed for good."""
-    if not count:
-        return Finding(Level.OK, f"dead letters of {queue}", "none")
-    detail = f"{count}; look at the log, mend the cause, then `outkeep replay --failed`"
-    return Finding(Level.WARN, f"dead letters of {queue}", detail)
 
 
 def sweep(age: float | None) -> Finding:

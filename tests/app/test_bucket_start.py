@@ -102,7 +102,7 @@ def test_doctor_names_what_is_wrong_with_the_bucket_once(proxy: FaultyProxy, tmp
         (500, "InternalError", "it answers 500"),
     ):
         proxy.refuse(status, word)
-        findings = diagnose(settings(tmp_path))
+        findings = diagnose(settings(tmp_path), tmp_path)
         told = [finding for finding in findings if "s3://keep/x" in finding.detail]
         assert [(finding.level, finding.check) for finding in told] == [(Level.FAIL, "storage")]
         assert wanted in told[0].detail

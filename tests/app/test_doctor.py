@@ -13,11 +13,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rq import Worker
 from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
 
 from app import queues
 from app.core.manifest import Receipt
-from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED, SWEPT, Kind
+from app.core.names import (
+    KEY_FINGERPRINT,
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    RECONCILED,
+    SWEPT,
+    Kind,
+    handle_job_id,
+    notify_job_id,
+)
 from app.handler_states import HandlerStates
 from app.spool import Spool, Spooled
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
@@ -59,8 +70,8 @@ def run(folder: Path, *arguments: str, **settings: str) -> "subprocess.Completed
     )
 
 
-def doctor(folder: Path, **settings: str) -> Report:
-    done = run(folder, **settings)
+def doctor(folder: Path, *arguments: str, **settings: str) -> Report:
+    done = run(folder, *arguments, **settings)
     assert done.stderr == ""
     assert done.returncode in {0, 1}
     report = Report(done.returncode, done.stdout.splitlines())
@@ -358,6 +369,79 @@ def test_handlers_that_can_never_be_told_fail(valkey: OwnValkey, tmp_path: Path)
     assert "`outkeep handlers enable gallery`" in off
     assert allowed == "ok   handler gallery: 127.0.0.1 may be connected to"
     assert report.line("handler metadata").endswith("which is not public: it is never told")
+
+
+JOBS = """
+[[handler]]
+name = "thumbnail"
+job = "mine.keep"
+
+[[handler]]
+name = "misspelt"
+job = "mine.kep"
+
+[[handler]]
+name = "theirs"
+job = "elsewhere.keep"
+queue = "thumbs"
+"""
+
+
+def test_queues_of_jobs_are_examined_with_their_workers_and_functions(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    (tmp_path / "outkeep.toml").write_text(JOBS)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text("def keep(event): pass\n")
+    settings = environment(valkey.url, tmp_path)
+    report = doctor(tmp_path, **settings)
+    assert (
+        report.line("workers of handle") == "fail workers of handle: none runs; start `outkeep work handle`"
+    )
+    assert report.line("workers of thumbs") == (
+        "fail workers of thumbs: none runs; start `rq worker -S json thumbs`"
+    )
+    assert report.line("queue thumbs") == "ok   queue thumbs: 0 waiting"
+    assert report.line("dead letters of thumbs") == "ok   dead letters of thumbs: none"
+    assert report.line("ends of jobs") == "ok   ends of jobs: all are told"
+    assert report.line("handler thumbnail") == (
+        f"warn handler thumbnail: there is no module 'mine' in {tmp_path} or among the installed packages, "
+        "so mine.keep would not run; mend that, or name the folder of your code with --path, here and at "
+        "`outkeep work handle`"
+    )
+    beside = doctor(tmp_path, "--path", "code", **settings)
+    assert beside.line("handler thumbnail") == "ok   handler thumbnail: mine.keep on queue handle"
+    assert beside.line("handler misspelt").startswith(
+        f"warn handler misspelt: {tmp_path}/code/mine.py has no 'kep', so mine.kep would not run"
+    )
+    assert beside.line("handler theirs") == (
+        "ok   handler theirs: elsewhere.keep on queue thumbs, whose workers are your own"
+    )
+
+
+def test_an_idle_stock_worker_counts_and_an_end_that_nobody_told_is_named(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    """As they stand when RQ's own worker has run a job, and has then waited for the next one."""
+    valkey.start()
+    (tmp_path / "outkeep.toml").write_text(JOBS)
+    thumbs = queues.queue("thumbs", valkey.redis)
+    notify_id = notify_job_id("theirs", Kind.PREDICTION, "abc")
+    job = thumbs.enqueue("builtins.print", {}, job_id=handle_job_id(notify_id), result_ttl=3600)
+    worker = Worker([thumbs], connection=valkey.redis, serializer=JSONSerializer, name="stock")
+    worker.register_birth()  # type: ignore[no-untyped-call]
+    worker.execute_job(job, thumbs)
+    ago = datetime.now(UTC) - timedelta(seconds=130)
+    for key, field in ((worker.key, "last_heartbeat"), (job.key, "ended_at")):
+        valkey.redis.hset(key, field, ago.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+    report = doctor(tmp_path, **environment(valkey.url, tmp_path))
+    assert re.match(
+        r"ok   workers of thumbs: 1 registered, last heard of 13\d s ago", report.line("workers of thumbs")
+    )
+    assert report.line("ends of jobs").startswith(
+        f"warn ends of jobs: 1 jobs of handlers have ended, and no outcome says so ({job.id})"
+    )
 
 
 def test_json_says_the_same(tmp_path: Path) -> None:

@@ -144,14 +144,21 @@ def test_a_redis_that_hides_its_configuration_is_warned_of(valkey: OwnValkey, tm
 def test_missing_workers_are_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     register(valkey.redis, NOTIFY_QUEUE)
-    with in_thread(valkey.url, tmp_path) as web:
+    handlers = tmp_path / "handlers.toml"
+    handlers.write_text('[[handler]]\nname = "thumbnail"\njob = "tasks.keep"\nqueue = "thumbs"\n')
+    with in_thread(valkey.url, tmp_path, OUTKEEP_HANDLERS=str(handlers)) as web:
         answer = ready(web)
+        metrics = web.ask("GET", "/metrics").body.decode()
 
     assert answer.status == 200
     assert line(answer, "workers of persist") == (
         "warn workers of persist: none runs; start `outkeep work persist`"
     )
     assert line(answer, "workers of notify") == "ok workers of notify: 1 running"
+    assert line(answer, "workers of jobs") == (
+        "warn workers of jobs: thumbs: none runs; start `rq worker -S json thumbs`"
+    )
+    assert 'outkeep_queue_jobs{queue="thumbs",state="waiting"} 0.0' in metrics
 
 
 def test_a_key_of_another_deployment_fails(valkey: OwnValkey, tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ def test_depth_and_age_of_the_oldest_are_told_for_each_queue(redis: Redis) -> No
     assert told["outkeep_records"] == 1
 
 
+def test_queues_of_the_users_own_are_told_too(redis: Redis) -> None:
+    queues.queue("thumbs", redis).enqueue("tasks.keep", {})
+    redis.sadd("rq:workers:thumbs", "rq:worker:a")
+    told = read(Metrics(redis, Tally(), lambda: LATER, NO_SPOOL, ("handle", "thumbs")))
+    assert told["outkeep_queue_jobs queue=thumbs state=waiting"] == 1
+    assert told["outkeep_queue_jobs queue=thumbs state=failed"] == 0
+    assert told["outkeep_queue_oldest_seconds queue=thumbs"] > 1e9
+    assert told["outkeep_workers queue=thumbs"] == 1
+    assert told["outkeep_workers queue=handle"] == 0
+
+
 def test_without_redis_the_process_tells_what_it_knows_and_no_count_goes_back(redis: Redis) -> None:
     tally = Tally()
     tally.add(words.RECEIVED, "accepted")

@@ -16,9 +16,17 @@ from app import queues
 from app.arrivals import make_arrival
 from app.core.findings import GAPS, Level
 from app.core.manifest import Receipt
-from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, RECORDS, Kind, held_name, persist_job_id
+from app.core.names import (
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    RECORDS,
+    Kind,
+    claim_name,
+    held_name,
+    persist_job_id,
+)
 from app.core.prediction import parse
-from app.core.repairs import Repair
+from app.core.repairs import CLAIM_AFTER, Repair
 from app.records import Records
 from app.settings import Settings, load
 from app.spool import ABANDONED
@@ -165,6 +173,14 @@ def test_a_removal_that_was_cut_off_is_named(redis: Redis, deployment: Settings)
     now = datetime.now(UTC).timestamp()
     redis.zadd("outkeep:removals", {f"prediction:{ID}": now - 120, "prediction:just-begun": now})
     assert only(redis, deployment).startswith(f"1 {GAPS[Repair.REMOVAL_ENDED]} (prediction:{ID})")
+
+
+def test_a_large_body_that_waits_for_nobody_is_named(redis: Redis, deployment: Settings) -> None:
+    old_file(deployment.data / "outputs" / claim_name(Kind.PREDICTION, ID, "0" * 64), CLAIM_AFTER / 2)
+    assert only(redis, deployment).startswith("none"), "a record may still lead to it"
+    name = claim_name(Kind.PREDICTION, "gone", "0" * 64)
+    old_file(deployment.data / "outputs" / name)
+    assert only(redis, deployment) == f"1 {GAPS[Repair.CLAIM_REMOVED]} ({name}); the sweep mends that"
 
 
 def test_what_may_not_be_looked_at_is_said(redis: Redis, valkey_url: str, deployment: Settings) -> None:

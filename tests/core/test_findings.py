@@ -61,11 +61,6 @@ def test_a_clock_may_be_a_little_off(skew: float, level: str) -> None:
     assert findings.clock(skew).level == level
 
 
-@pytest.mark.parametrize(("age", "level"), [(0.0, "ok"), (59.0, "ok"), (60.0, "warn"), (600.0, "fail")])
-def test_waiting_jobs_are_judged_by_the_hour(age: float, level: str) -> None:
-    assert findings.waiting("persist", 3, age).level == level
-
-
 @pytest.mark.parametrize(("age", "level"), [(None, "warn"), (-3.0, "ok"), (299.0, "ok"), (301.0, "warn")])
 def test_a_sweep_is_missed_after_five_minutes(age: float | None, level: str) -> None:
     assert findings.sweep(age).level == level
@@ -74,11 +69,6 @@ def test_a_sweep_is_missed_after_five_minutes(age: float | None, level: str) -> 
 @pytest.mark.parametrize(("free", "level"), [(99, "fail"), (100, "warn"), (199, "warn"), (200, "ok")])
 def test_a_disk_is_warned_of_before_its_floor(free: int, level: str) -> None:
     assert findings.disk("/data", free << 20, 100 << 20).level == level
-
-
-def test_dead_letters_are_warned_of() -> None:
-    assert findings.dead_letters("notify", 0).level is Level.OK
-    assert findings.dead_letters("notify", 1).level is Level.WARN
 
 
 @pytest.mark.parametrize(
