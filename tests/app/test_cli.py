@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from app.cli.root import cli
+from app.core.context import Lineage, followed
 from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import Kind
 from app.core.prediction import parse
@@ -364,17 +365,19 @@ def test_ls_lists_what_is_in_quarantine(settings: dict[str, str], web: Web) -> N
 
 @pytest.fixture
 def kept(web: Web) -> Manifest:
-    """A stored prediction with a file, a loss, and a handler that was told."""
+    """A stored prediction with a file, a loss, a handler that was told, and one before and one after it."""
     storage = Storage((web.folder / "outputs").as_uri())
     files = (
         KeptFile("/output/0", "https://x/a.png", "output-0.png", "image/png", 3, "0" * 64),
         KeptFile("/output/1", "https://x/b.png", error="not_found"),
     )
     parsed = parse(prediction("kept", model="owner/name"), Kind.PREDICTION)
-    manifest = Manifest(parsed, files, None, Receipt(NOW, "msg_1"), NOW)
+    context = followed({"order": 42}, Lineage(Kind.PREDICTION, "before", "draw", 1))
+    manifest = Manifest(parsed, files, None, Receipt(NOW, "msg_1", context=context, parent="before"), NOW)
     storage.commit(manifest)
     told = {"webhook_id": "msg_2", "outcome": "delivered", "attempts": 2}
     storage.put_bytes("predictions/kept/told-gallery.json", json.dumps(told).encode())
+    storage.put_bytes("predictions/kept/told-upscale.json", json.dumps({**told, "child": "after"}).encode())
     return manifest
 
 
@@ -392,6 +395,8 @@ def test_show_tells_all_that_is_known(settings: dict[str, str], web: Web, kept: 
         "output-0.png  3 bytes  image/png",
         "LOST /output/1: not_found",
         "told gallery: delivered, attempts: 2",
+        "follows before by draw",
+        "followed by after (upscale)",
     ):
         assert part in done.stdout
 
@@ -404,6 +409,8 @@ def test_show_speaks_json(settings: dict[str, str], web: Web, kept: Manifest) ->
     assert shown["manifest"] == json.loads(kept.to_json())
     assert shown["record"]["state"] == "received"
     assert shown["told"]["gallery"]["outcome"] == "delivered"
+    assert shown["lineage"] == {"kind": "prediction", "parent": "before", "handler": "draw", "depth": 1}
+    assert shown["children"] == {"upscale": "after"}
 
 
 def test_what_others_wrote_cannot_steer_the_terminal(

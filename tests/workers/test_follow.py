@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ from tests.api_host import (
     unreachable,
 )
 from tests.workers.desk import Quick
-from tests.workers.worker_process import wait_until
+from tests.workers.worker_process import ROOT, wait_until
 from workers.attempt import Delivery
 from workers.follow import DEEPEST, SETTLE, fingerprint
 from workers.services import Jobs, notify_jobs
@@ -120,6 +122,25 @@ class Studio:
             return notify_jobs(deployment, self.redis)
 
         Quick(NOTIFY_QUEUE, connection=self.redis, jobs=jobs).work(burst=True)
+
+    @contextmanager
+    def working(self) -> Iterator["subprocess.Popen[bytes]"]:
+        """A worker process of the queue `notify`, killed at the end if it still lives."""
+        path = Path(self.environment["OUTKEEP_DATA"]) / "outkeep.toml"
+        path.write_text(self.handlers)
+        environment = {**self.environment, "OUTKEEP_HANDLERS": str(path)}
+        process = subprocess.Popen([sys.executable, "-m", "workers", NOTIFY_QUEUE], cwd=ROOT, env=environment)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def show(self, prediction_id: str) -> str:
+        """What `outkeep show` prints."""
+        command = [sys.executable, "-m", "app.cli", "show", prediction_id]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, check=True)
+        return done.stdout.decode()
 
     def again(self) -> None:
         """Let the time come for which the job is scheduled, and run it."""
@@ -290,6 +311,32 @@ def test_a_follow_up_whose_creation_was_not_confirmed_is_found(
     assert told is not None
     assert told["child"] == child["id"] == studio.only["id"]
     assert len(studio.api.creations) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_between_creating_and_noting_leaves_no_second_follow_up(
+    studio: Studio, valkey_url: str
+) -> None:
+    """Nobody receives webhooks here, so that only Replicate's list tells the next run what was created."""
+    studio.environment |= {"REDIS_URL": valkey_url, "OUTKEEP_SECRET_KEY": KEYS[0].decode()}
+    hanging = Hanging()
+    studio.api.mishaps = [hanging]
+    studio.tell()
+    with studio.working() as doomed:
+        assert hanging.created.wait(60)
+        doomed.kill()
+        doomed.wait()
+    hanging.release.set()
+    child = studio.only["id"]
+    assert studio.told() is None
+    with studio.working():
+        wait_until(studio.told, seconds=120)
+    told = studio.told()
+    assert told is not None
+    assert told["child"] == child == studio.only["id"]
+    assert len(studio.api.creations) == 1
+    assert f"follows {ID} by {NAME}" in studio.show(child)
+    assert f"followed by {child} ({NAME})" in studio.show(ID)
 
 
 def test_what_is_not_listed_is_waited_for_and_then_created(studio: Studio) -> None:
