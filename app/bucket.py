@@ -97,6 +97,10 @@ class Bucket:
         """Never known without asking."""
         return False
 
+    def is_linked(self, folder: str) -> bool:  # noqa: ARG002
+        """There are no links."""
+        return False
+
     def check(self) -> None:
         """Prove by a small object that it can be written, within some seconds.
 
@@ -165,7 +169,9 @@ class Bucket:
         # obstore panics when it uses one that is no URL.
         for name in sorted(_ENDPOINTS):
             value = self._environment.get(name)
-            if value and name.startswith(self._prefix):
+            if value is not None and name.startswith(self._prefix):
+                if not value:
+                    raise Permanent("storage_unusable", f"{name}: it is set, and empty; unset it")
                 try:
                     http_url(value)
                 except Permanent as error:

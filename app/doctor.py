@@ -41,7 +41,9 @@ def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
     findings += _credentials(settings)
     findings += _redis(settings, handlers)
     findings += _spool(settings)
-    findings += [*_storage(settings), *_disks(settings)]
+    if not any(finding.detail.startswith(_STORAGE) for finding in findings):
+        findings += _storage(settings)
+    findings += _disks(settings)
     findings += [_handler(handler, settings, code) for handler in handlers]
     return findings
 
@@ -50,9 +52,11 @@ def _configuration(environment: Mapping[str, str]) -> tuple[Settings, Sequence[H
     try:
         settings, handlers = deployment.prepare(environment)
     except ConfigurationError as error:
-        settings, _ = examine(environment)
-        # What the storage says, its own check says as well.
-        problems = [problem for problem in error.problems if not problem.startswith(_STORAGE)]
+        settings, refused = examine(environment)
+        # What the storage itself says, its own check says as well.
+        problems = [
+            problem for problem in error.problems if problem in refused or not problem.startswith(_STORAGE)
+        ]
         return settings, (), [Finding(Level.FAIL, "configuration", problem) for problem in problems]
     return settings, handlers, [Finding(Level.OK, "configuration", f"{len(handlers)} handlers")]
 

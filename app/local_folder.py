@@ -40,6 +40,11 @@ class LocalFolder:
         """Whether there is nothing to look into."""
         return not self.root.exists()
 
+    def is_linked(self, folder: str) -> bool:
+        """Whether a folder is reached through a link below one of ours, so that its files are not ours."""
+        parts = folder.split("/")
+        return any((self.root / "/".join(parts[:depth])).is_symlink() for depth in range(2, len(parts) + 1))
+
     def check(self) -> None:
         """Prove that it can be written; raises `Permanent`."""
         try:

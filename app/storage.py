@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -133,13 +134,18 @@ class Storage:
         return ((name, stored.changed_at) for name, stored in self.objects(prefix))
 
     def objects(self, prefix: str) -> Iterator[tuple[str, Stored]]:
-        """All objects below a folder; those of one folder come one after the other."""
+        """All objects below a folder; those of one folder come one after the other.
+
+        What is reached through a link stays out: whoever removes what is listed must not reach other files.
+        """
         with self._asked(prefix):
             if self._place.is_absent():
                 return
-            for page in obstore.list(self._place.store, prefix=prefix):
-                for meta in page:
-                    yield meta["path"], Stored(meta["size"], meta["e_tag"], meta["last_modified"])
+            listed = (meta for page in obstore.list(self._place.store, prefix=prefix) for meta in page)
+            for folder, found in groupby(listed, key=lambda meta: meta["path"].rpartition("/")[0]):
+                if not self._place.is_linked(folder):
+                    for meta in found:
+                        yield meta["path"], Stored(meta["size"], meta["e_tag"], meta["last_modified"])
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects; one that is gone already does not matter."""

@@ -92,6 +92,8 @@ _NO_CREDENTIALS = re.compile(
     r"169\.254\.(?:169\.254|170\.2)|/latest/(?:api/token|meta-data)|/computeMetadata/|/metadata/identity/"
     r"|Missing ?(?:AccessKeyId|SecretAccessKey)|Account must be specified|credential error: "
 )
+_ACCOUNT_FILE = re.compile(r"Unable to open service account file from ([^\n]{1,300})")
+_ACCOUNT = "Unable to decode service account"
 _PLAIN = "BadScheme"
 
 _DENIED = frozenset({401, 403})
@@ -104,8 +106,12 @@ def bucket_fault(scheme: str, text: str) -> Fault:
     names = _VARIABLES[scheme]
     found, answered = _CODE.search(text), _STATUS.search(text)
     word, status = found[1] if found else "", int(answered[1]) if answered else 0
+    unusable = _account(names, text)
+    if unusable is not None:
+        return unusable
     if _NO_CREDENTIALS.search(text):
-        return _mistake("storage_denied", f"no credentials are found; set {names.key} and {names.secret}")
+        both = names.key if names.key == names.secret else f"{names.key} and {names.secret}"
+        return _mistake("storage_denied", f"no credentials are found; set {both}")
     named = _named(names, word)
     if named is not None:
         return named
@@ -113,6 +119,16 @@ def bucket_fault(scheme: str, text: str) -> Fault:
         message = f"{names.endpoint} is plain http, which is refused unless {names.plain}=true"
         return _mistake("storage_unusable", message)
     return _by_status(names, word, status, text)
+
+
+def _account(names: _Variables, text: str) -> Fault | None:
+    """What is wrong with a file of credentials. Why it cannot be read may quote it, and is not shown."""
+    path = _ACCOUNT_FILE.search(text)
+    if path is not None:
+        return _mistake("storage_denied", f"cannot open {path[1]}; mend {names.key}")
+    if _ACCOUNT in text:
+        return _mistake("storage_denied", f"what {names.key} names is no service account in JSON")
+    return None
 
 
 def _named(names: _Variables, word: str) -> Fault | None:

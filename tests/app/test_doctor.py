@@ -288,6 +288,13 @@ def test_storage_that_cannot_be_written_fails(tmp_path: Path) -> None:
     assert report.of("configuration") == []
 
 
+@pytest.mark.parametrize("url", ["s3a://bucket/prefix", "s3:///prefix", "s3://key:secret@bucket"])
+def test_a_storage_that_keeps_up_from_starting_fails(tmp_path: Path, url: str) -> None:
+    report = doctor(tmp_path, **environment("unix:///nowhere", tmp_path, OUTKEEP_STORAGE=url))
+    assert "OUTKEEP_STORAGE: " in report.line("configuration")
+    assert report.of("storage") == []
+
+
 def test_a_remote_storage_that_does_not_answer_fails(tmp_path: Path) -> None:
     settings = environment("unix:///nowhere", tmp_path, OUTKEEP_STORAGE="s3://bucket/prefix")
     remote = {

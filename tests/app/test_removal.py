@@ -20,10 +20,11 @@ from app.core.manifest import Receipt
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, REMOVALS, Kind, awaited_member
 from app.core.outcomes import Told
 from app.core.prediction import parse
+from app.folders import folders
 from app.local_copies import LocalCopies
 from app.rebuild import Rebuild
 from app.records import Accepted, Arrival
-from app.removal import PATIENCE, Found, Removal
+from app.removal import PATIENCE, Found, Removal, erase
 from app.replay import Outcome, Replay
 from app.restoration import Restoration, Wanted
 from tests.app.kept import TTL, Deployment
@@ -377,6 +378,26 @@ def test_a_removal_that_is_killed_is_ended_by_running_it_again(
     assert not folder.exists()
     assert past.redis.zcard(REMOVALS) == 0
     assert past.queued(PERSIST_QUEUE) == past.queued() == []
+
+
+def test_nothing_is_removed_through_a_link(
+    past: Deployment, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    precious = tmp_path_factory.mktemp("precious")
+    (precious / "sub").mkdir()
+    (precious / "sub" / "b.txt").write_text("mine")
+    (precious / "prediction.json").write_text("mine")
+    past.keep(ID)
+    outputs = past.folder / "outputs" / "predictions"
+    (outputs / ID / "link").symlink_to(precious)
+    (outputs / "linked").symlink_to(precious)
+    assert remove(past)
+    assert not remove(past, "linked")
+    erase(past.storage, Kind.PREDICTION, "linked", NOW)
+    assert not (outputs / ID / "prediction.json").exists()
+    assert (precious / "sub" / "b.txt").read_text() == "mine"
+    assert (precious / "prediction.json").read_text() == "mine"
+    assert [folder.id for folder in folders(past.storage, Kind.PREDICTION)] == []
 
 
 def test_the_same_in_a_bucket(redis: Redis, s3_here: S3, tmp_path: Path) -> None:

@@ -107,3 +107,32 @@ def test_a_text_of_any_length_makes_one_short_line() -> None:
 
     assert len(fault.message) < 400
     assert not fault.needs_operator
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (
+            "Unable to open service account file from /run/secrets/gcs.json: No such file or directory",
+            "cannot open /run/secrets/gcs.json: No such file or directory; mend GOOGLE_SERVICE_ACCOUNT",
+        ),
+        (
+            'Unable to decode service account file: invalid type: string "a secret" at line 1',
+            "what GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS names is no service account",
+        ),
+    ],
+)
+def test_a_file_of_credentials_is_named_and_not_quoted(said: str, complaint: str) -> None:
+    for before in ("Generic GCS error: GCP credential error: ", "Generic GCS error: "):
+        fault = bucket_fault("gs", f"{before}{said}\n\nDebug source:\nGeneric {{ }}")
+
+        assert (fault.code, fault.needs_operator) == ("storage_denied", True)
+        assert fault.message.startswith(complaint)
+
+
+def test_a_variable_is_named_once() -> None:
+    fault = bucket_fault("gs", "error for http://169.254.169.254/computeMetadata/v1/instance")
+
+    assert fault.message == (
+        "no credentials are found; set GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS"
+    )
