@@ -59,11 +59,8 @@ def prove(
             "REPLICATE_WEBHOOK_SECRET: not set, so no delivery could be verified; set REPLICATE_API_TOKEN, "
             "with which it is fetched, or copy the signing secret (whsec_…) from your Replicate account"
         )
-    callers = handlers_file.needs_token(found)
-    if callers and settings.api_token is None and not _blames(problems, "REPLICATE_API_TOKEN"):
-        problems.append(
-            f"REPLICATE_API_TOKEN: not set, and handler {callers[0]!r} creates predictions with it (predict)"
-        )
+    if not _blames(problems, "REPLICATE_API_TOKEN"):
+        problems += _token_problems(settings, found)
     if settings.redis_url and settings.secret_keys is None and not _blames(problems, "OUTKEEP_SECRET_KEY"):
         problems.append(
             "OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; "
@@ -74,6 +71,23 @@ def prove(
     elif not _blames(problems, "OUTKEEP_STORAGE"):
         problems += _storage_problems(settings)
     return settings, found, problems
+
+
+def _token_problems(settings: Settings, found: tuple[Handler, ...]) -> list[str]:
+    """What is wanted that nobody could do without a token."""
+    if settings.api_token is not None:
+        return []
+    problems = []
+    if settings.reconcile in {"all", "known"}:
+        problems.append(
+            f"OUTKEEP_RECONCILE: {settings.reconcile!r} needs REPLICATE_API_TOKEN, which is not set; set it, "
+            "or leave OUTKEEP_RECONCILE out"
+        )
+    if callers := handlers_file.needs_token(found):
+        problems.append(
+            f"REPLICATE_API_TOKEN: not set, and handler {callers[0]!r} creates predictions with it (predict)"
+        )
+    return problems
 
 
 def find_redis(settings: Settings) -> str:

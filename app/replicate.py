@@ -32,7 +32,7 @@ MAX_ANSWER = 64 << 20
 
 Object = dict[str, Any]
 
-_TOO_MANY, _REFUSED, _ABSENT = 429, frozenset({401, 403}), frozenset({404, 410})
+_TOO_MANY, _UNPAID, _REFUSED, _ABSENT = 429, 402, frozenset({401, 403}), frozenset({404, 410})
 _OK = range(200, 300)
 
 
@@ -49,7 +49,8 @@ class Api:
     """Calls over one session. All raise `Transient` when trying again may help, else `Permanent`.
 
     Codes: `api_unreachable`, `api_busy` (429, with `retry_after`), `api_failed` (5xx, or no JSON),
-    `api_refused` (the token), `api_absent` (404), `api_rejected` (any other answer; the message says why).
+    `api_refused` (the token), `api_unpaid` (402), `api_absent` (404), `api_rejected` (any other answer; the
+    message says why).
     """
 
     base_url: str
@@ -148,6 +149,8 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Ob
         raise Transient("api_busy", f"too many requests: {said}", retry_after=_wait(headers, problem))
     if status in _REFUSED:
         raise Permanent("api_refused", f"REPLICATE_API_TOKEN is refused for {where}: {said}")
+    if status == _UNPAID:
+        raise Permanent("api_unpaid", f"the account cannot pay for {where}: {said}")
     if status in _ABSENT:
         raise Permanent("api_absent", f"{where} does not exist: {said}")
     if status not in range(400, 500):

@@ -123,7 +123,7 @@ PROBLEM = json.dumps({"title": "t", "detail": "why it is", "status": 400}).encod
     ("answer", "kind", "code"),
     [
         (ok(PROBLEM, status="401 Unauthorized"), Permanent, "api_refused"),
-        (ok(PROBLEM, status="402 Payment Required"), Permanent, "api_rejected"),
+        (ok(PROBLEM, status="402 Payment Required"), Permanent, "api_unpaid"),
         (ok(PROBLEM, status="422 Unprocessable"), Permanent, "api_rejected"),
         (ok(PROBLEM, "Retry-After: 7", status="429 Too Many Requests"), Transient, "api_busy"),
     ],

@@ -51,6 +51,17 @@ def test_a_redis_of_ones_own_needs_a_key(tmp_path: Path) -> None:
     assert problem.startswith("OUTKEEP_SECRET_KEY: needed together with REDIS_URL")
 
 
+@pytest.mark.parametrize("mode", ["all", "known"])
+def test_looking_at_replicate_needs_a_token(tmp_path: Path, mode: str) -> None:
+    settings = environment(tmp_path, OUTKEEP_RECONCILE=mode)
+
+    (problem,) = problems(settings, receives=False)
+
+    assert problem.startswith(f"OUTKEEP_RECONCILE: {mode!r} needs REPLICATE_API_TOKEN, which is not set")
+    prepare(settings | {"REPLICATE_API_TOKEN": "r8_x"})
+    prepare(settings | {"OUTKEEP_RECONCILE": "off"})
+
+
 def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "handlers.toml"
     file.write_text('[[handler]]\nname = "a b"\nurl = "x"\nsecret = "env:NOT_THERE"\n')

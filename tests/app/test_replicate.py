@@ -81,6 +81,7 @@ PROBLEM = json.dumps({"title": "t", "detail": "why it is", "status": 400}).encod
     ("answer", "kind", "code"),
     [
         (ok(PROBLEM, status="401 Unauthorized"), Permanent, "api_refused"),
+        (ok(PROBLEM, status="402 Payment Required"), Permanent, "api_unpaid"),
         (ok(PROBLEM, status="404 Not Found"), Permanent, "api_absent"),
         (ok(PROBLEM, status="422 Unprocessable"), Permanent, "api_rejected"),
         (ok(PROBLEM, status="500 Oops"), Transient, "api_failed"),

@@ -471,6 +471,21 @@ def test_a_refused_token_is_tried_again_and_never_shown(studio: Studio) -> None:
     assert studio.told() is not None
 
 
+def test_an_account_without_credit_is_tried_again_and_told_so(studio: Studio) -> None:
+    studio.api.mishaps = [refuses(402, "You have insufficient credit to run this model.")]
+    studio.tell()
+    studio.work()
+    [attempt] = studio.attempts()
+    assert attempt["error"] == "api_unpaid"
+    assert "You have insufficient credit to run this model." in attempt["detail"]
+    assert studio.told() is None
+    studio.again()
+    assert len(studio.attempts()) == 2
+    told = studio.told()
+    assert told is not None
+    assert told["child"] == studio.only["id"]
+
+
 def test_a_429_is_waited_for_and_is_no_attempt(studio: Studio) -> None:
     busy = refuses(429, "Request was throttled.", retry_after="7")
     studio.api.mishaps = [busy] * 12
