@@ -23,7 +23,13 @@ def body_of(raw: Mapping[str, Any]) -> bytes:
 
 
 def make_arrival(
-    redis: Redis, prediction: Prediction, body: bytes, receipt: Receipt, now: datetime
+    redis: Redis,
+    prediction: Prediction,
+    body: bytes,
+    receipt: Receipt,
+    now: datetime,
+    *,
+    is_asked_for: bool = False,
 ) -> Arrival:
     """Nothing is sent to `redis` yet. `now` is later than the receipt of a delivery that was spooled."""
     job = None
@@ -31,4 +37,4 @@ def make_arrival(
         left = (keep_until(prediction.completed_at, receipt.received_at) - now).total_seconds()
         timeout = int(max(left, 0)) + PERSIST_MARGIN
         job = queues.persist_job(redis, prediction.kind, prediction.id, timeout=timeout)
-    return Arrival(prediction=prediction, body=body, receipt=receipt, job=job)
+    return Arrival(prediction, body, receipt, job, is_asked_for=is_asked_for)

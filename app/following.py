@@ -6,6 +6,7 @@ the API goes in the same way, so that workers and handlers see no difference.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,7 @@ from app.core.manifest import Manifest, Receipt
 from app.core.names import Kind
 from app.core.policy import poll_delay
 from app.core.prediction import Prediction, from_object, parse
+from app.created_here import CreatedHere
 from app.records import Accepted, Records
 from app.replicate import Api
 from app.storage import Storage
@@ -30,6 +32,9 @@ LOOK = 0.2
 
 WEBHOOK_PATIENCE = 5.0
 """Seconds after the end in which the webhook may still come."""
+
+ASKED_BY_OTHERS = 10.0
+"""Seconds after our last question after which workers ask, too: longer than we usually wait."""
 
 SLOW = 30.0
 """Seconds after which keeping the outputs takes long."""
@@ -57,7 +62,9 @@ class Follower:
         prediction = parse(body, Kind.PREDICTION)
         now = self.clock()
         receipt = Receipt(now, None, source="run", context=self.context)
-        arrival = self.claims.check_in(make_arrival(self.redis, prediction, body, receipt, now))
+        asked = not self.awaits_webhook
+        made = make_arrival(self.redis, prediction, body, receipt, now, is_asked_for=asked)
+        arrival = self.claims.check_in(made)
         return self.records.accept([arrival], now)[0]
 
     async def until_end(self, api: Api, prediction_id: str, show: Callable[[Prediction], None]) -> Prediction:
@@ -66,6 +73,7 @@ class Follower:
         failures = 0
         while True:
             asked = None
+            await asyncio.to_thread(self._keep_others_from_asking, prediction_id)
             try:
                 raw = await api.one(Kind.PREDICTION, prediction_id)
                 prediction = from_object(raw, Kind.PREDICTION)
@@ -101,6 +109,12 @@ class Follower:
                 hinted = True
                 self.warn(f"keeping the outputs takes long; `outkeep show {prediction.id}` tells more")
             await asyncio.sleep(LOOK)
+
+    def _keep_others_from_asking(self, prediction_id: str) -> None:
+        """Should this process die, a worker asks for it all the same, a little later."""
+        until = self.clock().timestamp() + ASKED_BY_OTHERS
+        with suppress(RedisError):  # then it is asked for twice
+            CreatedHere(self.redis).put_off(Kind.PREDICTION, prediction_id, until)
 
     def _look(self, prediction: Prediction, *, patient: bool) -> Manifest | None:
         """The manifest, once it is there; unless we are `patient`, what nobody handed in is handed in."""

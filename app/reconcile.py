@@ -1,4 +1,4 @@
-"""Find what finished on Replicate and never arrived.
+"""Find what finished on Replicate and never arrived, and what nobody but Replicate can tell of.
 
 A pass asks for what fell silent, lists what was created since the last complete pass, skips what is here, and
 fetches the rest one by one, the most urgent first. It may be killed anywhere: what it took in is known to the
@@ -15,15 +15,17 @@ from redis import Redis
 
 from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
+from app.core.awaited import Awaited, Origin
 from app.core.context import context_keys
 from app.core.errors import Unusable
 from app.core.manifest import format_time
 from app.core.names import Kind, manifest_name
 from app.core.prediction import Prediction, from_object
 from app.core.reconciling import Found, Rules
+from app.created_here import CreatedHere
 from app.deployment import Deployment
 from app.pace import Pace
-from app.reconcile_memory import Awaited, Memory
+from app.reconcile_memory import Memory
 from app.reconcile_one import Asker, Report
 from app.records import Records
 from app.replicate import Object, connected
@@ -38,6 +40,9 @@ CLAIM_PATIENCE = 120.0
 
 MOST_SILENT = 300
 """Predictions that one pass asks for by id because they are silent; the others wait for the next one."""
+
+MOST_DUE = 50
+"""The same for what was created here, where there is always a next round."""
 
 Tell = Callable[[Kind, int, int], None]
 """Is told of the progress of a pass: the kind, how many are done, of how many that had to be fetched."""
@@ -69,23 +74,27 @@ class Reconciler:
 
     async def _ask_for_silent(self, report: Report) -> None:
         until = self._now().timestamp() - judgement.SILENCE
-        silent = await asyncio.to_thread(self._memory.silent, until, MOST_SILENT)
+        await self._ask_for(await asyncio.to_thread(self._memory.silent, until, MOST_SILENT), report)
+
+    async def ask(self, report: Report) -> None:
+        """Ask by id for what was created here without a webhook, where that is due; raises as `run` does."""
+        now = self._now().timestamp()
+        await self._ask_for(await asyncio.to_thread(self.asker.here.due, now, MOST_DUE), report)
+
+    async def _ask_for(self, awaited: Sequence[Awaited], report: Report) -> None:
         for kind in Kind:
-            of_kind = [awaited for awaited in silent if awaited[0] is kind]
-            known = await asyncio.to_thread(self._known, kind, [identity for _, identity, _ in of_kind])
-            for awaited in of_kind:
-                if awaited[1] in known:
-                    await asyncio.to_thread(self._memory.forget, awaited)
-            asked = [awaited for awaited in of_kind if awaited[1] not in known]
-            await self._settle(kind, asked, report)
+            of_kind = [one for one in awaited if one.kind is kind]
+            known = await asyncio.to_thread(self._known, kind, [one.id for one in of_kind])
+            for one in of_kind:
+                if one.id in known:
+                    await asyncio.to_thread(self.asker.forget, one)
+            await self._settle(kind, [one for one in of_kind if one.id not in known], report)
 
     async def _look_through(self, kind: Kind, since: datetime | None, report: Report) -> None:
         began = self._now()
         mark = await asyncio.to_thread(self._memory.mark, kind)
         listed = await self._listed(kind, since or judgement.since(kind, mark, began), report)
-        wanted = [
-            (kind, item.id, judgement.is_from_web(item)) for item in judgement.by_urgency(listed, began)
-        ]
+        wanted = [_awaited(item) for item in judgement.by_urgency(listed, began)]
         await self._settle(kind, wanted, report)
         if since is None:
             await asyncio.to_thread(self._memory.set_mark, kind, judgement.mark_of(began))
@@ -114,7 +123,7 @@ class Reconciler:
             self.asker.count(report, kind, found)
             heard = judgement.heard_at(found, one, now)
             if heard is not None:
-                self._memory.expect([(kind, one.id, judgement.is_from_web(one))], heard)
+                self._memory.expect([_awaited(one)], heard)
         return wanted
 
     def _judge(self, one: Prediction, now: datetime, *, settled: bool) -> Found | None:
@@ -173,6 +182,12 @@ class Reconciler:
         return self.asker.clock()
 
 
+def _awaited(item: Prediction) -> Awaited:
+    """An item of a list."""
+    origin = Origin.WEB if judgement.is_from_web(item) else Origin.ELSEWHERE
+    return Awaited(item.kind, item.id, origin)
+
+
 @asynccontextmanager
 async def reconciler_of(
     deployment: Deployment,
@@ -206,6 +221,7 @@ async def reconciler_of(
             redis=redis,
             records=Records(redis, ttl=settings.record_ttl),
             memory=memory,
+            here=CreatedHere(redis),
             claims=claims,
             rules=rules,
             clock=clock,

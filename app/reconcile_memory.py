@@ -6,14 +6,13 @@ Methods block; errors are redis-py's, of `first_start` those of storage too.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from threading import Event, Thread
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import LockError, RedisError
 
+from app.core.awaited import Awaited, Origin
 from app.core.lifecycle import State
 from app.core.manifest import format_time
 from app.core.names import (
@@ -33,15 +32,10 @@ from app.core.names import (
 )
 from app.core.prediction import parse_time
 from app.storage import Storage
-
-TURN = 20.0
-"""Seconds after which the turn of a killed process goes to another one."""
+from app.turns import turn
 
 FORGOTTEN_AFTER = 8 * 86400.0
 """For how long what was left alone is remembered: longer than any pass looks back."""
-
-Awaited = tuple[Kind, str, bool]
-"""Kind, id, and whether it was made on the web site."""
 
 
 class Memory:
@@ -109,44 +103,25 @@ class Memory:
     def expect(self, awaited: Sequence[Awaited], heard: float) -> None:
         """Await the end of some that were heard of at `heard` (Unix seconds)."""
         if awaited:
-            members = {awaited_member(kind, identity, web=web): heard for kind, identity, web in awaited}
-            self._redis.zadd(AWAITED, members)
+            self._redis.zadd(AWAITED, {_member(one): heard for one in awaited})
 
     def silent(self, since: float, most: int) -> list[Awaited]:
         """Those that were not heard of since then, the most silent first."""
         found = self._redis.zrange(AWAITED, "-inf", since, byscore=True, offset=0, num=most)
-        return [split_awaited(member.decode()) for member in cast(list[bytes], found)]
+        places = [split_awaited(member.decode()) for member in cast(list[bytes], found)]
+        return [
+            Awaited(kind, identity, Origin.WEB if web else Origin.ELSEWHERE) for kind, identity, web in places
+        ]
 
     def forget(self, awaited: Awaited) -> None:
         """Await one no longer."""
-        kind, identity, web = awaited
-        self._redis.zrem(AWAITED, awaited_member(kind, identity, web=web))
+        self._redis.zrem(AWAITED, _member(awaited))
 
     @contextmanager
     def turn(self) -> Iterator[bool]:
         """Whether it is ours to reconcile until the end of the block; it is given back then."""
-        lock = self._redis.lock(RECONCILE_TURN, timeout=TURN, thread_local=False)
-        if not lock.acquire(blocking=False):
-            yield False
-            return
-        ended = Event()
-
-        def renew() -> None:
-            while not ended.wait(TURN / 4):
-                try:
-                    lock.reacquire()
-                except (LockError, RedisError):
-                    continue  # two at once ask twice, and that is all
-
-        renewing = Thread(target=renew, name="reconcile-turn", daemon=True)
-        renewing.start()
-        try:
-            yield True
-        finally:
-            ended.set()
-            renewing.join()
-            with suppress(LockError, RedisError):  # it expires
-                lock.release()
+        with turn(self._redis, RECONCILE_TURN) as ours:
+            yield ours
 
 
 def completed_at(redis: Redis) -> float | None:
@@ -159,6 +134,10 @@ def age(redis: Redis) -> float | None:
     """Seconds since the last complete pass ended."""
     at = completed_at(redis)
     return None if at is None else time.time() - at
+
+
+def _member(awaited: Awaited) -> str:
+    return awaited_member(awaited.kind, awaited.id, web=awaited.origin is Origin.WEB)
 
 
 def _moment(text: bytes) -> datetime:

@@ -12,6 +12,7 @@ from redis import Redis
 from app.arrivals import body_of, make_arrival
 from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
+from app.core.awaited import Awaited, Origin, asked_again_in
 from app.core.context import parent
 from app.core.errors import OutkeepError, Unusable
 from app.core.manifest import Receipt
@@ -19,8 +20,9 @@ from app.core.names import Kind
 from app.core.prediction import Prediction, parse
 from app.core.reconciling import TAKEN, Found, Rules
 from app.core.vocabulary import FOUND
+from app.created_here import CreatedHere
 from app.pace import Pace
-from app.reconcile_memory import Awaited, Memory
+from app.reconcile_memory import Memory
 from app.records import Accepted, Record, Records
 from app.replicate import Api, Object
 from app.tally import Tally
@@ -56,6 +58,7 @@ class Asker:
     redis: Redis
     records: Records
     memory: Memory
+    here: CreatedHere
     claims: ClaimCheck
     rules: Rules
     clock: Callable[[], datetime]
@@ -67,7 +70,7 @@ class Asker:
 
         Raises `OutkeepError` and redis-py's errors when the cause is not this one object.
         """
-        kind, identity, _ = awaited
+        kind, identity = awaited.kind, awaited.id
         prediction = None
         try:
             whole = await self.pace.call(lambda: self.api.one(kind, identity))
@@ -81,7 +84,8 @@ class Asker:
                 raise
             found = Found.ABSENT if error.code == "api_absent" else Found.FAILED
         self.count(report, kind, found, prediction)
-        await asyncio.to_thread(self._remember, awaited, found, prediction)
+        remember = self._ask_again if awaited.origin is Origin.HERE else self._remember
+        await asyncio.to_thread(remember, awaited, found, prediction)
 
     def count(self, report: Report, kind: Kind, found: Found, prediction: Prediction | None = None) -> None:
         """Note in the report, and for the metrics, what one was found to be."""
@@ -90,17 +94,18 @@ class Asker:
             self.tally.add(FOUND, found)
 
     def _take(self, awaited: Awaited, whole: Object) -> tuple[Found, Prediction]:
-        kind, _, web = awaited
+        kind, is_ours = awaited.kind, awaited.origin is Origin.HERE
         body = body_of(whole)
         prediction, now = parse(body, kind), self.clock()
         if not prediction.is_terminal:
             return Found.RUNNING, prediction
-        if judgement.expected_for(prediction, now) > 0:
+        if not is_ours and judgement.expected_for(prediction, now) > 0:
             return Found.EXPECTED, prediction
         record = self.records.get(kind, prediction.id)
-        if judgement.is_foreign(prediction, self.rules, has_record=record is not None, whole=True):
+        is_known = is_ours or record is not None
+        if judgement.is_foreign(prediction, self.rules, has_record=is_known, whole=True):
             return Found.FOREIGN, prediction
-        receipt = self._receipt(prediction, record, now, web=web)
+        receipt = self._receipt(prediction, record, now, awaited.origin)
         arrival = self.claims.check_in(make_arrival(self.redis, prediction, body, receipt, now))
         [outcome] = self.records.accept([arrival], now)
         if outcome is not Accepted.ACCEPTED:
@@ -109,13 +114,22 @@ class Asker:
         log.info("taken in from the API, since no webhook told of it", extra=facts)
         return Found.LATE if judgement.is_late(prediction, now) else Found.NEW, prediction
 
-    def _receipt(self, prediction: Prediction, record: Record | None, now: datetime, *, web: bool) -> Receipt:
+    def _receipt(
+        self, prediction: Prediction, record: Record | None, now: datetime, origin: Origin
+    ) -> Receipt:
         """Where the object names no webhook of ours, what is known from an earlier event of it counts."""
         named = judgement.webhook_of(prediction, self.rules)
         if record is not None and not named.is_ours:
             query, context, before = record.receipt.query, record.receipt.context, record.receipt.parent
         else:
             query, context, before = named.query, named.context, None
+        quiet = judgement.is_quiet(
+            prediction,
+            self.rules,
+            web=origin is Origin.WEB,
+            has_record=record is not None,
+            is_own=origin is Origin.HERE or (record is not None and record.receipt.source == "run"),
+        )
         return Receipt(
             received_at=now,
             webhook_id=None,
@@ -123,11 +137,17 @@ class Asker:
             query=query,
             context=context,
             parent=parent(context) or before,
-            quiet=judgement.is_quiet(prediction, self.rules, web=web, has_record=record is not None),
+            quiet=quiet,
         )
 
+    def forget(self, awaited: Awaited) -> None:
+        """Ask for one no longer; raises redis-py's errors."""
+        if awaited.origin is Origin.HERE:
+            self.here.forget(awaited.kind, awaited.id)
+        else:
+            self.memory.forget(awaited)
+
     def _remember(self, awaited: Awaited, found: Found, prediction: Prediction | None) -> None:
-        kind, identity, _ = awaited
         now = self.clock()
         heard = judgement.heard_at(found, prediction, now)
         if heard is not None:
@@ -135,4 +155,14 @@ class Asker:
             return
         self.memory.forget(awaited)
         if found in {Found.FOREIGN, Found.UNREADABLE}:
-            self.memory.pass_over(kind, identity, now)
+            self.memory.pass_over(awaited.kind, awaited.id, now)
+
+    def _ask_again(self, awaited: Awaited, found: Found, _: Prediction | None) -> None:
+        """The same for what was created here: it is asked for by its age, as our own record tells it."""
+        now, record = self.clock(), self.records.get(awaited.kind, awaited.id)
+        age = None if record is None else (now - record.received_at).total_seconds()
+        wait = asked_again_in(found, age)
+        if wait is None:
+            self.forget(awaited)
+        else:
+            self.here.put_off(awaited.kind, awaited.id, now.timestamp() + wait)

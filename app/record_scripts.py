@@ -7,9 +7,9 @@ expire; one without does.
 ACCEPT = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed,
 --       for 'finish' 4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs;
---       the last one: what is awaited
+--       the last two: where it is awaited, and where it is not
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
---       8 state 'running', 9 state 'received', 10 '1' when Replicate can be asked for it,
+--       8 state 'running', 9 state 'received', 10 its score where it is awaited ('': it is not),
 --       11 how many arguments are fields of the record, then those, then the fields of the job
 local state = redis.call('HGET', KEYS[1], 'state')
 local over = (state and state ~= ARGV[8]) or redis.call('EXISTS', KEYS[3]) == 1
@@ -29,11 +29,12 @@ if outcome == 'accepted' or outcome == 'progress' then
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
 end
-if outcome == 'progress' and ARGV[10] == '1' then
-  redis.call('ZADD', KEYS[#KEYS], ARGV[5], ARGV[3])
+if outcome == 'progress' and ARGV[10] ~= '' then
+  redis.call('ZADD', KEYS[#KEYS - 1], ARGV[10], ARGV[3])
   -- Without a token nobody asks for what fell silent.
-  redis.call('ZREMRANGEBYSCORE', KEYS[#KEYS], '-inf', ARGV[5] - ARGV[4])
+  redis.call('ZREMRANGEBYSCORE', KEYS[#KEYS - 1], '-inf', ARGV[5] - ARGV[4])
 elseif ARGV[1] == 'finish' then
+  redis.call('ZREM', KEYS[#KEYS - 1], ARGV[3])
   redis.call('ZREM', KEYS[#KEYS], ARGV[3])
 end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.

@@ -26,6 +26,7 @@ from app.core.lifecycle import Move, State, origins, target
 from app.core.manifest import Receipt, format_time
 from app.core.names import (
     AWAITED,
+    AWAITED_HERE,
     EVENTS,
     NOTIFY_QUEUE,
     RECORDS,
@@ -35,6 +36,7 @@ from app.core.names import (
     removed_key,
     split_member,
 )
+from app.core.policy import ask_delay
 from app.core.prediction import Prediction
 from app.record_scripts import ACCEPT, KEEP, MOVE
 
@@ -66,6 +68,8 @@ class Arrival:
     """The persist job of a terminal event; None for progress."""
     body_at: str | None = None
     """The object in storage that holds the body, in the place of `body`."""
+    is_asked_for: bool = False
+    """Whether it was created here without a webhook: then nothing tells of its end but asking for it."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,10 @@ class Records:
         if job is not None:
             keys += [job.key, *queues.keys(job.origin, self._redis)]
             job_fields = queues.fields(job)
-        keys.append(AWAITED)
-        # What runs elsewhere is not known at Replicate.
-        asked = "" if arrival.receipt.source == "cog" else "1"
+        keys += [AWAITED_HERE, AWAITED] if arrival.is_asked_for else [AWAITED, AWAITED_HERE]
         arguments = [
             move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
-            EVENTS, State.RUNNING, State.RECEIVED, asked, len(fields), *fields, *job_fields,
+            EVENTS, State.RUNNING, State.RECEIVED, _score(arrival, now), len(fields), *fields, *job_fields,
         ]  # fmt: skip
         pipeline.evalsha(self._accept, len(keys), *keys, *arguments)
 
@@ -228,6 +230,13 @@ class Records:
 def _require_small(arrival: Arrival) -> None:
     if len(arrival.body) > LARGE and arrival.job is not None:
         raise Permanent("body_too_large", "a body of this size has to be checked in before it is accepted")
+
+
+def _score(arrival: Arrival, now: datetime) -> float | str:
+    """When it was heard of, or will be asked for; nothing for what Replicate does not know."""
+    if arrival.receipt.source == "cog":
+        return ""
+    return now.timestamp() + (ask_delay(0.0) if arrival.is_asked_for else 0.0)
 
 
 def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:

@@ -173,7 +173,8 @@ class Follow:
         receipt = Receipt(
             self.clock(), None, "run", context=context, parent=before.parent if before else None
         )
-        arrival = Arrival(from_object(raw, Kind.PREDICTION), b"", receipt, None)
+        is_asked_for = self.base_url is None  # it has no webhook, then
+        arrival = Arrival(from_object(raw, Kind.PREDICTION), b"", receipt, None, is_asked_for=is_asked_for)
         self.records.accept([arrival], self.clock())
 
     @asynccontextmanager

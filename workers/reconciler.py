@@ -1,17 +1,17 @@
-"""When reconciliation runs: every minute, in a thread of the persist workers, in one process at a time."""
+"""When reconciliation runs, in a thread of the persist workers: a pass every minute, and asking beside it."""
 
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from app import reconcile_memory
-from app.core.errors import OutkeepError, Transient
 from app.core.names import PERSIST_QUEUE
 from app.core.reconciling import TAKEN
 from app.deployment import Deployment
@@ -20,6 +20,8 @@ from app.reconcile import reconciler_of
 from app.reconcile_memory import Memory
 from app.reconcile_one import Report
 from app.tally import Tally
+from workers.asking import AGAIN, Asking
+from workers.trouble import Trouble
 
 EVERY = 60.0
 """Seconds from the end of one complete pass to the begin of the next, whoever makes it."""
@@ -30,52 +32,61 @@ LOOK = 2.0
 TIMEOUT = 5.0
 """Seconds after which a silent Redis is an error."""
 
+Work = Callable[[], Coroutine[Any, Any, None]]
+"""Goes on until it is cancelled."""
+
 log = logging.getLogger("outkeep.reconcile")
 
 
 @contextmanager
-def reconciling(queue: str, deployment: Deployment, *, every: float = EVERY) -> Iterator[None]:
+def reconciling(
+    queue: str, deployment: Deployment, *, every: float = EVERY, again: float = AGAIN
+) -> Iterator[None]:
     """What the worker process of a queue does for it while the block lasts."""
     if queue != PERSIST_QUEUE:
         yield
         return
-    redis = connect(deployment.redis_url, timeout=TIMEOUT)
-    with suppress(RedisError):  # the next start counts for the first, then
-        Memory(redis).note_start(datetime.now(UTC))
-    if deployment.settings.api_token is None or deployment.settings.reconciles == "off":
-        redis.close()
-        yield
-        return
-    periodic = Periodic(deployment, redis, every=every)
-    thread = threading.Thread(target=periodic.run, name="reconcile", daemon=True)
+    with closing(connect(deployment.redis_url, timeout=TIMEOUT)) as redis:
+        with suppress(RedisError):  # the next start counts for the first, then
+            Memory(redis).note_start(datetime.now(UTC))
+        works: list[Work] = []
+        if deployment.settings.api_token is not None:
+            works.append(
+                Asking(deployment, redis, again=again).work
+            )  # whatever else is off: nothing else would tell
+            if deployment.settings.reconciles != "off":
+                works.append(Passes(deployment, redis, every=every).work)
+        with _thread(works):
+            yield
+
+
+@contextmanager
+def _thread(works: Sequence[Work]) -> Iterator[None]:
+    """A thread with an event loop that runs all of them until the end of the block."""
+    running = Running(works)
+    thread = threading.Thread(target=running.run, name="reconcile", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        periodic.stop()
+        running.stop()
         thread.join(timeout=2)  # it may be killed anywhere, so nobody waits for it
 
 
-class Periodic:
-    """Makes a pass whenever one is due, until it is stopped from another thread."""
+class Running:
+    """Works that go on until they are stopped from another thread."""
 
-    def __init__(self, deployment: Deployment, redis: Redis, *, every: float) -> None:
-        self._deployment = deployment
-        self._redis = redis
-        self._memory = Memory(redis)
-        self._every = every
-        self._failing = ""
+    def __init__(self, works: Sequence[Work]) -> None:
+        self._works = works
         self._ended = threading.Event()
         self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
 
     def run(self) -> None:
-        """Work until `stop`."""
+        """Run them until `stop`."""
         asyncio.run(self._until_stopped())
-        with suppress(RedisError):
-            self._redis.close()
 
     def stop(self) -> None:
-        """End the pass on its way, and `run`."""
+        """End what is on its way, and `run`."""
         self._ended.set()
         if self._running is not None:
             loop, task = self._running
@@ -83,20 +94,37 @@ class Periodic:
                 loop.call_soon_threadsafe(task.cancel)
 
     async def _until_stopped(self) -> None:
-        work = asyncio.create_task(self._work())
-        self._running = (asyncio.get_running_loop(), work)
+        all_of_them = asyncio.create_task(self._together())
+        self._running = (asyncio.get_running_loop(), all_of_them)
         if self._ended.is_set():
-            work.cancel()
+            all_of_them.cancel()
         with suppress(asyncio.CancelledError):
-            await work
+            await all_of_them
 
-    async def _work(self) -> None:
+    async def _together(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for work in self._works:
+                group.create_task(work())
+
+
+class Passes:
+    """Makes a pass whenever one is due, until it is cancelled."""
+
+    def __init__(self, deployment: Deployment, redis: Redis, *, every: float) -> None:
+        self._deployment = deployment
+        self._redis = redis
+        self._memory = Memory(redis)
+        self._every = every
+        self._trouble = Trouble("reconciliation", every)
+
+    async def work(self) -> None:
+        """Make them."""
         while True:
             wait = LOOK
             try:
                 await self._turn()
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end it for good
-                self._put_off(error)
+                self._trouble.begins(error)
                 wait = self._every
             await asyncio.sleep(wait)
 
@@ -114,30 +142,12 @@ class Periodic:
         try:
             async with reconciler_of(self._deployment, self._redis, _now, tally=tally) as reconciler:
                 await reconciler.run(report)
-            if self._failing:
-                log.info("reconciliation goes on")
-            self._failing = ""
+            self._trouble.ends()
         finally:
             await asyncio.to_thread(tally.flush, self._redis)
             if report.taken:
                 found = {found: sum(counts[found] for counts in report.counts.values()) for found in TAKEN}
                 log.info("reconciled", extra={str(one): count for one, count in found.items()})
-
-    def _put_off(self, error: Exception) -> None:
-        """Say once why nothing is found, as long as that does not change."""
-        code = error.code if isinstance(error, OutkeepError) else type(error).__name__
-        if code != self._failing:
-            expected = isinstance(error, OutkeepError | RedisError)
-            level = logging.WARNING if isinstance(error, Transient | RedisError) else logging.ERROR
-            facts = {"code": code, "seconds": self._every}
-            log.log(
-                level,
-                "reconciliation is put off: %s",
-                error,
-                extra=facts,
-                exc_info=None if expected else error,
-            )
-        self._failing = code
 
 
 def _now() -> datetime:

@@ -142,6 +142,10 @@ SWEEP_TURN = "outkeep:sweep-turn"
 AWAITED = "outkeep:awaited"
 """Sorted set of `awaited_member`s whose end is awaited, scored by when they were last heard of (seconds)."""
 
+AWAITED_HERE = "outkeep:awaited-here"
+"""Sorted set of `record_member`s: what was created here without a webhook, scored by when it is asked for
+next (Unix seconds)."""
+
 FIRST_START = "outkeep:first-start"
 """When Outkeep first ran on this Redis (Unix seconds); never changed. See `FIRST_START_NAME`."""
 
@@ -150,6 +154,9 @@ PASSED_OVER = "outkeep:passed-over"
 
 RECONCILE_TURN = "outkeep:reconcile-turn"
 """Held by the process that reconciles now; expires soon after that process was killed."""
+
+ASKING_TURN = "outkeep:asking-turn"
+"""Held by the process that asks for what was created here; expires soon after that process was killed."""
 
 RECONCILE_MARKS = "outkeep:reconcile-marks"
 """Hash: kind → from which time of creation the next pass has to look (Unix seconds)."""

@@ -24,6 +24,9 @@ RETRIED_ONCE = frozenset({"forbidden"})
 RETRIED_WITHIN_THE_HOUR = frozenset({"host_refused", "scheme_refused", "port_refused", "address_refused"})
 """Permanent by themselves, but `OUTKEEP_OUTPUT_HOSTS` mends them while the file still exists."""
 
+SOONEST_ASK, LATEST_ASK = 2.0, 30.0
+"""The shortest and the longest wait before Replicate is asked again for what was created here."""
+
 INPUT_PATIENCE = 20.0
 """How much longer than the outputs the inputs of a prediction may take: handlers wait for it."""
 
@@ -82,6 +85,14 @@ def poll_delay(*, age: float, failures: int, asked: float | None) -> float:
     """
     usual = min(max(0.5, age / 60), 5.0)
     return max(min(usual * 2.0 ** min(failures, 6), 30.0), min(asked or 0.0, MAX_RETRY_AFTER))
+
+
+def ask_delay(age: float) -> float:
+    """How long to wait before Replicate is asked again for what was created here and nobody else tells of.
+
+    `age` is since its creation: a tenth of that keeps the wait small beside what it took.
+    """
+    return min(max(age / 10, SOONEST_ASK), LATEST_ASK)
 
 
 def store_delay(*, attempt: int, jitter: float) -> float:

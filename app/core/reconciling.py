@@ -156,11 +156,16 @@ def heard_at(found: Found, prediction: Prediction | None, now: datetime) -> floa
     return now.timestamp() if found in {Found.RUNNING, Found.FAILED} else None
 
 
-def is_quiet(prediction: Prediction, rules: Rules, *, web: bool, has_record: bool) -> bool:
+def is_quiet(
+    prediction: Prediction, rules: Rules, *, web: bool, has_record: bool, is_own: bool = False
+) -> bool:
     """Whether handlers are not told of a prediction that was found.
 
-    `web`: it was made on the web site. `has_record`: it was ours before, so somebody waits for it.
+    `web`: it was made on the web site. `has_record`: it was known before, so somebody waits for it.
+    `is_own`: we have created it ourselves.
     """
+    if is_own:
+        return False
     if not rules.notify:
         return True
     if has_record:

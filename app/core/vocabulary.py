@@ -90,8 +90,8 @@ EVENTS: Final[Mapping[str, str]] = {
     # reconciliation
     "taken in from the API, since no webhook told of it": "prediction_found",
     "what the API says of a prediction cannot be used: %s": "prediction_unreadable",
-    "reconciliation is put off: %s": "reconcile_delayed",
-    "reconciliation goes on": "reconcile_resumed",
+    "%s is put off: %s": "reconcile_delayed",
+    "%s goes on": "reconcile_resumed",
     "reconciled": "reconciled",
     # the webhook secret
     "the webhook secret was fetched": "secret_fetched",

@@ -8,15 +8,17 @@ from typing import Any
 from redis import Redis
 
 from app import queues
-from app.core.manifest import format_time
+from app.arrivals import make_arrival
+from app.core.manifest import Receipt, format_time
 from app.core.names import PERSIST_QUEUE, Kind
+from app.core.prediction import from_object
 from app.core.reconciling import Found
 from app.deployment import Deployment, connect, prepare
 from app.pace import Pace
 from app.reconcile import Tell, reconciler_of, say_nothing
 from app.reconcile_memory import Memory
 from app.reconcile_one import Report
-from app.records import Record, Records
+from app.records import Accepted, Record, Records
 from app.simulator import Simulator
 from app.storage import Storage
 from app.tally import Tally
@@ -88,6 +90,19 @@ class Desk:
         counts = sum((report.counts[kind] for kind in Kind), start=type(report.counts[PREDICTION])())
         return {str(found): counts[found] for found in Found if counts[found]}
 
+    def ask(self) -> dict[str, int]:
+        """Ask for what was created here; what it found."""
+
+        async def ask() -> Report:
+            report, pace = Report(), Pace(interval=0)
+            async with reconciler_of(
+                self.deployment, self.redis, lambda: self.now, tally=self.tally, pace=pace
+            ) as reconciler:
+                await reconciler.ask(report)
+            return report
+
+        return {str(found): count for found, count in asyncio.run(ask()).counts[PREDICTION].items()}
+
     def record(self, identity: str, kind: Kind = PREDICTION) -> Record:
         record = self.records.get(kind, identity)
         assert record is not None
@@ -104,3 +119,12 @@ class Desk:
     def listed(self, kind: Kind = PREDICTION) -> int:
         """How many pages were asked for."""
         return self.simulator.requests(f"/v1/{kind.folder}")
+
+
+def create(desk: Desk, identity: str) -> None:
+    """What `outkeep run` and follow-ups write down of a prediction without a webhook."""
+    raw = {"id": identity, "status": "starting"}
+    receipt = Receipt(desk.now, None, "run", context={"order": "42"})
+    parsed = from_object(raw, PREDICTION)
+    arrival = make_arrival(desk.redis, parsed, b"", receipt, desk.now, is_asked_for=True)
+    assert desk.records.accept([arrival], desk.now) == [Accepted.PROGRESS]

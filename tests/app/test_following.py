@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from app.claim_check import ClaimCheck
 from app.core.errors import Permanent, Unusable
 from app.core.lifecycle import Move, State
 from app.core.manifest import Receipt, build
-from app.core.names import PERSIST_QUEUE, Kind, persist_job_id
-from app.core.policy import poll_delay
+from app.core.names import AWAITED, PERSIST_QUEUE, Kind, persist_job_id
+from app.core.policy import SOONEST_ASK, poll_delay
 from app.core.prediction import Prediction, from_object
-from app.following import Follower
+from app.created_here import CreatedHere
+from app.following import ASKED_BY_OTHERS, Follower
 from app.records import Accepted, Records
 from app.replicate import connected
 from app.storage import Storage
@@ -111,6 +113,23 @@ def test_it_is_followed_through_troubles_of_the_api(follower: Follower) -> None:
     assert seen == ["starting", "succeeded"]
     assert len(warnings) == 2
     assert all(warning.startswith("asked again later: ") for warning in warnings)
+
+
+def test_workers_ask_for_it_only_if_we_do_not_any_more(follower: Follower, redis: Redis) -> None:
+    here, now = CreatedHere(redis), datetime.now(UTC)
+    frozen = replace(follower, clock=lambda: now)
+    frozen.hand_in(running())
+    assert here.next_at() == now.timestamp() + SOONEST_ASK
+    follow(frozen, answer(ended()))
+    assert here.next_at() == now.timestamp() + ASKED_BY_OTHERS
+    frozen.hand_in(ended())
+    assert here.next_at() is None
+
+
+def test_workers_do_not_ask_for_what_a_webhook_tells_of(follower: Follower, redis: Redis) -> None:
+    replace(follower, awaits_webhook=True).hand_in(running())
+    assert CreatedHere(redis).next_at() is None
+    assert redis.zcard(AWAITED) == 1
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "404 Not Found"])

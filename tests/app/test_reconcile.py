@@ -1,6 +1,7 @@
 """Passes of reconciliation over a simulated Replicate: what is taken in, skipped, told and remembered."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,12 +16,21 @@ from app.core.context import Lineage, context_keys, followed, webhook_url
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.lifecycle import Move, State
 from app.core.manifest import KeptFile, Manifest, Receipt
-from app.core.names import AWAITED, FIRST_START, Kind, persist_job_id, removed_key
+from app.core.names import (
+    AWAITED,
+    AWAITED_HERE,
+    FIRST_START,
+    Kind,
+    persist_job_id,
+    record_key,
+    removed_key,
+)
 from app.core.prediction import parse
 from app.core.reconciling import GRACE, OVERLAP, SILENCE
+from app.created_here import CreatedHere
 from app.records import Accepted
 from app.simulator import Simulator
-from tests.app.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk
+from tests.app.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk, create
 from tests.app.web import SECRET_KEY
 
 FUTURE: dict[str, Any] = {"a key of the future": [1.5, {"x": None}]}
@@ -35,6 +45,12 @@ def simulator() -> Iterator[Simulator]:
 @pytest.fixture
 def desk(valkey_url: str, redis: Redis, tmp_path: Path, simulator: Simulator) -> Desk:
     return Desk(valkey_url, redis, tmp_path, simulator)
+
+
+def start(desk: Desk, identity: str) -> None:
+    """Created here, and not ended yet."""
+    desk.start(identity, created_at=desk.ago())
+    create(desk, identity)
 
 
 def receive(desk: Desk, prediction: dict[str, Any], **receipt: Any) -> Accepted:
@@ -181,6 +197,115 @@ def test_the_end_of_what_ran_is_not_awaited_any_more(desk: Desk) -> None:
     receive(desk, running)
     receive(desk, running | {"status": "succeeded", "output": "x"})
     assert desk.redis.zcard(AWAITED) == 0
+
+
+class TestWhatWasCreatedHere:
+    """Without a webhook: nothing but asking tells of its end."""
+
+    def test_it_is_asked_for_soon_and_until_it_ends(self, desk: Desk) -> None:
+        start(desk, "a")
+        assert desk.ask() == {}
+        desk.now += timedelta(seconds=2)
+        assert desk.ask() == {"running": 1}
+        assert desk.ask() == {}
+        desk.now += timedelta(seconds=2)
+        desk.finish("a", completed_at=desk.ago())
+
+        assert desk.ask() == {"new": 1}
+
+        receipt = desk.record("a").receipt
+        assert (receipt.source, receipt.context, receipt.quiet) == ("reconcile", {"order": "42"}, False)
+        assert desk.jobs() == [persist_job_id(PREDICTION, "a")]
+        assert not desk.redis.exists(AWAITED_HERE)
+        desk.now += timedelta(minutes=1)
+        assert desk.ask() == {}
+        assert desk.fetched() == 2
+
+    def test_what_takes_long_is_asked_for_less_often(self, desk: Desk) -> None:
+        start(desk, "a")
+        asked = []
+        for second in range(1200):
+            desk.now += timedelta(seconds=1)
+            if (CreatedHere(desk.redis).next_at() or 0) <= desk.now.timestamp():
+                assert desk.ask() == {"running": 1}
+                asked.append(second)
+        waits = [later - sooner for sooner, later in itertools.pairwise(asked)]
+        assert (waits[0], waits[-1]) == (2, 30)
+        assert waits == sorted(waits)
+
+    def test_a_pass_leaves_it_to_those_who_ask(self, desk: Desk) -> None:
+        start(desk, "a")
+        assert desk.run() == {"running": 1}
+        desk.now += timedelta(seconds=2)
+        desk.finish("a", completed_at=desk.ago())
+        assert desk.run() == {"expected": 1}
+        assert desk.ask() == {"new": 1}
+        assert desk.redis.zcard(AWAITED) == 0
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"OUTKEEP_RECONCILE": "known"},
+            {"OUTKEEP_RECONCILE": "off"},
+            {"OUTKEEP_RECONCILE_NOTIFY": "false"},
+        ],
+    )
+    def test_it_is_kept_and_told_whatever_else_is_wanted(self, desk: Desk, settings: dict[str, str]) -> None:
+        desk.settings |= settings
+        start(desk, "a")
+        desk.redis.delete(record_key(PREDICTION, "a"))  # it has expired
+        start(desk, "b")
+        desk.now += timedelta(seconds=2)
+        for identity in "ab":
+            desk.finish(identity, completed_at=desk.ago())
+        assert desk.ask() == {"new": 2}
+        assert [desk.record(identity).receipt.quiet for identity in "ab"] == [False, False]
+
+    def test_what_is_here_is_not_asked_for(self, desk: Desk) -> None:
+        stored = parse(json.dumps(desk.finish("stored")).encode(), PREDICTION)
+        desk.storage.commit(Manifest(stored, (), None, Receipt(desk.now, None, "run"), desk.now))
+        receive(desk, desk.finish("ended"))
+        desk.redis.set(removed_key(PREDICTION, "removed"), 1)
+        late = {f"prediction:{name}": 0.0 for name in ("stored", "ended", "removed")}
+        desk.redis.zadd(AWAITED_HERE, late)
+
+        assert desk.ask() == {}
+        assert desk.fetched() == 0
+        assert not desk.redis.exists(AWAITED_HERE)
+
+    def test_the_end_that_came_otherwise_is_the_end(self, desk: Desk) -> None:
+        start(desk, "a")
+        receive(desk, desk.finish("a"))
+        CreatedHere(desk.redis).put_off(PREDICTION, "a", 0)
+        assert not desk.redis.exists(AWAITED_HERE)
+
+    def test_what_the_api_does_not_know_yet_is_asked_for_again_for_a_while(self, desk: Desk) -> None:
+        start(desk, "a")
+        desk.redis.zadd(AWAITED_HERE, {"prediction:b": 0.0})
+        desk.redis.copy(record_key(PREDICTION, "a"), record_key(PREDICTION, "b"))
+        desk.redis.zrem(AWAITED_HERE, "prediction:a")
+        assert desk.ask() == {"absent": 1}
+        desk.now += timedelta(seconds=SILENCE)
+        assert desk.ask() == {"absent": 1}
+        assert not desk.redis.exists(AWAITED_HERE)
+
+    def test_one_that_fails_holds_up_no_other_and_is_asked_for_again(self, desk: Desk) -> None:
+        start(desk, "a")
+        desk.now += timedelta(seconds=1)
+        start(desk, "b")
+        desk.now += timedelta(seconds=2)
+        desk.simulator.refuse(1, status=500)
+        assert desk.ask() == {"failed": 1, "running": 1}
+        desk.now += timedelta(seconds=2)
+        assert desk.ask() == {"running": 2}
+
+    def test_while_the_api_is_away_nothing_is_forgotten(self, desk: Desk) -> None:
+        start(desk, "a")
+        desk.now += timedelta(seconds=2)
+        desk.simulator.refuse(1, status=401)
+        with pytest.raises(Permanent):
+            desk.ask()
+        assert desk.ask() == {"running": 1}
 
 
 def test_handlers_are_not_told_of_what_is_not_theirs(desk: Desk) -> None:

@@ -15,7 +15,7 @@ import pytest
 from replicate.client import Client
 
 from app.backlog import backlog
-from app.core.names import NOTIFY_QUEUE
+from app.core.names import AWAITED_HERE, NOTIFY_QUEUE
 from app.simulator import Simulator
 from tests.api_host import ApiHost, Hanging, api_host
 from tests.e2e.running import PATIENCE, Up, until
@@ -201,6 +201,36 @@ def test_three_steps_end_with_one_result_each_whatever_is_killed(
         assert f"follows {image['id']} by upscale" in shown
         assert f"followed by {caption['id']} (caption)" in shown
     assert up.stop() == 0
+
+
+def test_without_a_public_url_each_step_is_found_soon_after_its_end(
+    tmp_path: Path, api: ApiHost, simulator: Simulator
+) -> None:
+    up = launched(tmp_path, api, HANDLERS)
+    del up.environment["OUTKEEP_PUBLIC_URL"]
+    up.environment["REPLICATE_BASE_URL"] = simulator.url  # what is uploaded is found there
+    # No pass may help: it would not come before a minute is over, and then leave each to its webhook.
+    up.environment["OUTKEEP_RECONCILE"] = "off"
+    try:
+        up.start()
+        command = [OUTKEEP, "run", STEPS[0], "-i", "prompt=a line", "--no-wait"]
+        subprocess.run(command, cwd=up.folder, env=up.environment, capture_output=True, check=True)
+        kill_and_await_another(up, "persist")
+        until(lambda: told(up, "note"), "the function has run")
+
+        steps = {one["prediction"]["model"]: one for one in manifests(up)}
+        image, copy, caption = (steps[model] for model in STEPS)
+        assert Counter(one["model"] for one in created(simulator)) == dict.fromkeys(STEPS, 1)
+        assert not any(one.get("webhook") for one in created(simulator))
+        assert [one["parent"] for one in (image, copy, caption)] == [None, image["id"], copy["id"]]
+        assert [one["source"] for one in (image, copy, caption)] == ["reconcile"] * 3
+        assert stored(up, copy) == stored(up, image)
+        text = f"caption: a line, {len(stored(up, image))} bytes"
+        assert (up.folder / "noted" / caption["id"]).read_text() == stored(up, caption).decode() == text
+        assert up.redis().exists(AWAITED_HERE) == 0
+        assert up.stop() == 0
+    finally:
+        up.clear()
 
 
 def test_a_loop_is_cut(tmp_path: Path, api: ApiHost, simulator: Simulator, client: Client) -> None:

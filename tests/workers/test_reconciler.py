@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from app.core.lifecycle import State
 from app.core.names import COUNTERS, FIRST_START, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
 from app.simulator import Simulator
-from tests.app.reconciliation import PREDICTION, Desk
+from tests.app.reconciliation import PREDICTION, Desk, create
 from tests.app.web import free_port, wait_until
 from workers.reconciler import reconciling
 
@@ -66,6 +67,37 @@ def test_nothing_is_asked_where_nothing_is_to_be_found(
     with reconciling(queue, desk.deployment, every=0.01):
         pass
     assert desk.listed() == 0
+
+
+@pytest.mark.parametrize("mode", ["all", "off"])
+def test_what_was_created_here_is_asked_for_by_one_worker_whatever_else_is_off(desk: Desk, mode: str) -> None:
+    desk.settings["OUTKEEP_RECONCILE"] = mode
+    desk.finish("a", completed_at=desk.ago())
+    with ExitStack() as workers:
+        for _ in range(3):
+            workers.enter_context(reconciling(PERSIST_QUEUE, desk.deployment))
+        create(desk, "a")
+        wait_until(lambda: desk.record("a").state is State.RECEIVED)
+        wait_until(lambda: mode == "off" or desk.listed() > 0)
+    assert desk.fetched() == 1
+    assert mode == "all" or desk.listed() == 0
+    wait_until(lambda: desk.redis.hexists(COUNTERS, 'outkeep_reconciled_total{found="new"}'))
+
+
+def test_asking_goes_on_after_an_outage_of_the_api(
+    desk: Desk, simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    desk.settings |= {"OUTKEEP_RECONCILE": "off", "REPLICATE_BASE_URL": f"http://127.0.0.1:{port}"}
+    caplog.set_level(logging.INFO, "outkeep.reconcile")
+    create(desk, "a")
+    with reconciling(PERSIST_QUEUE, desk.deployment, again=0.05):
+        wait_until(lambda: "asking for what was created here is put off" in caplog.text)
+        with Simulator(port=port, token=simulator.token) as back:
+            back.finish(PREDICTION, desk.finish("a"))
+            wait_until(lambda: desk.record("a").state is State.RECEIVED)
+    assert caplog.text.count("is put off") == 1
+    assert "asking for what was created here goes on" in caplog.text
 
 
 def test_the_first_start_is_noted_without_a_token_too(desk: Desk) -> None:
