@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 from replicate.client import Client
 
+from app.api_answers import Object, judge
 from app.core.errors import Permanent, Transient
 from app.core.models import Model
-from app.replicate import Object, judge
 
 TIMEOUT = 60.0
 """Seconds that the creation of a prediction may take; an upload has the time of its job."""

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from redis import Redis
 
+from app.api_answers import Object
 from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
 from app.core.awaited import Awaited, Origin
@@ -28,7 +29,7 @@ from app.pace import Pace
 from app.reconcile_memory import Memory
 from app.reconcile_one import Asker, Report
 from app.records import Records
-from app.replicate import Object, connected
+from app.replicate import connected
 from app.storage import Storage
 from app.tally import Tally
 

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from redis import Redis
 
+from app.api_answers import Object
 from app.arrivals import body_of, make_arrival
 from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
@@ -24,11 +25,16 @@ from app.created_here import CreatedHere
 from app.pace import Pace
 from app.reconcile_memory import Memory
 from app.records import Accepted, Record, Records
-from app.replicate import Api, Object
+from app.replicate import Api
 from app.tally import Tally
 
-_OF_ONE = frozenset({"api_failed", "api_rejected"})
-"""Errors that may be the fault of one object: it alone waits, and the others go on."""
+_OF_ONE = {
+    "api_absent": Found.ABSENT,
+    "api_failed": Found.FAILED,
+    "api_rejected": Found.FAILED,
+    "api_too_large": Found.UNREADABLE,
+}
+"""Errors that may be the fault of one object: it alone waits, or is left alone, and the others go on."""
 
 _SEEN_AGAIN = frozenset({Found.KNOWN, Found.RUNNING, Found.EXPECTED})
 """What each pass meets again, so that to count it says nothing."""
@@ -76,13 +82,14 @@ class Asker:
             whole = await self.pace.call(lambda: self.api.one(kind, identity))
             found, prediction = await asyncio.to_thread(self._take, awaited, whole)
         except Unusable as error:
-            facts = {"kind": str(kind), "id": identity, "code": error.code}
-            log.warning("what the API says of a prediction cannot be used: %s", error.message, extra=facts)
+            _warn(awaited, error)
             found = Found.UNREADABLE
         except OutkeepError as error:
-            if error.code != "api_absent" and error.code not in _OF_ONE:
+            if error.code not in _OF_ONE:
                 raise
-            found = Found.ABSENT if error.code == "api_absent" else Found.FAILED
+            found = _OF_ONE[error.code]
+            if found is Found.UNREADABLE:
+                _warn(awaited, error)
         self.count(report, kind, found, prediction)
         remember = self._ask_again if awaited.origin is Origin.HERE else self._remember
         await asyncio.to_thread(remember, awaited, found, prediction)
@@ -162,7 +169,14 @@ class Asker:
         now, record = self.clock(), self.records.get(awaited.kind, awaited.id)
         age = None if record is None else (now - record.received_at).total_seconds()
         wait = asked_again_in(found, age)
+        if found is Found.UNREADABLE:
+            self.memory.pass_over(awaited.kind, awaited.id, now)
         if wait is None:
             self.forget(awaited)
         else:
             self.here.put_off(awaited.kind, awaited.id, now.timestamp() + wait)
+
+
+def _warn(awaited: Awaited, error: OutkeepError) -> None:
+    facts = {"kind": str(awaited.kind), "id": awaited.id, "code": error.code}
+    log.warning("what the API says of a prediction cannot be used: %s", error.message, extra=facts)

@@ -6,9 +6,7 @@ Source of paths, limits and forms: Replicate's OpenAPI document of 2026-03-16.
 """
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,22 +16,22 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 from yarl import URL
 
+from app.api_answers import OK, Object, judge, read_list, read_whole
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.manifest import format_time
 from app.core.names import Kind
-from app.core.retry_after import retry_after
 from app.guard import network_errors
 
 TIMEOUT = 30.0
 """Seconds that one call may take."""
 
-MAX_ANSWER = 64 << 20
-"""Bytes of an answer: a hundred predictions with inline outputs."""
+SILENCE = 30.0
+"""Seconds in which no byte comes, after which a call has failed however long it may take."""
 
-Object = dict[str, Any]
+LIST_TIMEOUT = 300.0
+"""Seconds that a page of a list may take: a hundred predictions with inline outputs."""
 
-_TOO_MANY, _UNPAID, _REFUSED, _ABSENT = 429, 402, frozenset({401, 403}), frozenset({404, 410})
-_OK = range(200, 300)
+Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
 
 
 @dataclass(frozen=True)
@@ -49,23 +47,23 @@ class Api:
     """Calls over one session. All raise `Transient` when trying again may help, else `Permanent`.
 
     Codes: `api_unreachable`, `api_busy` (429, with `retry_after`), `api_failed` (5xx, or no JSON),
-    `api_refused` (the token), `api_unpaid` (402), `api_absent` (404), `api_rejected` (any other answer; the
-    message says why).
+    `api_refused` (the token), `api_unpaid` (402), `api_absent` (404), `api_too_large`, `api_rejected` (any
+    other answer; the message says why).
     """
 
     base_url: str
     """Without `/v1` and without a slash at the end."""
     session: aiohttp.ClientSession = field(repr=False)
 
-    async def get(self, path: str, *, timeout: float = TIMEOUT) -> Object:  # noqa: ASYNC109 - its end is an error of ours
-        """The JSON object at a path such as `/v1/predictions/…`."""
+    async def get(self, path: str, *, timeout: float = TIMEOUT, read: Read = read_whole) -> Object:  # noqa: ASYNC109 - its end is an error of ours
+        """The JSON object at a path such as `/v1/predictions/…`; `read` takes the body in."""
         host = urlsplit(self.base_url).hostname or self.base_url
         try:
             async with asyncio.timeout(timeout):
                 with network_errors(host):
                     url = URL(self.base_url + path, encoded=True)
                     async with self.session.get(url, allow_redirects=False) as answer:
-                        body = await _read(answer)
+                        body = await (read if answer.status in OK else read_whole)(answer)
                         return judge(answer.status, answer.headers, body, path)
         except TimeoutError:
             raise Transient("api_unreachable", f"{host} did not answer within {timeout:.0f} s") from None
@@ -87,10 +85,13 @@ class Api:
         return await self.get(f"/v1/{kind.folder}/{quote(identity, safe='')}")
 
     async def page(self, kind: Kind, following: str | None = None, **wanted: str) -> Page:
-        """A page of the list, newest first; `wanted` are parameters of the first, such as `created_after`."""
+        """A page of the list, newest first; `wanted` are parameters of the first, such as `created_after`.
+
+        Values of items that are long come as null; see `app.core.trimming`.
+        """
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in wanted.items())
         path = following or f"/v1/{kind.folder}{f'?{query}' if query else ''}"
-        answer = await self.get(path)
+        answer = await self.get(path, timeout=LIST_TIMEOUT, read=read_list)
         items = answer.get("results")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Transient("api_failed", f"the answer to {path.partition('?')[0]} is not a list")
@@ -120,59 +121,10 @@ async def connected(base_url: str, token: str) -> AsyncIterator[Api]:
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=True,
-        timeout=aiohttp.ClientTimeout(total=None),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE),
     )
     async with session:
         yield Api(base_url, session)
-
-
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for block in answer.content.iter_chunked(1 << 16):
-        body += block
-        if len(body) > MAX_ANSWER:
-            raise Permanent("api_rejected", f"an answer of the API is larger than {MAX_ANSWER >> 20} MiB")
-    return bytes(body)
-
-
-def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Object:
-    """The object in an answer, or the error that it means."""
-    where = path.partition("?")[0]
-    if status in _OK:
-        answer = _object(body)
-        if answer is None:
-            raise Transient("api_failed", f"the answer to {where} is not a JSON object")
-        return answer
-    problem = _object(body) or {}
-    said = str(problem.get("detail") or problem.get("title") or f"status {status}")[:300]
-    if status == _TOO_MANY:
-        raise Transient("api_busy", f"too many requests: {said}", retry_after=_wait(headers, problem))
-    if status in _REFUSED:
-        raise Permanent("api_refused", f"REPLICATE_API_TOKEN is refused for {where}: {said}")
-    if status == _UNPAID:
-        raise Permanent("api_unpaid", f"the account cannot pay for {where}: {said}")
-    if status in _ABSENT:
-        raise Permanent("api_absent", f"{where} does not exist: {said}")
-    if status not in range(400, 500):
-        raise Transient("api_failed", f"{where} failed: {said}", retry_after=_wait(headers, problem))
-    raise Permanent("api_rejected", f"{where} was rejected: {said}")
-
-
-def _wait(headers: Mapping[str, str], problem: Object) -> float | None:
-    """What a 429 asks for: a header, or `retry_after` in its body."""
-    asked = retry_after(headers.get("retry-after"), now=time.time())
-    said = problem.get("retry_after")
-    if asked is None and isinstance(said, int | float) and not isinstance(said, bool) and said >= 0:
-        return float(said)
-    return asked
-
-
-def _object(body: bytes) -> Object | None:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _path_of(url: Any, base_url: str) -> str | None:

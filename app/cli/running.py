@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from app.api_answers import Object
 from app.cli import kept
 from app.cli.live import Display, Lines, Terminal
 from app.cli.patience import interrupts_held, patiently
@@ -21,7 +22,7 @@ from app.core.models import Model
 from app.core.request import LocalFile, local_files, with_urls
 from app.creation import UNCERTAIN, creating
 from app.creation_limit import CreationLimit
-from app.replicate import Object, connected
+from app.replicate import connected
 from app.storage import Storage
 
 EVENTS = ("start", "output", "logs", "completed")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from app.api_answers import MAX_ANSWER
 from app.arrivals import make_arrival
 from app.core.context import Lineage, context_keys, followed, webhook_url
 from app.core.errors import OutkeepError, Permanent, Transient
@@ -28,7 +29,7 @@ from app.core.names import (
 from app.core.prediction import parse
 from app.core.reconciling import GRACE, OVERLAP, SILENCE
 from app.created_here import CreatedHere
-from app.records import Accepted
+from app.records import LARGE, Accepted
 from app.simulator import Simulator
 from tests.app.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk, create
 from tests.app.web import SECRET_KEY
@@ -413,6 +414,27 @@ def test_many_pages_are_read_and_the_most_urgent_is_fetched_first(desk: Desk) ->
     desk.run()
     assert desk.listed() == 4
     assert desk.fetched() == 230
+
+
+def test_a_page_with_outputs_of_any_size_ends_no_pass(desk: Desk) -> None:
+    for number in range(4):
+        receive(desk, desk.finish(f"known{number}"))
+        desk.finish(f"known{number}", output="x" * (MAX_ANSWER // 4))
+    given = desk.finish("a", output="y" * LARGE)
+
+    assert desk.run() == {"known": 4, "new": 1}
+    assert desk.memory.completed_at() == desk.now.timestamp()
+    place = desk.record("a").body_at
+    assert place is not None
+    assert json.loads(desk.storage.get(place) or b"") == given
+
+
+def test_what_is_too_large_to_be_held_is_named_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.finish("a", output="x" * MAX_ANSWER)
+    assert desk.run() == {"unreadable": 1}
+    assert desk.run() == {"known": 1}
+    [said] = [record for record in caplog.records if record.name == "outkeep.reconcile"]
+    assert "is larger than 64 MiB" in said.getMessage()
 
 
 def test_a_pass_that_fails_is_taken_up_where_it_stood(desk: Desk) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from app.api_answers import MAX_ANSWER
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.names import Kind
 from app.replicate import connected
 from app.simulator import Simulator
-from tests.raw_host import ok, raw_host, then_silence
+from tests.raw_host import ok, raw_host, then_for_ever, then_silence
 
 PREDICTION = Kind.PREDICTION
 
@@ -121,6 +122,35 @@ def test_silence_ends_at_the_time_out() -> None:
     error = failure(then_silence(b""), timeout=0.2)
     assert isinstance(error, Transient)
     assert error.code == "api_unreachable"
+
+
+def test_a_page_of_inline_outputs_may_be_larger_than_what_we_hold() -> None:
+    outputs = ["x" * 1_000_000, ["a", "b"], {"deep": [{"text": '"' * 40_000}]}]
+    items = [finished(number) | {"output": outputs[number % 3]} for number in range(210)]
+    body = json.dumps({"next": None, "results": items}).encode()
+    assert len(body) > MAX_ANSWER
+
+    async def ask() -> list[dict[str, Any]]:
+        async with raw_host(ok(body)) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
+            return list((await api.page(PREDICTION)).items)
+
+    short = [None, ["a", "b"], None]
+    assert asyncio.run(ask()) == [item | {"output": short[n % 3]} for n, item in enumerate(items)]
+
+
+def test_an_answer_has_its_limit_and_so_has_what_is_left_of_a_page() -> None:
+    endless = then_for_ever(b"HTTP/1.1 200 OK\r\n\r\n{", b" " * (1 << 20))
+
+    async def ask() -> list[str]:
+        codes = []
+        async with raw_host(endless) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
+            for call in (api.one(PREDICTION, "x"), api.page(PREDICTION)):
+                with pytest.raises(Permanent) as raised:
+                    await call
+                codes.append(raised.value.code)
+        return codes
+
+    assert asyncio.run(ask()) == ["api_too_large"] * 2
 
 
 def test_a_next_page_on_another_host_is_not_asked_for() -> None:
