@@ -159,9 +159,6 @@ def _handler(handler: Handler, settings: Settings, code: Path) -> Finding:
         case Call(function, queue):
             trouble = missing(function, code) if queue == HANDLE_QUEUE else None
             return job_findings.function(handler.name, function, queue, trouble)
-        case FollowUp(model) if settings.public_url is None and settings.reconciles == "off":
-            detail = f"what {model} makes never comes back: set OUTKEEP_PUBLIC_URL, or OUTKEEP_RECONCILE"
-            return Finding(Level.WARN, check, detail)
         case FollowUp(model):
             return Finding(Level.OK, check, f"predicts with {model}")
 

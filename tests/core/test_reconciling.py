@@ -158,6 +158,7 @@ def test_what_the_web_site_made_is_quiet_unless_somebody_waits_for_it() -> None:
     assert is_quiet(prediction(), rules(), web=True, has_record=False)
     assert not is_quiet(prediction(), rules(), web=True, has_record=True)
     assert is_quiet(prediction(), rules(notify=False), web=False, has_record=True)
+    assert not is_quiet(prediction(), rules(notify=False), web=False, has_record=True, is_own=True)
 
 
 def test_the_first_pass_looks_back_for_what_can_still_be_kept_and_later_ones_to_the_mark() -> None:

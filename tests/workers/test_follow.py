@@ -32,6 +32,7 @@ from app.core.names import (
     manifest_name,
     notify_job_id,
 )
+from app.core.trimming import LONG
 from app.creation_limit import CreationLimit
 from app.deployment import Deployment
 from app.follow_ups import FollowUps, Intent, Place
@@ -302,6 +303,8 @@ def test_a_follow_up_whose_creation_was_not_confirmed_is_found(
 ) -> None:
     studio.api.mishaps = [mishap]
     studio.api.without = without
+    # More than is read of an item of the list.
+    studio.handlers = UPSCALE.replace("scale = 2", f'scale = 2, prompt = "{"p" * (LONG + 1)}"')
     studio.tell()
     studio.work()
     assert studio.told() is None
