@@ -1,5 +1,6 @@
 """A job of the user's: only functions that the handlers file names run, each within its memory."""
 
+import importlib
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +22,13 @@ class ListedJob(GuardedJob):
 
     @property
     def func(self) -> Callable[..., Any]:
-        """The function to run; raises `Permanent` when it is not on the list."""
+        """The function to run; raises `Permanent` when it is not on the list, and what its import raises."""
         if not self.is_listed:
             raise Permanent("job_refused", f"{self.func_name!r} is not a job of the handlers file")
-        function: Callable[..., Any] = super().func
+        try:
+            function: Callable[..., Any] = super().func
+        except ValueError:
+            raise _import_fault(str(self.func_name)) from None
         return function
 
     @property
@@ -49,6 +53,16 @@ class ListedJob(GuardedJob):
 def listed_jobs(listed: Listed) -> type[ListedJob]:
     """The class of the jobs of a worker that runs `listed`."""
     return type("ListedJob", (ListedJob,), {"listed": listed})
+
+
+def _import_fault(name: str) -> ImportError | AttributeError:
+    """What keeps a function from being found: RQ calls each such name invalid, whatever is missing."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return error
+    return AttributeError(f"module {module!r} has no function {attribute!r}")
 
 
 @contextmanager

@@ -60,6 +60,16 @@ def test_a_listed_function_runs(redis: Redis, valkey_url: str, here: Path) -> No
     assert (here / "note").read_text() == "größer"
 
 
+def test_what_a_module_of_the_users_misses_is_named(
+    redis: Redis, valkey_url: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)
+    (here / "needy.py").write_text("import no_such_package\n\ndef run(event):\n    pass\n")
+    job = enqueue(redis, "needy.run", {})
+    work(valkey_url, "needy.run")
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in failure(job)
+
+
 @pytest.mark.parametrize(
     "name", ["os.system", "posix.system", "tests.workers.test_handle.betray", "builtins.exec", ""]
 )

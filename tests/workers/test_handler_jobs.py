@@ -77,6 +77,7 @@ FAILING = {
     "raises": ((), "ValueError: no such colour"),
     "leaves": ((), "SystemExit: enough"),
     "imports": ((), "No module named 'no_such_module_anywhere'"),
+    "absent": ((), "AttributeError: module 'tasks' has no function 'absent'"),
     "hangs": (("timeout = 1",), "Task exceeded maximum timeout value (1 seconds)"),
     "eats": (('memory = "256MiB"',), "MemoryError"),
     "exits": ((), "Work-horse terminated unexpectedly; waitpid returned 1792"),
