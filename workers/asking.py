@@ -19,7 +19,7 @@ from workers.trouble import Trouble
 LOOK = 2.0
 """Seconds between two looks at what is awaited: no more than the shortest wait before something is due."""
 
-AGAIN = 10.0
+AGAIN = 5.0
 """Seconds after which it is tried again when the API, Redis or the storage fails."""
 
 OTHERS = 0.5
