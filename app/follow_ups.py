@@ -10,7 +10,7 @@ from typing import cast
 
 from redis import Redis
 
-from app.core.names import Kind, follow_up_child, follow_up_key, follow_up_lock
+from app.core.names import FOLLOW_UPS_OPEN, Kind, follow_up_child, follow_up_key, follow_up_lock
 
 TTL = 30 * 86400
 """Seconds for which an intent is kept; the outcome file beside the manifest is the lasting memory."""
@@ -33,11 +33,13 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 _INTEND = """
--- KEYS: 1 lock, 2 intent  ARGV: 1 owner, 2 ttl of the lock (s), 3 intent, 4 its ttl (s)
+-- KEYS: 1 lock, 2 intent, 3 open ones  ARGV: 1 owner, 2 ttl of the lock (s), 3 intent, 4 its ttl (s),
+-- 5 place, 6 fingerprint
 -- Whoever has lost the lock must not create: another run may be creating.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
+redis.call('HSET', KEYS[3], ARGV[5], ARGV[6])
 return 1
 """
 
@@ -85,12 +87,27 @@ class FollowUps:
 
     def intend(self, place: Place, owner: str, intent: Intent) -> bool:
         """Write down what is created next; False when the lock is lost, and then nothing may be created."""
-        keys = [follow_up_lock(*place), follow_up_key(*place)]
-        return bool(self._intend(keys=keys, args=[owner, LOCK_TTL, json.dumps(asdict(intent)), TTL]))
+        keys = [follow_up_lock(*place), follow_up_key(*place), FOLLOW_UPS_OPEN]
+        text = json.dumps(asdict(intent))
+        return bool(self._intend(keys=keys, args=[owner, LOCK_TTL, text, TTL, ":".join(place), intent.input]))
 
     def forget(self, place: Place) -> None:
         """Note that nothing was created."""
-        self._redis.delete(follow_up_key(*place))
+        with self._redis.pipeline() as pipeline:
+            pipeline.delete(follow_up_key(*place))
+            pipeline.hdel(FOLLOW_UPS_OPEN, ":".join(place))
+            pipeline.execute()
+
+    def may_seek(self, given: str) -> bool:
+        """Whether a prediction with an input of this fingerprint may be one that a job has yet to find."""
+        for place, known in cast(dict[bytes, bytes], self._redis.hgetall(FOLLOW_UPS_OPEN)).items():
+            if known.decode() != given:
+                continue
+            handler, kind, prediction_id = place.decode().split(":")
+            if self._redis.exists(follow_up_key(handler, Kind(kind), prediction_id)):
+                return True
+            self._redis.hdel(FOLLOW_UPS_OPEN, place.decode())  # its parent was removed, or it is long ago
+        return False
 
     def claim(self, place: Place, child: str) -> bool:
         """Whether a prediction that was found is this follow-up, and not known as another one."""
@@ -102,4 +119,5 @@ class FollowUps:
         with self._redis.pipeline() as pipeline:
             pipeline.set(follow_up_child(child), ":".join(place), ex=TTL)
             pipeline.set(follow_up_key(*place), json.dumps(asdict(replace(intent, child=child))), ex=TTL)
+            pipeline.hdel(FOLLOW_UPS_OPEN, ":".join(place))
             pipeline.execute()

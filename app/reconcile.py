@@ -25,6 +25,7 @@ from app.core.prediction import Prediction, from_object
 from app.core.reconciling import Found, Rules
 from app.created_here import CreatedHere
 from app.deployment import Deployment
+from app.follow_ups import FollowUps
 from app.pace import Pace
 from app.reconcile_memory import Memory
 from app.reconcile_one import Asker, Report
@@ -221,6 +222,7 @@ async def reconciler_of(
             api=api,
             redis=redis,
             records=Records(redis, ttl=settings.record_ttl),
+            follow_ups=FollowUps(redis),
             memory=memory,
             here=CreatedHere(redis),
             claims=claims,

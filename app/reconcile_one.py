@@ -15,6 +15,7 @@ from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
 from app.core.awaited import Awaited, Origin, asked_again_in
 from app.core.context import parent
+from app.core.creations import fingerprint, may_wait
 from app.core.errors import OutkeepError, Unusable
 from app.core.manifest import Receipt
 from app.core.names import Kind
@@ -22,6 +23,7 @@ from app.core.prediction import Prediction, parse
 from app.core.reconciling import TAKEN, Found, Rules
 from app.core.vocabulary import FOUND
 from app.created_here import CreatedHere
+from app.follow_ups import FollowUps
 from app.pace import Pace
 from app.reconcile_memory import Memory
 from app.records import Accepted, Record, Records
@@ -63,6 +65,7 @@ class Asker:
     api: Api
     redis: Redis
     records: Records
+    follow_ups: FollowUps
     memory: Memory
     here: CreatedHere
     claims: ClaimCheck
@@ -110,6 +113,8 @@ class Asker:
             return Found.EXPECTED, prediction
         record = self.records.get(kind, prediction.id)
         is_known = is_ours or record is not None
+        if not is_known and self._may_follow(prediction, now):
+            return Found.EXPECTED, prediction
         if judgement.is_foreign(prediction, self.rules, has_record=is_known, whole=True):
             return Found.FOREIGN, prediction
         receipt = self._receipt(prediction, record, now, awaited.origin)
@@ -120,6 +125,12 @@ class Asker:
         facts = {"kind": str(kind), "id": prediction.id, "status": prediction.status, "quiet": receipt.quiet}
         log.info("taken in from the API, since no webhook told of it", extra=facts)
         return Found.LATE if judgement.is_late(prediction, now) else Found.NEW, prediction
+
+    def _may_follow(self, prediction: Prediction, now: datetime) -> bool:
+        """Whether it may be a follow-up whose job was killed: only that job can tell what it follows."""
+        return may_wait(prediction, now) and self.follow_ups.may_seek(
+            fingerprint(prediction.raw.get("input"))
+        )
 
     def _receipt(
         self, prediction: Prediction, record: Record | None, now: datetime, origin: Origin

@@ -6,8 +6,6 @@ that finds an intent without a child looks for what an earlier run may have crea
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -22,6 +20,7 @@ from app import told as outcome_files
 from app.core import event as events
 from app.core import templates
 from app.core.context import ContextKeys, Lineage, followed, lineage, webhook_url
+from app.core.creations import fingerprint
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.handlers import Handler
 from app.core.manifest import Manifest, Receipt, format_time
@@ -196,24 +195,6 @@ class Follow:
             await asyncio.sleep(LOCK_TTL / 4)
             with suppress(RedisError):
                 await asyncio.to_thread(self.follow_ups.renew, place, owner)
-
-
-def fingerprint(given: Any) -> str:
-    """The same for two inputs that are the same JSON, however they are written."""
-    text = json.dumps(_plain(given), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case list():
-            return [_plain(item) for item in value]
-        case float() if value.is_integer():
-            return int(value)
-        case _:
-            return value
 
 
 def _may_be(item: Mapping[str, Any], intent: Intent) -> bool:

@@ -233,6 +233,10 @@ def follow_up_key(handler: str, kind: Kind, prediction_id: str) -> str:
     return f"outkeep:follow-up:{handler}:{kind}:{prediction_id}"
 
 
+FOLLOW_UPS_OPEN = "outkeep:follow-ups-open"
+"""Hash: `<handler>:<kind>:<id>` → fingerprint of the input of a follow-up that may have been created."""
+
+
 def follow_up_lock(handler: str, kind: Kind, prediction_id: str) -> str:
     """Held by the one run that creates this follow-up; expires soon after its process died."""
     return f"outkeep:following:{handler}:{kind}:{prediction_id}"

@@ -43,7 +43,7 @@ class Found(StrEnum):
     RUNNING = "running"
     """It has not ended."""
     EXPECTED = "expected"
-    """It ended just now: its webhook may still come."""
+    """It ended just now: its webhook may still come. Or a job that perhaps created it will find it."""
     BYGONE = "bygone"
     """Its data was gone before Outkeep first ran."""
     FOREIGN = "foreign"

@@ -14,6 +14,7 @@ from redis import Redis
 from app.api_answers import MAX_ANSWER
 from app.arrivals import make_arrival
 from app.core.context import Lineage, context_keys, followed, webhook_url
+from app.core.creations import SOUGHT_FOR, fingerprint
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.lifecycle import Move, State
 from app.core.manifest import KeptFile, Manifest, Receipt
@@ -22,6 +23,7 @@ from app.core.names import (
     AWAITED_HERE,
     FIRST_START,
     Kind,
+    follow_up_key,
     persist_job_id,
     record_key,
     removed_key,
@@ -29,6 +31,7 @@ from app.core.names import (
 from app.core.prediction import parse
 from app.core.reconciling import GRACE, OVERLAP, SILENCE
 from app.created_here import CreatedHere
+from app.follow_ups import FollowUps, Intent
 from app.records import LARGE, Accepted
 from app.simulator import Simulator
 from tests.app.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk, create
@@ -122,6 +125,47 @@ def test_a_record_that_only_ran_gets_its_end_and_keeps_what_came_with_it(desk: D
     assert (receipt.source, receipt.quiet) == ("reconcile", False)
     assert (receipt.query, receipt.context, receipt.parent) == ({"customId": "7"}, context, "first")
     assert desk.redis.zcard(AWAITED) == 0
+
+
+@pytest.mark.parametrize("mode", ["all", "known"])
+def test_what_a_killed_job_may_have_created_is_left_to_it_and_keeps_what_it_follows(
+    desk: Desk, mode: str
+) -> None:
+    desk.settings = {"OUTKEEP_RECONCILE": mode}
+    place = ("upscale", PREDICTION, "parent")
+    follow_ups = FollowUps(desk.redis)
+    given = desk.finish("child")
+    intent = Intent(desk.ago(minutes=9), fingerprint(given["input"]), None, None)
+    assert follow_ups.lock(place, "killed")
+    assert follow_ups.intend(place, "killed", intent)
+    desk.finish("other", input={"prompt": "a boat"})
+
+    assert desk.run() == {"expected": 1, "new" if mode == "all" else "foreign": 1}
+    assert "persist-prediction-child" not in desk.jobs()
+
+    follow_ups.remember(place, intent, "child")
+    context = followed(None, Lineage(PREDICTION, "parent", "upscale", 1))
+    started = {**given, "status": "starting", "output": None, "completed_at": None}
+    receive(desk, started, context=context, parent="parent")
+    assert desk.run()["new"] == 1
+    receipt = desk.record("child").receipt
+    assert (receipt.context, receipt.parent) == (context, "parent")
+
+
+@pytest.mark.parametrize("cause", ["late", "forgotten", "removed"])
+def test_what_nobody_seeks_any_more_is_taken_in(desk: Desk, cause: str) -> None:
+    place = ("upscale", PREDICTION, "parent")
+    follow_ups = FollowUps(desk.redis)
+    ended = desk.ago(seconds=SOUGHT_FOR + 1 if cause == "late" else 300)
+    given = desk.finish("child", completed_at=ended)
+    follow_ups.lock(place, "killed")
+    follow_ups.intend(place, "killed", Intent(desk.ago(minutes=9), fingerprint(given["input"]), None, None))
+    if cause == "forgotten":
+        follow_ups.forget(place)
+    elif cause == "removed":
+        desk.redis.delete(follow_up_key(*place))
+
+    assert desk.run() == {"new": 1}
 
 
 def test_a_late_webhook_changes_nothing_about_what_was_found(desk: Desk) -> None:

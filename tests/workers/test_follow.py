@@ -21,6 +21,7 @@ from rq.job import Job, JobStatus
 from app import queues
 from app.core import handlers, prediction
 from app.core.context import PARAMETER, Lineage, context_keys, followed, unseal
+from app.core.creations import fingerprint
 from app.core.handlers import Handler
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import (
@@ -53,7 +54,7 @@ from tests.api_host import (
 from tests.workers.desk import Quick
 from tests.workers.worker_process import ROOT, wait_until
 from workers.attempt import Delivery
-from workers.follow import DEEPEST, SETTLE, fingerprint
+from workers.follow import DEEPEST, SETTLE
 from workers.services import Jobs, notify_jobs
 
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
@@ -534,9 +535,3 @@ def test_a_limit_lets_through_again_as_time_passes(redis: Redis) -> None:
     assert limit.take() == 0
     assert 0 < limit.take() <= 0.05
     wait_until(lambda: limit.take() == 0)
-
-
-@pytest.mark.parametrize(("one", "other"), [({"a": 2.0}, {"a": 2}), ({"a": 1, "b": 2}, {"b": 2, "a": 1})])
-def test_the_same_input_is_known_however_it_is_written(one: Any, other: Any) -> None:
-    assert fingerprint(one) == fingerprint(other)
-    assert fingerprint(one) != fingerprint({**one, "a": 3})
