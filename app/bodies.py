@@ -14,6 +14,7 @@ from app.disk import make_folder
 from app.limits import Limits
 
 RETRY_AFTER = 5
+TOO_LARGE = "body_too_large"
 
 LARGE = 1 << 20
 """Bytes from which a body is worked on in a thread."""
@@ -138,4 +139,4 @@ async def apart(size: int, work: Callable[[], T]) -> T:
 
 
 def _too_large(limit: int) -> Rejected:
-    return Rejected("body_too_large", f"the body is larger than {limit} bytes", status=413)
+    return Rejected(TOO_LARGE, f"the body is larger than {limit} bytes", status=413)

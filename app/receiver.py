@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from app.arrivals import make_arrival
-from app.bodies import apart
+from app.bodies import TOO_LARGE, apart
 from app.claim_check import ClaimCheck
 from app.core.context import ContextKeys, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
@@ -40,7 +40,7 @@ RETRY_AFTER = 2
 SPOOLED = "spooled"
 
 _UNREAD = frozenset(
-    {"body_too_large", "content_encoding", "busy", "no_room", BAD_TOKEN, TOO_MANY_TOKENS, SECRET_MISSING}
+    {TOO_LARGE, "content_encoding", "busy", "no_room", BAD_TOKEN, TOO_MANY_TOKENS, SECRET_MISSING}
 )
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers that are not written down: some proxies add their own."""

@@ -1,5 +1,6 @@
 """Whose deliveries we take, and how each sender proves itself: Replicate signs, Cog shows a token."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 
 from app.bearer import carries
-from app.bodies import Bodies, apart
+from app.bodies import TOO_LARGE, Bodies, apart
 from app.core.errors import Rejected
 from app.core.keys import VerifyingKey
 from app.core.manifest import Source
@@ -24,6 +25,8 @@ BAD_TOKEN = "bad_token"  # noqa: S105
 TOO_MANY_TOKENS = "too_many_tokens"
 
 _BAD_SIGNATURES = frozenset({MISMATCH, "signature_malformed"})
+
+log = logging.getLogger("outkeep.receiver")
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,16 @@ class Cog:
         if not carries(request, self.token):
             _count(self.floods, request, self.clock().timestamp(), TOO_MANY_TOKENS)
             raise Rejected(BAD_TOKEN, "the Authorization header does not hold the token", status=401)
-        async with self.bodies.received(request) as body:
-            yield Authenticated(body, "cog", webhook_id=None)
+        try:
+            async with self.bodies.received(request) as body:
+                yield Authenticated(body, "cog", webhook_id=None)
+        except Rejected as error:
+            if error.code == TOO_LARGE:
+                # It may not even read our answer, since it is still sending.
+                log.error(  # noqa: TRY400
+                    "an event of Cog is larger than OUTKEEP_MAX_BODY: it is lost, Cog will give up"
+                )
+            raise
 
 
 def _count(floods: Floods, request: Request, now: float, code: str) -> None:

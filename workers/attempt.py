@@ -2,9 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 from redis import Redis
 
@@ -13,13 +16,17 @@ from app.core import event as events
 from app.core.errors import OutkeepError, Permanent, StorageFailure
 from app.core.handlers import Handler
 from app.core.manifest import Manifest, format_time
-from app.core.names import Kind, notification_id
+from app.core.names import Kind, manifest_name, notification_id
 from app.core.policy import UNCOUNTED
 from app.core.targets import Call, Webhook
+from app.records import LARGE
 from app.storage import Storage
 from workers.follow import Follow
 from workers.links import Links
 from workers.post import Post
+
+LARGE_AT_ONCE = 4
+"""Manifests of more than `LARGE` bytes that are worked on at the same time; each may hold many megabytes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,9 @@ class Attempts:
     post: Post
     follow: Follow | None
     clock: Callable[[], datetime]
+    _large: asyncio.Semaphore = field(
+        init=False, repr=False, default_factory=partial(asyncio.Semaphore, LARGE_AT_ONCE)
+    )
 
     async def make(self, delivery: Delivery) -> tuple[Attempt, Result]:
         """Do what the handler wants.
@@ -78,9 +88,7 @@ class Attempts:
         result = Result()
         failure: OutkeepError | None = None
         try:
-            handler = self._handler(delivery.handler)
-            manifest = await asyncio.to_thread(self._manifest, delivery)
-            result = await self._act(delivery, handler, manifest)
+            result = await self._act(delivery, self._handler(delivery.handler))
             if result.status is not None and not 200 <= result.status < 300:  # noqa: PLR2004
                 failure = Permanent(f"status_{result.status}", f"the handler answered {result.status}")
         except OutkeepError as error:
@@ -91,15 +99,15 @@ class Attempts:
         code, detail = (failure.code, failure.message) if failure else (None, "")
         return Attempt(format_time(at), result.status, code, detail, spent), result
 
-    async def _act(self, delivery: Delivery, handler: Handler, manifest: Manifest) -> Result:
+    async def _act(self, delivery: Delivery, handler: Handler) -> Result:
         match handler.target:
             case Webhook() as webhook:
-                event = events.build(manifest, self.links(manifest))
+                event = await self._event(delivery)
                 webhook_id = notification_id(delivery.handler, delivery.kind, delivery.id)
                 status, asked = await self.post.send(webhook, webhook_id, event)
                 return Result(status, asked)
             case Call() as call:
-                event = events.build(manifest, self.links(manifest))
+                event = await self._event(delivery)
                 names = {"handler": handler.name, "notify_id": delivery.job}
                 job = queues.handle_job(self.redis, call, event, **names)
                 # Known already: an earlier run of this job was killed after it had handed the event on.
@@ -108,7 +116,27 @@ class Attempts:
             case _:
                 if self.follow is None:
                     raise Permanent("api_refused", "REPLICATE_API_TOKEN is not set")
-                return Result(child=await self.follow.make(handler, manifest))
+                async with self._room(delivery):
+                    manifest = await asyncio.to_thread(self._manifest, delivery)
+                    return Result(child=await self.follow.make(handler, manifest))
+
+    async def _event(self, delivery: Delivery) -> dict[str, Any]:
+        """What the handler is told; of a large manifest no more than that stays in memory."""
+
+        def build() -> dict[str, Any]:
+            manifest = self._manifest(delivery)
+            return events.build(manifest, self.links(manifest))
+
+        async with self._room(delivery):
+            return await asyncio.to_thread(build)
+
+    @asynccontextmanager
+    async def _room(self, delivery: Delivery) -> AsyncIterator[None]:
+        """Wait until there is room for a manifest, if it is large."""
+        name = manifest_name(delivery.kind, delivery.id)
+        stored = await asyncio.to_thread(self.storage.head, name)
+        async with self._large if stored is not None and stored.size > LARGE else nullcontext():
+            yield
 
     def _handler(self, name: str) -> Handler:
         if name not in self.handlers:

@@ -23,7 +23,7 @@ from app.core.context import ContextKeys, Lineage, followed, lineage, webhook_ur
 from app.core.creations import fingerprint
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.handlers import Handler
-from app.core.manifest import Manifest, Receipt, format_time
+from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.models import Model
 from app.core.names import Kind
 from app.core.prediction import from_object, parse_time
@@ -129,10 +129,15 @@ class Follow:
 
     async def _input(self, target: FollowUp, manifest: Manifest) -> dict[str, Any]:
         data = events.whole(manifest, self.links(manifest))
-        used = templates.files_used(target.input, len(data["files"]))
+        # A number stands for the same output whether others were lost, and whether inputs are kept.
+        outputs = [file for file in manifest.files if not file.is_input]
+        for number in templates.files_named(target.input, len(outputs)):
+            _require_kept(number, outputs[number])
+        entries = {entry["name"]: entry for entry in data["files"]}
+        data["files"] = [entries.get(file.name) for file in outputs]
         if self.base_url is None:
-            for number in sorted(used):
-                data["files"][number]["url"] = await self.files.upload(manifest, manifest.kept[number])
+            for number in sorted(templates.files_used(target.input, len(outputs))):
+                data["files"][number]["url"] = await self.files.upload(manifest, outputs[number])
         return cast(dict[str, Any], templates.render(target.input, data))
 
     async def _find(self, place: Place, intent: Intent) -> str | None:
@@ -213,6 +218,11 @@ def _is(whole: Mapping[str, Any], intent: Intent) -> bool:
     if intent.version is not None and whole.get("version") not in {None, intent.version}:
         return False
     return fingerprint(whole.get("input")) == intent.input
+
+
+def _require_kept(number: int, file: KeptFile) -> None:
+    if file.error is not None:
+        raise Permanent("file_lost", f"{{files[{number}]}} was lost ({file.error}): no follow-up is made")
 
 
 def _busy() -> Transient:

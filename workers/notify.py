@@ -32,6 +32,7 @@ _FINAL = frozenset(
         "context_too_large",
         "file_too_large",
         "file_missing",
+        "file_lost",
         "api_rejected",
         "api_absent",
     }

@@ -161,7 +161,8 @@ def _print_kept(manifest: Manifest, where: str) -> None:
 
 
 def _outcome_line(name: str, outcome: Mapping[str, Any]) -> str:
-    return f"told {name}: {outcome.get('outcome', 'unknown')}, attempts: {outcome.get('attempts', '?')}"
+    why = f" ({outcome['error']})" if outcome.get("error") else ""
+    return f"told {name}: {outcome.get('outcome', 'unknown')}{why}, attempts: {outcome.get('attempts', '?')}"
 
 
 def _file_line(file: KeptFile) -> str:

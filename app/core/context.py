@@ -24,7 +24,7 @@ RESERVED = "outkeep"
 """The member of a context that is ours."""
 
 MAX_BYTES = 1024
-"""Of the JSON in a token: a URL that is much longer is refused here and there."""
+"""Of the JSON in a token, without what is ours in it: a URL that is much longer is refused here and there."""
 
 Context = dict[str, Any]
 
@@ -53,11 +53,10 @@ def context_keys(secret_keys: Sequence[bytes]) -> ContextKeys:
 
 def seal(context: Mapping[str, Any], keys: ContextKeys) -> str:
     """The token for a context; raises `Permanent` (`context_too_large`) when it does not fit into a URL."""
-    payload = json.dumps(context, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
-    if len(payload) > MAX_BYTES:
-        raise Permanent(
-            "context_too_large", f"a context has {MAX_BYTES} bytes at most, this one {len(payload)}"
-        )
+    size = len(_payload({key: value for key, value in context.items() if key != RESERVED}))
+    if size > MAX_BYTES:
+        raise Permanent("context_too_large", f"a context has {MAX_BYTES} bytes at most, this one {size}")
+    payload = _payload(context)
     return f"{_encode(payload)}.{_encode(_mac(payload, keys.keys[0]))}"
 
 
@@ -115,6 +114,10 @@ def parent(context: Any) -> str | None:
     """The id of what the prediction with this context follows."""
     found = lineage(context)
     return found.parent if found else None
+
+
+def _payload(context: Mapping[str, Any]) -> bytes:
+    return json.dumps(context, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
 
 
 def _mac(payload: bytes, key: bytes) -> bytes:

@@ -68,13 +68,21 @@ def render(template: Any, data: Mapping[str, Any]) -> Any:
 
 def files_used(template: Any, count: int) -> set[int]:
     """Which of the `count` files of an event the template gives to the model, by their place in `files`."""
-    used: set[int] = set()
+    return {number for number, rest in _files(template, count) if rest in {(), ("url",)}}
+
+
+def files_named(template: Any, count: int) -> set[int]:
+    """Which of the `count` files the template says anything of."""
+    return {number for number, _ in _files(template, count)}
+
+
+def _files(template: Any, count: int) -> Iterator[tuple[int, Path]]:
+    """The files that placeholders name, each with the rest of its path."""
     for path in placeholders(template):
         if path == (FILES,):
-            used |= set(range(count))
-        elif path[0] == FILES and path[2:] in {(), ("url",)} and isinstance(path[1], int):
-            used |= {path[1]} & set(range(count))
-    return used
+            yield from ((number, ()) for number in range(count))
+        elif path[0] == FILES and isinstance(path[1], int) and path[1] < count:
+            yield path[1], path[2:]
 
 
 def placeholders(template: Any) -> Iterator[Path]:

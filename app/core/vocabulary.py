@@ -16,6 +16,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "receiving on %s": "receiver_started",
     "delivery %s": "delivery_received",
     "delivery refused": "delivery_refused",
+    "an event of Cog is larger than OUTKEEP_MAX_BODY: it is lost, Cog will give up": "delivery_lost",
     "delivery not acknowledged; it must be sent again": "delivery_not_acknowledged",
     "a delivery cannot be used; it is kept aside": "delivery_quarantined",
     "deliveries are not sent to Redis until it answers": "redis_lost",

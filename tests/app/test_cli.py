@@ -378,6 +378,8 @@ def kept(web: Web) -> Manifest:
     told = {"webhook_id": "msg_2", "outcome": "delivered", "attempts": 2}
     storage.put_bytes("predictions/kept/told-gallery.json", json.dumps(told).encode())
     storage.put_bytes("predictions/kept/told-upscale.json", json.dumps({**told, "child": "after"}).encode())
+    dead = {**told, "outcome": "dead", "error": "status_500"}
+    storage.put_bytes("predictions/kept/told-mail.json", json.dumps(dead).encode())
     return manifest
 
 
@@ -395,6 +397,7 @@ def test_show_tells_all_that_is_known(settings: dict[str, str], web: Web, kept: 
         "output-0.png  3 bytes  image/png",
         "LOST /output/1: not_found",
         "told gallery: delivered, attempts: 2",
+        "told mail: dead (status_500), attempts: 2",
         "follows before by draw",
         "followed by after (upscale)",
     ):

@@ -293,6 +293,17 @@ def test_another_method_or_path_is_refused(web: Web, method: str, path: str) -> 
     assert answer.status == (404 if path.endswith("/") else 405)
 
 
+def test_an_event_that_is_too_large_is_an_error_in_the_log_since_cog_gives_it_up(
+    valkey_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with in_thread(valkey_url, tmp_path, OUTKEEP_COG_TOKEN=TOKEN, OUTKEEP_MAX_BODY="10000") as web:
+        assert send(web, {**COG_ENDED, "logs": "x" * 10000}).status == 413
+        assert send(web, {"logs": "x" * 10000}, headers={"authorization": "Bearer no"}).status == 401
+        assert web.deliver(prediction(logs="x" * 10000)).status == 413  # anybody can send that
+    [said] = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert "OUTKEEP_MAX_BODY" in said.getMessage()
+
+
 def test_the_token_shows_in_no_log(valkey_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG), in_thread(valkey_url, tmp_path, OUTKEEP_COG_TOKEN=TOKEN) as web:
         send(web, COG_ENDED)

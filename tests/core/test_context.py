@@ -65,6 +65,12 @@ def test_a_context_that_fits_into_no_url_is_refused() -> None:
         seal({"order": "x" * MAX_BYTES}, KEYS)
 
 
+def test_what_fits_for_the_first_prediction_fits_for_all_that_follow_it() -> None:
+    first = {"order": "x" * (MAX_BYTES - len('{"order":""}'))}
+    context = followed(first, Lineage(Kind.TRAINING, "p" * 64, "h" * 64, 10))
+    assert unseal(seal(context, KEYS), KEYS) == context
+
+
 def test_a_token_of_ours_leaves_the_query_and_becomes_the_context() -> None:
     query = {"customId": "123", PARAMETER: seal({"order": "42"}, KEYS)}
     assert split_query(query, KEYS) == ({"customId": "123"}, {"order": "42"})

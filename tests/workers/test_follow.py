@@ -92,7 +92,8 @@ class Studio:
             "REPLICATE_BASE_URL": api.url,
         }
 
-    def store(self, *, context: Any = None, size: int = len(PNG), **keys: Any) -> None:
+    def store(self, *files: KeptFile, context: Any = None, size: int = len(PNG), **keys: Any) -> None:
+        """A prediction with one output, or with `files`."""
         path = self.outputs / "predictions" / ID / "output-0.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(PNG)
@@ -101,7 +102,7 @@ class Studio:
         now = datetime.now(UTC)
         receipt = Receipt(now, "msg_1", context=context)
         read = prediction.from_object(raw, Kind.PREDICTION)
-        manifest = Manifest(read, (kept,), "output-0.png", receipt, now)
+        manifest = Manifest(read, files or (kept,), "output-0.png", receipt, now)
         self.storage.put_bytes(manifest_name(Kind.PREDICTION, raw["id"]), manifest.to_json())
 
     def known(self) -> tuple[Handler, ...]:
@@ -441,6 +442,40 @@ def test_a_line_of_follow_ups_ends(studio: Studio) -> None:
     assert attempt["error"] == "follow_up_too_deep"
     assert "does handler 'upscale' want what it makes itself?" in attempt["detail"]
     assert studio.api.creations == []
+
+
+LOST = KeptFile("/output/0", "https://x/a.png", error="not_found")
+SECOND = KeptFile("/output/1", "https://x/y.png", "output-1.png", "image/png", 3, "00")
+INPUT = KeptFile("/input/image", "https://x/i.png", "input-image-0.png", "image/png", 3, "00")
+
+
+@pytest.mark.parametrize("named", ["{files[0].url}", "{files[0].size}", "{files}"])
+def test_no_follow_up_is_made_of_what_was_lost(studio: Studio, named: str) -> None:
+    studio.handlers = UPSCALE.replace("{files[0].url}", named)
+    studio.store(LOST, SECOND, INPUT)
+    job = studio.tell()
+    studio.work()
+    assert studio.api.creations == []
+    assert job.get_status(refresh=True) == JobStatus.FAILED
+    assert studio.attempts()[-1]["error"] == "file_lost"
+    assert "(not_found)" in studio.attempts()[-1]["detail"]
+
+
+def test_a_number_stands_for_the_same_output_whatever_else_was_lost(studio: Studio) -> None:
+    studio.handlers = UPSCALE.replace("files[0]", "files[1]")
+    studio.store(LOST, SECOND, INPUT)
+    studio.tell()
+    studio.work()
+    [created] = studio.api.creations
+    assert "/output-1.png?" in created["input"]["image"]
+
+
+def test_an_input_that_is_kept_is_no_output(studio: Studio) -> None:
+    studio.store(INPUT)
+    studio.tell()
+    studio.work()
+    assert studio.api.creations == []
+    assert studio.attempts()[-1]["error"] == "input_unresolved"
 
 
 def test_what_the_event_does_not_hold_is_a_dead_letter(studio: Studio) -> None:
