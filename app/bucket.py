@@ -19,7 +19,7 @@ from obstore.store import from_url
 
 from app.core.errors import Permanent, Transient
 from app.core.names import PROBE_NAME
-from app.core.notation import http_url
+from app.core.notation import base_url
 from app.core.presentation import presentation
 from app.storage_errors import fault_of, first_line
 
@@ -173,6 +173,6 @@ class Bucket:
                 if not value:
                     raise Permanent("storage_unusable", f"{name}: it is set, and empty; unset it")
                 try:
-                    http_url(value)
+                    base_url(value)
                 except Permanent as error:
                     raise Permanent("storage_unusable", f"{name}: {error.message}") from None

@@ -95,7 +95,10 @@ class Api:
         items = answer.get("results")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Transient("api_failed", f"the answer to {path.partition('?')[0]} is not a list")
-        return Page(tuple(items), _path_of(answer.get("next"), self.base_url))
+        after = _path_of(answer.get("next"), self.base_url)
+        if after == path:
+            raise Transient("api_failed", f"the list at {path.partition('?')[0]} leads back to where it is")
+        return Page(tuple(items), after)
 
     async def newest(self, kind: Kind, created_after: datetime | None = None) -> AsyncIterator[Object]:
         """All items of the list, newest first; they lack logs and more: fetch each one before use."""

@@ -19,6 +19,7 @@ from app.cli.terminal import say
 from app.core.errors import Permanent, Transient, Unusable
 from app.core.manifest import Manifest
 from app.core.models import Model
+from app.core.prediction import Prediction
 from app.core.request import LocalFile, local_files, with_urls
 from app.creation import UNCERTAIN, creating
 from app.creation_limit import CreationLimit
@@ -103,6 +104,17 @@ class _Running:
 
     def finish(self, prediction_id: str, *, interrupted: bool) -> Manifest:
         """Follow it to its end and until it is kept, however often Ctrl-C is pressed."""
+        prediction = self._until_end(prediction_id, interrupted=interrupted)
+        try:
+            return asyncio.run(self.ready.follower(self.display.warn).until_kept(prediction))
+        except KeyboardInterrupt:
+            self.display.end()
+            hint = f"see `outkeep show {prediction_id}`"
+            raise Permanent(
+                "left", f"{prediction_id} has ended, and Outkeep keeps what it made; {hint}"
+            ) from None
+
+    def _until_end(self, prediction_id: str, *, interrupted: bool) -> Prediction:
         while True:
             try:
                 if not interrupted:
@@ -114,11 +126,10 @@ class _Running:
                 raise Permanent("left", f"{prediction_id} goes on; see `outkeep show {prediction_id}`")
             asyncio.run(self._cancel(prediction_id))
 
-    async def _follow(self, prediction_id: str) -> Manifest:
+    async def _follow(self, prediction_id: str) -> Prediction:
         follower = self.ready.follower(self.display.warn)
         async with connected(self.ready.settings.api_url, self.ready.token) as api:
-            prediction = await follower.until_end(api, prediction_id, self.display.show)
-        return await follower.until_kept(prediction)
+            return await follower.until_end(api, prediction_id, self.display.show)
 
     async def _cancel(self, prediction_id: str) -> None:
         async with creating(self.ready.settings.api_url, self.ready.token) as creator:

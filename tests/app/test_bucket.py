@@ -228,7 +228,7 @@ def test_a_missing_bucket_is_no_missing_object(s3_here: S3) -> None:
 
 
 def test_an_endpoint_that_is_no_url_is_refused(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong in ("localhost:9000", "not a url", "http://", ""):
+    for wrong in ("localhost:9000", "not a url", "http://", "", "http://me:secret@localhost:9000"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", wrong)
         with pytest.raises(Permanent, match="AWS_ENDPOINT_URL"):
             Storage(s3_here.url)

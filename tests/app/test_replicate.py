@@ -162,3 +162,17 @@ def test_a_next_page_on_another_host_is_not_asked_for() -> None:
                 await api.page(PREDICTION)
 
     asyncio.run(ask())
+
+
+def test_a_page_that_leads_back_to_itself_ends_the_list() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = writer.get_extra_info("sockname")[1]
+        following = f"http://127.0.0.1:{port}/v1/predictions?cursor=a"
+        writer.write(ok(json.dumps({"results": [], "next": following}).encode()))
+
+    async def ask() -> None:
+        async with raw_host(answer) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
+            with pytest.raises(Transient, match="leads back"):
+                [one async for one in api.newest(PREDICTION)]
+
+    asyncio.run(ask())

@@ -402,6 +402,31 @@ def test_ctrl_c_leaves_it_running_otherwise(up: Up, simulator: Simulator) -> Non
     assert simulator.object(Kind.PREDICTION, prediction_id)["status"] == "processing"
 
 
+def test_ctrl_c_while_the_outputs_are_kept_cancels_nothing(up: Up) -> None:
+    worker = up.pids()["persist"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with seated(up, "outkeep/image") as seat:
+            seat.wait_for(b"succeeded")
+            until(lambda: "received" in states(up), "it is handed in")
+            os.kill(seat.process.pid, signal.SIGINT)
+            assert seat.end() == 1
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    prediction_id = seat.shown.split(b"prediction ")[1].split()[0].decode()
+    assert f"{prediction_id} has ended, and Outkeep keeps what it made".encode() in seat.shown
+    assert b"Cancel" not in seat.shown
+    until((folder_of(up, prediction_id) / "prediction.json").exists, "it is kept")
+
+
+def states(up: Up) -> list[str]:
+    """Those of all that is known."""
+    done = subprocess.run(
+        [OUTKEEP, "ls", "--json"], cwd=up.folder, env=up.environment, capture_output=True, check=True
+    )
+    return [json.loads(line)["state"] for line in done.stdout.splitlines()]
+
+
 def test_an_interrupt_without_a_terminal_leaves_it_running(up: Up, simulator: Simulator) -> None:
     with following(up, "outkeep/slow") as (process, prediction_id):
         process.send_signal(signal.SIGINT)
