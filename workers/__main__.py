@@ -1,108 +1,15 @@
-"""Run one worker process: `python -m workers persist|notify|handle`, as `outkeep work` does."""
+"""`python -m workers`, which is how `outkeep work` and `outkeep up` start a worker process."""
 
-import argparse
-import logging
-import os
-import signal
 import sys
-import time
-from collections.abc import Mapping
-from pathlib import Path
 
-from redis import Redis
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
-
-from app import lifeline, telemetry
-from app.core.errors import ConfigurationError, Permanent
-from app.core.handlers import job_queues
-from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
-from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
-from app.memory import give_back_large_blocks
-from app.redaction import secrets_of
-from app.storage import Storage
-from workers import handle
-from workers.async_worker import AsyncWorker
-from workers.reconciler import reconciling
-from workers.services import ASYNCHRONOUS
-from workers.sweeper import sweeper_of
-
-OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
-
-log = logging.getLogger("outkeep.worker")
+from app.interrupts import fatal_interrupts
 
 
-def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
-    """Work until SIGTERM; exit code 0, 1 after a failure, 2 for a configuration that is refused."""
-    parser = argparse.ArgumentParser(prog="python -m workers")
-    parser.add_argument("queue", choices=sorted([*ASYNCHRONOUS, HANDLE_QUEUE]))
-    parser.add_argument("--path", default=".", help="folder from which handler code is imported")
-    parser.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
-    options = parser.parse_args(arguments)
-    if options.lifeline:
-        lifeline.watch()
-    give_back_large_blocks()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
-    try:
-        settings, handlers = prepare(environment)
-        telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
-        deployment = connect(settings, handlers, expect_redis if options.lifeline else find_redis)
-        redis = Redis.from_url(deployment.redis_url)
-    except ConfigurationError as error:
-        for problem in error.problems:
-            print(f"outkeep: {problem}", file=sys.stderr)  # noqa: T201
-        return 2
-    _wait_for(redis)
-    try:
-        _work(options.queue, options.path, deployment, redis)
-    except Permanent as error:
-        log.critical("the worker cannot go on: %s", error.message)
-        return 1
-    return 0
-
-
-def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
-    if queue == HANDLE_QUEUE:
-        sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
-        storage = Storage(deployment.settings.storage_url)
-        handle.worker(redis, handle.listed(deployment.handlers), storage).work(logging_level="WARNING")
-        return
-    opened = ASYNCHRONOUS[queue]
-    slots = deployment.settings.slots
-    log.info("worker started", extra={"queue": queue, "slots": slots})
-    worker = AsyncWorker(
-        queue,
-        connection=redis,
-        jobs=lambda: opened(deployment, redis),
-        slots=slots,
-        # Each offers to start the delayed retries of all queues; one of them does.
-        scheduled_queues=sorted({*OURS, *job_queues(deployment.handlers)}),
-    )
-    with sweeper_of(queue, deployment), reconciling(queue, deployment):
-        worker.work()
-
-
-def _wait_for(redis: Redis) -> None:
-    said = ""
-    while (reason := _what_is_missing(redis)) is not None:
-        if reason != said:
-            log.warning("waiting for Redis: %s", reason)
-        said = reason
-        time.sleep(1)
-    if said:
-        log.info("Redis answers")
-
-
-def _what_is_missing(redis: Redis) -> str | None:
-    try:
-        redis.ping()
-    except AuthenticationError:
-        return "it refuses the user or password of REDIS_URL"
-    except BusyLoadingError:
-        return "it is loading its data"
-    except RedisError as error:
-        return f"it does not answer ({type(error).__name__})"
-    return None
+def main() -> int:
+    """The exit code."""
+    with fatal_interrupts():
+        from workers.process import main as run
+    return run()
 
 
 if __name__ == "__main__":

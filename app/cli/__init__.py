@@ -1,5 +1,10 @@
 """The command `outkeep`: the third composition root."""
 
-from app.cli.root import main
+from app.interrupts import fatal_interrupts
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Entry point, as `app.cli.root` has it."""
+    with fatal_interrupts():
+        from app.cli import root
+    root.main()

@@ -1,5 +1,5 @@
 """`python -m app.cli`, which is how `outkeep up` starts its receiver."""
 
-from app.cli.root import main
+from app.cli import main
 
 main()

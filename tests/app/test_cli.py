@@ -1,6 +1,7 @@
 """The command, as people type it: processes, exit codes, and one clear line for each mistake."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -96,6 +97,29 @@ def test_misuse_ends_with_2(arguments: tuple[str, ...]) -> None:
     assert done.returncode == 2
     assert "Usage: outkeep" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {at!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "at"), [(("ls",), "redis"), (("work", "persist"), "workers.async_worker")]
+)
+def test_ctrl_c_while_modules_are_imported_ends_it_without_a_word(
+    tmp_path: Path, arguments: tuple[str, ...], at: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED.format(at=at))
+    done = outkeep(*arguments, settings={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.parametrize(
