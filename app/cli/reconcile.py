@@ -66,13 +66,14 @@ def reconcile(*, since: str | None, as_json: bool) -> None:
         )
     start = parse_moment(since, datetime.now(UTC)) if since is not None else None
     deployed = deployment.connect(settings, handlers)
-    report = Report()
+    report, complete = Report(), False
     with closing(connect(deployed.redis_url, timeout=TIMEOUT)) as redis, _turn(redis):
         try:
             with _progress() as tell:
                 asyncio.run(_pass(deployed, redis, report, start, tell))
+            complete = True
         finally:
-            _show(report, start, as_json=as_json)
+            show(report, start, as_json=as_json, complete=complete)
     if any(counts[Found.FAILED] for counts in report.counts.values()):
         raise Permanent("incomplete", "Replicate did not tell all of them; they are asked for again later")
 
@@ -121,7 +122,10 @@ def _progress() -> Iterator[Tell]:
         click.echo("\r\033[K", nl=False, err=True)
 
 
-def _show(report: Report, start: datetime | None, *, as_json: bool) -> None:
+def show(report: Report, start: datetime | None, *, as_json: bool, complete: bool) -> None:
+    """Print what a pass has found; of one that is not complete, where it found nothing nobody knows."""
+    if not complete and not any(report.counts.values()):
+        return
     if as_json:
         click.echo(json.dumps(_object(report, start)))
         return
@@ -129,7 +133,8 @@ def _show(report: Report, start: datetime | None, *, as_json: bool) -> None:
         say(f"{found}: {prediction.kind} {prediction.id} {prediction.status}")
     for kind in Kind:
         told = [f"{count} {_WORDS[found]}" for found, count in sorted(report.counts[kind].items())]
-        say(f"{kind.folder}: {'; '.join(told) if told else 'none'}")
+        if told or complete:
+            say(f"{kind.folder}: {'; '.join(told) if told else 'none'}")
 
 
 def _object(report: Report, start: datetime | None) -> dict[str, Any]:

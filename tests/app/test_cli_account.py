@@ -9,8 +9,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from redis import Redis
 
+from app.cli.reconcile import show
 from app.core.context import context_keys, unseal
 from app.core.keys import parse_signing_keys
+from app.core.prediction import from_object
+from app.core.reconciling import Found
+from app.reconcile_one import Report
 from app.simulator import Simulator
 from tests.app.reconciliation import PREDICTION, TRAINING, Desk
 from tests.app.test_cli import complaints, outkeep
@@ -146,10 +150,20 @@ def test_reconcile_needs_a_token_and_says_when_it_is_refused(
     assert line.startswith("REPLICATE_API_TOKEN: not set")
 
     wrong = settings_of(desk, valkey_url, tmp_path) | {"REPLICATE_API_TOKEN": "r8_wrong"}
-    done = outkeep("reconcile", settings=wrong)
-    assert done.returncode == 1
-    assert done.stderr.startswith("outkeep: REPLICATE_API_TOKEN is refused")
-    assert "Traceback" not in done.stderr
+    for option in ((), ("--json",)):
+        [line] = complaints(outkeep("reconcile", *option, settings=wrong), 1)
+        assert line.startswith("REPLICATE_API_TOKEN is refused")
+
+
+def test_of_a_pass_that_failed_only_what_it_had_found_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report()
+    found = from_object({"id": "a", "status": "succeeded"}, PREDICTION)
+    report.add(PREDICTION, Found.NEW, found)
+    show(report, None, as_json=False, complete=False)
+    said = ["new: prediction a succeeded", "predictions: 1 taken in, to be kept now"]
+    assert capsys.readouterr().out.splitlines() == said
+    show(report, None, as_json=False, complete=True)
+    assert capsys.readouterr().out.splitlines() == [*said, "trainings: none"]
 
 
 def test_reconcile_waits_for_the_turn_of_another_process(desk: Desk, valkey_url: str, tmp_path: Path) -> None:
