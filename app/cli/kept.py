@@ -35,8 +35,13 @@ def show(manifest: Manifest, storage: Storage, *, as_json: bool, with_text: bool
 
 def _line(file: KeptFile, place: str) -> str:
     if file.error is not None:
-        return f"{'not kept' if file.is_input else 'LOST'} {file.pointer}: {file.error}"
+        return missing(file)
     return f"{place}/{file.name}  {file.size} bytes  sha256 {file.sha256}"
+
+
+def missing(file: KeptFile) -> str:
+    """The line of a file that is not there; only an output is a loss."""
+    return f"{'not kept' if file.is_input else 'LOST'} {file.pointer}: {file.error}"
 
 
 def _document(manifest: Manifest, place: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from redis.exceptions import RedisError
 
+from app.cli import kept
 from app.cli.look import open_records, summary
 from app.cli.terminal import say
 from app.core.context import Lineage, lineage
@@ -167,6 +168,6 @@ def _outcome_line(name: str, outcome: Mapping[str, Any]) -> str:
 
 def _file_line(file: KeptFile) -> str:
     if file.error is not None:
-        return f"LOST {file.pointer}: {file.error}"
+        return kept.missing(file)
     assert file.sha256 is not None
     return f"{file.name}  {file.size} bytes  {file.media_type}  sha256 {file.sha256[:16]}"

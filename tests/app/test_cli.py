@@ -394,6 +394,7 @@ def kept(web: Web) -> Manifest:
     files = (
         KeptFile("/output/0", "https://x/a.png", "output-0.png", "image/png", 3, "0" * 64),
         KeptFile("/output/1", "https://x/b.png", error="not_found"),
+        KeptFile("/input/image", "https://x/c.png", error="host_refused"),
     )
     parsed = parse(prediction("kept", model="owner/name"), Kind.PREDICTION)
     context = followed({"order": 42}, Lineage(Kind.PREDICTION, "before", "draw", 1))
@@ -420,6 +421,7 @@ def test_show_tells_all_that_is_known(settings: dict[str, str], web: Web, kept: 
         "model   owner/name",
         "output-0.png  3 bytes  image/png",
         "LOST /output/1: not_found",
+        "    not kept /input/image: host_refused",
         "told gallery: delivered, attempts: 2",
         "told mail: dead (status_500), attempts: 2",
         "follows before by draw",
