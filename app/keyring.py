@@ -135,8 +135,14 @@ def ring_of(settings: Settings, *, again: float) -> KeyRing | None:
 
 
 async def fetch_secret(settings: Settings, *, timeout: float) -> str:  # noqa: ASYNC109
-    """The secret of the account that the token belongs to; raises `OutkeepError`."""
+    """The secret of the account that the token belongs to, usable; raises `OutkeepError`."""
     if settings.api_token is None:
         raise Permanent("no_token", "REPLICATE_API_TOKEN is not set")
     async with connected(settings.api_url, settings.api_token.get_secret_value()) as api:
-        return await api.webhook_secret(timeout=timeout)
+        secret = await api.webhook_secret(timeout=timeout)
+    try:
+        parse_verifying_keys(secret)
+    except Permanent as error:
+        reason = f"the API's answer holds no usable webhook secret: {error.message}"
+        raise Permanent(error.code, reason) from None
+    return secret

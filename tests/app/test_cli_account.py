@@ -1,5 +1,6 @@
 """`outkeep secret`, `url` and `reconcile`, as people type them."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from app.simulator import Simulator
 from tests.app.reconciliation import PREDICTION, TRAINING, Desk
 from tests.app.test_cli import complaints, outkeep
 from tests.app.web import SECRET_KEY, environment, free_port
+from tests.raw_host import ok, raw_host
 
 KEYS = {"OUTKEEP_SECRET_KEY": SECRET_KEY, "OUTKEEP_PUBLIC_URL": "https://outkeep.example.com"}
 
@@ -37,6 +39,18 @@ def test_the_secret_of_the_account_is_printed(simulator: Simulator) -> None:
     assert outkeep("secret", settings=access(simulator)).stdout == f"{simulator.secret}\n"
     done = outkeep("secret", "--json", settings=access(simulator))
     assert json.loads(done.stdout) == {"secret": simulator.secret}
+
+
+@pytest.mark.parametrize("key", ["", "canary", "whsec_canary", "whsk_" + "A" * 43 + "="])
+def test_an_answer_that_is_no_usable_secret_is_refused_and_not_shown(key: str) -> None:
+    async def ask() -> list[str]:
+        async with raw_host(ok(json.dumps({"key": key}).encode())) as host:
+            settings = {"REPLICATE_API_TOKEN": "t", "REPLICATE_BASE_URL": f"http://127.0.0.1:{host.port}"}
+            return complaints(await asyncio.to_thread(outkeep, "secret", settings=settings), 1)
+
+    [line] = asyncio.run(ask())
+    assert line.startswith("the API's answer holds no usable webhook secret: ")
+    assert "canary" not in line
 
 
 def test_a_new_secret_needs_no_account_and_is_a_good_one() -> None:
