@@ -106,6 +106,9 @@ class Retention:
         # What waits or runs ends first: a handler is told what it was promised, or its dead letter goes too.
         if not all(job.has_ended for job in jobs) or self._removal.retire(found) is None:
             return Counter()
+        log.info(
+            "removed, since it is older than OUTKEEP_RETENTION", extra={"kind": folder.kind, "id": folder.id}
+        )
         return Counter({folder.kind: 1, "objects": len(found.objects), "bytes": size})
 
     def _is_due(self, folder: Folder, limit: datetime) -> bool:

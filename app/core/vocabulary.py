@@ -86,6 +86,7 @@ EVENTS: Final[Mapping[str, str]] = {
     # the sweep
     "mended: %s": "mended",
     "the sweep is put off: %s": "sweep_delayed",
+    "removed, since it is older than OUTKEEP_RETENTION": "prediction_retired",
     "removed what is older than OUTKEEP_RETENTION": "retention_removed",
     "it is not removed, although it is old: %s": "retention_kept",
     # reconciliation

@@ -16,6 +16,7 @@ from app.core.lifecycle import Move
 from app.core.names import NOTIFY_QUEUE, RETENTION_TURN, Kind
 from app.removal import Removal
 from app.settings import load
+from app.telemetry import event_name
 from tests.app.kept import DAY, TTL, Deployment
 from tests.app.web import clean_environment, environment
 from tests.workers.worker_process import wait_until
@@ -60,10 +61,20 @@ def ids(past: Deployment) -> set[str]:
     return {name.split("/")[1] for name in past.storage.names("predictions")}
 
 
-def test_only_what_is_old_enough_is_removed_with_all_that_is_known_of_it(past: Deployment) -> None:
+def test_only_what_is_old_enough_is_removed_with_all_that_is_known_of_it(
+    past: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "outkeep.retention")
     keep(past, "old", ago=AGE)
     keep(past, "young", ago=AGE - 60)
     removed = walk(past)
+    one, summary = [vars(record) for record in caplog.records]
+    assert (event_name(caplog.records[0]), one["kind"], one["id"]) == (
+        "prediction_retired",
+        "prediction",
+        "old",
+    )
+    assert (event_name(caplog.records[1]), summary["prediction"]) == ("retention_removed", 1)
     assert (removed[Kind.PREDICTION], removed["objects"]) == (1, 3)
     assert removed["bytes"] > 4
     assert ids(past) == {"young"}
