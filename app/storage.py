@@ -183,9 +183,15 @@ class Storage:
                 yield bytes(chunk)
 
     def read_manifest(self, kind: Kind, prediction_id: str) -> Manifest | None:
-        """The manifest of a prediction; None when nothing is committed."""
+        """The manifest of a prediction; None when nothing is committed. Raises as `manifests.read` does, too.
+
+        That of another one, which somebody has copied here, is of no use: what it tells of lies elsewhere.
+        """
         data = self.get(manifest_name(kind, prediction_id))
-        return manifests.read(data) if data is not None else None
+        manifest = manifests.read(data) if data is not None else None
+        if manifest is not None:
+            manifests.require_place(manifest, kind, prediction_id)
+        return manifest
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Write the manifest unless a better one stands there; give back the one that counts."""

@@ -163,6 +163,14 @@ def read(data: bytes) -> Manifest | None:
         raise _unreadable(f"a key of it is missing or odd ({type(error).__name__})") from None
 
 
+def require_place(manifest: Manifest, kind: Kind, prediction_id: str) -> None:
+    """Raise `Permanent` unless `manifest` is that of a prediction, in whose folder it stands."""
+    found = manifest.prediction
+    if (found.kind, found.id) != (kind, prediction_id):
+        odd = "kind" if found.id == prediction_id else "id"
+        raise _unreadable(f"its {odd} is not that of its folder")
+
+
 def farewell(now: datetime) -> bytes:
     """What takes the place of a manifest while files are being removed, so that nobody takes them for whole.
 
@@ -189,7 +197,7 @@ def _from_document(document: Mapping[str, Any]) -> Manifest:
 
 
 def _unreadable(reason: str) -> Permanent:
-    return Permanent("manifest_unreadable", f"the manifest in storage is no manifest of format 1: {reason}")
+    return Permanent("manifest_unreadable", f"the manifest in storage cannot be used: {reason}")
 
 
 def format_time(time: datetime) -> str:

@@ -487,7 +487,7 @@ def test_an_unreadable_manifest_does_not_hide_the_record(
 
     assert done.returncode == 1
     assert "received" in done.stdout
-    assert done.stderr.startswith("outkeep: the manifest in storage is no manifest of format 1")
+    assert done.stderr.startswith("outkeep: the manifest in storage cannot be used")
 
 
 def test_a_torn_outcome_is_shown_as_one(settings: dict[str, str], web: Web, kept: Manifest) -> None:

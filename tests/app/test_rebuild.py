@@ -207,16 +207,22 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(past: Deployment) 
     past.storage.put_bytes("predictions/odd/prediction.json", b'{"outkeep": 99}')
     past.keep("torn")
     past.storage.put_bytes("predictions/torn/prediction.json", b'{"outkeep": 1, "ki')
+    foreign, _ = past.receive("other")
+    past.storage.put_bytes("predictions/foreign/prediction.json", foreign.to_json())
+    past.storage.put_bytes("trainings/other/prediction.json", foreign.to_json())
     past.storage.put_bytes("predictions/early/output-0.png", b"\x89PNG")
     past.storage.put_bytes("predictions/a stray.txt", b"not ours")
     past.redis.flushall()
     lines = {line.id: line for line in rebuild(past)}
-    assert sorted(lines) == ["early", "good", "odd", "torn"]
+    assert sorted(lines) == ["early", "foreign", "good", "odd", "other", "torn"]
+    assert "its id is not that of its folder" in str(lines["foreign"].fault)
+    assert "its kind is not that of its folder" in str(lines["other"].fault)
     assert lines["good"].record
-    assert "format 1" in str(lines["odd"].fault)
+    assert "another version" in str(lines["odd"].fault)
     assert "torn" in str(lines["torn"].fault)
     assert not lines["early"].committed
     assert [record.id for record in past.records.newest()] == ["good"]
+    assert past.queued() == []
 
 
 def test_a_record_that_failed_once_shows_no_error_after_it_was_stored(past: Deployment) -> None:
@@ -281,7 +287,7 @@ def test_a_manifest_that_cannot_be_read_ends_the_command_with_1(
     assert done.stdout.startswith("read from storage: 1 predictions, 0 trainings\n")
     name = "predictions/odd/prediction.json"
     fault, complaint = done.stderr.splitlines()
-    assert fault.startswith(f"NOT read: {name}: the manifest in storage is no manifest of format 1")
+    assert fault.startswith(f"NOT read: {name}: the manifest in storage cannot be used")
     assert complaint == "outkeep: 1 could not be read; all others are done"
     done = outkeep("rebuild", "--json", settings=settings)
     assert [one["object"] for one in json.loads(done.stdout)["unreadable"]] == [name]

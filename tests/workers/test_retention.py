@@ -130,11 +130,15 @@ def test_a_removal_that_was_cut_off_is_ended(past: Deployment) -> None:
     assert past.stored() == []
 
 
-def test_what_another_version_has_written_is_kept_and_named(
-    past: Deployment, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_cannot_be_read_is_kept_and_named(
+    past: Deployment, caplog: pytest.LogCaptureFixture, *, copied: bool
 ) -> None:
+    """Another version has written it; or it is the manifest of another prediction."""
     keep(past, "odd", ago=AGE)
-    past.storage.put_bytes("predictions/odd/prediction.json", b'{"outkeep": 2}')
+    other, _ = past.receive("other", ago=AGE)
+    written = other.to_json() if copied else b'{"outkeep": 2}'
+    past.storage.put_bytes("predictions/odd/prediction.json", written)
     date(past.folder / "outputs/predictions/odd", AGE)
     assert walk(past) == Counter()
     assert ids(past) == {"odd"}
