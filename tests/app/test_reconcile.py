@@ -402,6 +402,21 @@ def test_an_emptied_redis_does_not_forget_when_we_began(desk: Desk) -> None:
     assert not desk.record("a").receipt.quiet
 
 
+def test_what_was_not_stored_when_redis_was_emptied_is_found_again(desk: Desk) -> None:
+    """It was received, or ran; what is stored already is left to `outkeep rebuild`."""
+    desk.run()
+    receive(desk, desk.finish("received"))
+    receive(desk, desk.start("runs"))
+    stored = parse(json.dumps(desk.finish("stored")).encode(), PREDICTION)
+    desk.storage.commit(Manifest(stored, (), None, Receipt(desk.now, "msg_2"), desk.now))
+    desk.redis.flushall()
+
+    assert desk.run() == {"new": 1, "known": 1, "running": 1}
+    assert desk.jobs() == [persist_job_id(PREDICTION, "received")]
+    desk.finish("runs")
+    assert desk.run() == {"new": 1, "known": 2}
+
+
 class TestNamedWebhooks:
     """Objects of the API that name the webhook."""
 
