@@ -132,7 +132,8 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except _NEVER_SENT as error:
-        raise Transient("api_unreachable", f"the API cannot be reached ({type(error).__name__})") from error
+        reason = f"the API cannot be reached ({type(error).__name__}): is REPLICATE_BASE_URL right?"
+        raise Transient("api_unreachable", reason) from error
     except (httpx.HTTPError, TimeoutError) as error:
         raise Transient("api_unanswered", f"the API did not answer ({type(error).__name__})") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -94,7 +94,7 @@ def find_redis(settings: Settings) -> str:
     """The URL of Redis; raises `ConfigurationError` when none is set and none runs on the data."""
     url = settings.redis_url or running_url(settings.data)
     if url is None:
-        problem = f"REDIS_URL: not set, and no embedded server runs on {settings.data}"
+        problem = f"REDIS_URL: not set, and no embedded server answers on {settings.data}"
         raise ConfigurationError([f"{problem}; set it, or start `outkeep up`"])
     return url
 

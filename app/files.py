@@ -64,6 +64,8 @@ class Files:
     def _find(self, name: str) -> Stored:
         stored = self.storage.head(name)
         if stored is None:
+            if self.storage.folder is None:
+                self.storage.get(name)  # only the answer to this tells a bucket that is gone
             raise Rejected("not_found", "no such file is stored", status=404)
         return stored
 

@@ -65,6 +65,14 @@ def hide(secrets: Iterable[str]) -> None:
             handler.redactor.learn(secrets)
 
 
+def cleaned(text: str) -> str:
+    """`text` as it would stand in the log: without secrets."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Hiding):
+            return handler.redactor.text(text)
+    return Redactor().text(text)
+
+
 class _Hiding(logging.StreamHandler[TextIO]):
     """Writes to standard error what its redactor lets through."""
 

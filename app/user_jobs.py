@@ -23,6 +23,7 @@ from app.core.vocabulary import NOTIFIED
 from app.queues import USERS_RETRIES, queue
 from app.storage import Storage
 from app.tally import series
+from app.telemetry import cleaned
 
 FIELDS = ("status", "ended_at", "number_of_retries", "retries_left", JOB_TOLD)
 """Of the hash of a job: what `end_of` reads."""
@@ -149,8 +150,8 @@ def reason(redis: Redis, job_id: str) -> str | None:
 
 
 def shortened(why: str) -> str:
-    """The first line of a reason, and of a long one its begin."""
-    return (why.strip().splitlines() or [""])[0][:_LONGEST]
+    """The first line of a reason, and of a long one its begin; without secrets, since it is kept."""
+    return cleaned((why.strip().splitlines() or [""])[0])[:_LONGEST]
 
 
 def _number(text: str, otherwise: int) -> int:

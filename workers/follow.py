@@ -26,6 +26,7 @@ from app.core.handlers import Handler
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.models import Model
 from app.core.names import Kind
+from app.core.outputs import joined_text
 from app.core.prediction import from_object, parse_time
 from app.core.targets import FollowUp
 from app.creation import UNCERTAIN, Creator
@@ -133,6 +134,9 @@ class Follow:
         outputs = [file for file in manifest.files if not file.is_input]
         for number in templates.files_named(target.input, len(outputs)):
             _require_kept(number, outputs[number])
+        text = joined_text(manifest.prediction.output)
+        if text is not None and not templates.looks_into(target.input, "output"):
+            data["output"] = text  # a model that takes a text takes no list of tokens
         entries = {entry["name"]: entry for entry in data["files"]}
         data["files"] = [entries.get(file.name) for file in outputs]
         if self.base_url is None:

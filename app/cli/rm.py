@@ -65,7 +65,7 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
     for prediction_id in [one for one in dict.fromkeys(ids) if one not in unknown]:
         for found in _look(removal, kinds, prediction_id):
             if not yes and sys.stdin.isatty() and not _agrees(found):
-                say(f"kept {found.kind} {found.id}")
+                say(f"kept {found.kind} {found.id}", err=True)
                 continue
             removed = removal.remove(found)
             redis.hincrby(COUNTERS, series(REMOVED, [found.kind, ASKED]), 1)
@@ -79,7 +79,7 @@ def _look(removal: Removal, kinds: list[Kind], prediction_id: str) -> list[Found
 
 
 def _agrees(found: Found) -> bool:
-    return click.confirm(f"Remove {_sentence(found)}?")
+    return click.confirm(f"Remove {_sentence(found)}?", err=True)
 
 
 def _sentence(found: Found) -> str:

@@ -23,6 +23,10 @@ MAX_DEPTH = 100
 MAX_STATUS = 64
 """Characters of a status: it becomes part of event types and log lines."""
 
+HEAVIEST = 256 << 20
+"""Bytes of memory that the values of a body may take once it is parsed: empty objects take ten times as much
+as in the body."""
+
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})",
     re.ASCII,
@@ -144,6 +148,8 @@ def parse_time(value: Any) -> datetime | None:
 
 
 def _load(body: bytes) -> Any:
+    if _is_heavy(body):
+        raise Unusable("too_many_values", f"the body holds more values than fit into {HEAVIEST >> 20} MiB")
     try:
         value = _DECODER.decode(body.decode("utf-8"))
         if _SURROGATE.search(body):
@@ -162,6 +168,19 @@ def _load(body: bytes) -> Any:
     return value
 
 
+def _is_heavy(body: bytes) -> bool:
+    """Whether its values take more memory than we give to one body; texts are about as large as they look."""
+    at_most = sum(weight * body.count(sign) for sign, weight in _WEIGHTS.items())
+    if at_most <= HEAVIEST:
+        return False
+    weight = 0  # now without the signs in texts
+    for token in _TOKEN.finditer(body):
+        weight += _WEIGHTS.get(token[0], 0)
+        if weight > HEAVIEST:
+            return True
+    return False
+
+
 def _finite(text: str) -> float:
     """Python reads NaN and 1e999, and trips only over writing them."""
     number = float(text)
@@ -171,6 +190,9 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_WEIGHTS = {b",": 40, b"{": 100, b"[": 100}
+"""About how many bytes what begins with it takes, once it is parsed."""
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[,{\[]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

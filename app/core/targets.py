@@ -101,6 +101,8 @@ def mistakes(entry: Mapping[str, Any]) -> list[str]:
     foreign = sorted(key for keys in KINDS.values() for key in keys & entry.keys() - own)
     if kinds:
         found += [f"{key!r} means nothing beside {kinds[0]!r}" for key in foreign]
+    if "memory" in entry and entry.get("queue", HANDLE_QUEUE) != HANDLE_QUEUE:
+        found.append("'memory' means nothing on a queue of your own: its workers set their own limits")
     found += [f"{key!r} {rule}" for key, holds, rule in _RULES if key in entry and not holds(entry[key])]
     if entry.get("job") is not None and _is_ours(entry):
         found.append("'job' names Outkeep's own code; a package named app or workers cannot run here")

@@ -85,6 +85,11 @@ def _files(template: Any, count: int) -> Iterator[tuple[int, Path]]:
             yield path[1], path[2:]
 
 
+def looks_into(template: Any, root: str) -> bool:
+    """Whether the template names a member of `root`, and not only the whole of it."""
+    return any(path[0] == root and len(path) > 1 for path in placeholders(template))
+
+
 def placeholders(template: Any) -> Iterator[Path]:
     """All placeholders of a parsed template."""
     match template:

@@ -170,7 +170,7 @@ def test_without_a_redis_the_start_ends_with_2(tmp_path: Path, command: tuple[st
 
     (complaint,) = complaints(outkeep(*command, settings=settings), 2)
 
-    assert complaint.startswith(f"REDIS_URL: not set, and no embedded server runs on {tmp_path}")
+    assert complaint.startswith(f"REDIS_URL: not set, and no embedded server answers on {tmp_path}")
 
 
 @pytest.mark.parametrize("command", [("up",), ("serve",), ("work", "persist"), ("work", "notify")])

@@ -156,7 +156,7 @@ def test_the_secret_of_a_handler_is_read_from_the_environment_or_a_file(tmp_path
 
 
 def test_without_any_redis_the_way_out_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="REDIS_URL: not set, and no embedded server runs on"):
+    with pytest.raises(ConfigurationError, match="REDIS_URL: not set, and no embedded server answers on"):
         find_redis(load({"OUTKEEP_DATA": str(tmp_path)}))
 
 

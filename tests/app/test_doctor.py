@@ -242,7 +242,7 @@ def test_a_wrong_password_is_named_and_not_shown(valkey: OwnValkey, tmp_path: Pa
 
 def test_a_data_folder_on_which_nothing_runs_is_named(tmp_path: Path) -> None:
     report = doctor(tmp_path, OUTKEEP_DATA=str(tmp_path / "data"), REPLICATE_WEBHOOK_SECRET=SECRET)
-    assert "no embedded server runs on" in report.line("redis")
+    assert "no embedded server answers on" in report.line("redis")
     assert not (tmp_path / "data" / "secret.key").exists(), "a doctor makes nothing"
 
 

@@ -72,6 +72,14 @@ def test_a_head_request_and_a_known_etag_are_answered_by_us(web: Web) -> None:
     assert known.status == 304
 
 
+def test_a_file_that_is_not_there_is_told_from_a_bucket_that_is_gone(web: Web, s3: S3) -> None:
+    absent = link(file_path(Kind.PREDICTION, "abc", "output-9.png"))
+    assert get(web, path=absent).status == 404
+    s3.ask("POST", "/moto-api/reset")
+    answer = get(web)
+    assert (answer.status, answer.json()["error"]) == (503, "bucket_missing")
+
+
 def test_the_admin_token_is_not_led_to_another_host(web: Web) -> None:
     headers = {"authorization": f"Bearer {TOKEN}", "range": "bytes=5-9"}
     answer = get(web, headers, path=PATH)

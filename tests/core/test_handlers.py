@@ -119,9 +119,11 @@ def table(*lines: str, name: str = "next") -> str:
 
 
 def test_a_job_is_read_whole_and_has_defaults() -> None:
-    whole = table('job = "my.tasks.thumb"', 'queue = "thumbs"', 'timeout = "10m"', 'memory = "512MiB"')
+    whole = table('job = "my.tasks.thumb"', 'queue = "handle"', 'timeout = "10m"', 'memory = "512MiB"')
     (found,) = parse(whole, read_secret)
-    assert found.target == Call("my.tasks.thumb", "thumbs", 600, 512 << 20)
+    assert found.target == Call("my.tasks.thumb", "handle", 600, 512 << 20)
+    (found,) = parse(table('job = "my.tasks.thumb"', 'queue = "thumbs"'), read_secret)
+    assert found.target == Call("my.tasks.thumb", "thumbs")
     (found,) = parse(table('job = "my.tasks.thumb"', "timeout = 30"), read_secret)
     assert found.target == Call("my.tasks.thumb", "handle", 30, 2 << 30)
 
@@ -177,6 +179,10 @@ KIND_MISTAKES = [
     (('job = "a.b"', 'predict = "a/b"'), "'job' and 'predict' stand together; a handler has one of them"),
     (('job = "a.b"', 'secret = "env:GALLERY_SECRET"'), "'secret' means nothing beside 'job'"),
     (('job = "a.b"', "input = {}"), "'input' means nothing beside 'job'"),
+    (
+        ('job = "a.b"', 'queue = "own"', 'memory = "1GiB"'),
+        "'memory' means nothing on a queue of your own: its workers set their own limits",
+    ),
     (('predict = "a/b"', 'queue = "handle"'), "'queue' means nothing beside 'predict'"),
     *(
         ((f"job = {job}",), f"'job' {_FUNCTION}")

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
@@ -298,3 +299,22 @@ def test_a_time_outside_the_calendar_does_not_lose_the_prediction() -> None:
     assert parsed.is_terminal
     assert parsed.completed_at is None
     assert parsed.raw["completed_at"] == "9999-12-31T23:59:59-01:00"
+
+
+@pytest.mark.parametrize("values", [b"{},", b"[],", b'{"":[]},'])
+def test_more_values_than_fit_into_memory_are_refused_before_they_are_made(values: bytes) -> None:
+    body = b'{"id":"x","status":"succeeded","output":[' + values * 3_000_000 + b"0]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(Unusable) as raised:
+            parse(body, Kind.PREDICTION)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert raised.value.code == "too_many_values"
+
+
+@pytest.mark.parametrize("text", [b"a,[{", rb"\",[{"])
+def test_a_text_is_not_weighed_by_its_signs(text: bytes) -> None:
+    body = b'{"id":"x","status":"succeeded","output":"' + text * 1_500_000 + b'"}'
+    assert parse(body, Kind.PREDICTION).id == "x"

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from redis import Redis
@@ -83,7 +84,14 @@ class Desk:
     def forward(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def receive(self, output: Any, *, kind: Kind = Kind.PREDICTION, **keys: Any) -> dict[str, Any]:
+    def receive(
+        self,
+        output: Any,
+        *,
+        kind: Kind = Kind.PREDICTION,
+        context: Mapping[str, Any] = MappingProxyType({"user": 7}),
+        **keys: Any,
+    ) -> dict[str, Any]:
         """Accept the event of a prediction that ended just now, as the receiver does; its object."""
         prediction = {
             "id": ID,
@@ -96,7 +104,7 @@ class Desk:
         }
         body = json.dumps(prediction, ensure_ascii=False).encode()
         job = queues.persist_job(self.redis, kind, ID, timeout=4200)
-        receipt = Receipt(self.now, "msg_received", query={"customId": "123"}, context={"user": 7})
+        receipt = Receipt(self.now, "msg_received", query={"customId": "123"}, context=dict(context))
         arrival = ClaimCheck(self.storage, patience=30).check_in(
             Arrival(parse(body, kind), body, receipt, job)
         )

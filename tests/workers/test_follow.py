@@ -36,7 +36,7 @@ from app.core.names import (
 from app.core.trimming import LONG
 from app.creation_limit import CreationLimit
 from app.deployment import Deployment
-from app.follow_ups import FollowUps, Intent, Place
+from app.follow_ups import LOCK_TTL, FollowUps, Intent, Place
 from app.records import Records
 from app.settings import load
 from app.simulator import Simulator
@@ -92,7 +92,14 @@ class Studio:
             "REPLICATE_BASE_URL": api.url,
         }
 
-    def store(self, *files: KeptFile, context: Any = None, size: int = len(PNG), **keys: Any) -> None:
+    def store(
+        self,
+        *files: KeptFile,
+        context: Any = None,
+        size: int = len(PNG),
+        stored_output: Any = "output-0.png",
+        **keys: Any,
+    ) -> None:
         """A prediction with one output, or with `files`."""
         path = self.outputs / "predictions" / ID / "output-0.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +109,7 @@ class Studio:
         now = datetime.now(UTC)
         receipt = Receipt(now, "msg_1", context=context)
         read = prediction.from_object(raw, Kind.PREDICTION)
-        manifest = Manifest(read, files or (kept,), "output-0.png", receipt, now)
+        manifest = Manifest(read, files or (kept,), stored_output, receipt, now)
         self.storage.put_bytes(manifest_name(Kind.PREDICTION, raw["id"]), manifest.to_json())
 
     def known(self) -> tuple[Handler, ...]:
@@ -409,6 +416,21 @@ def test_of_runs_that_overlap_one_creates(studio: Studio) -> None:
     assert len(studio.api.creations) == 1
 
 
+def test_whoever_creates_for_long_keeps_the_lock(studio: Studio) -> None:
+    hanging = Hanging()
+    studio.api.mishaps = [hanging]
+    studio.tell()
+    worker = threading.Thread(target=asyncio.run, args=(_make(studio),))
+    worker.start()
+    assert hanging.created.wait(60)
+    lock, nearly_over = follow_up_lock(*PLACE), LOCK_TTL // 2
+    studio.redis.expire(lock, nearly_over)
+    wait_until(lambda: studio.redis.ttl(lock) > nearly_over)
+    hanging.release.set()
+    worker.join()
+    assert not studio.redis.exists(lock)
+
+
 async def _make(studio: Studio) -> None:
     """Another run of the same job, in a worker that RQ has given up."""
     deployment = Deployment(load(studio.environment), "", KEYS, studio.known())
@@ -442,6 +464,32 @@ def test_a_line_of_follow_ups_ends(studio: Studio) -> None:
     assert attempt["error"] == "follow_up_too_deep"
     assert "does handler 'upscale' want what it makes itself?" in attempt["detail"]
     assert studio.api.creations == []
+
+
+@pytest.mark.parametrize(
+    ("template", "given"),
+    [
+        ("{output}", "a lighthouse"),
+        ("of {output}", "of a lighthouse"),
+        ("{output[1]}", "light"),
+    ],
+)
+def test_streamed_text_is_given_as_text(studio: Studio, template: str, given: str) -> None:
+    studio.handlers = CAPTION.replace("about {input.prompt}", template)
+    tokens = ["a ", "light", "house"]
+    text = KeptFile("/output", None, "output.txt", "text/plain", 12, "00")
+    studio.store(text, stored_output=tokens, output=tokens)
+    studio.tell()
+    studio.work()
+    assert studio.only["input"]["prompt"] == given
+
+
+def test_a_list_of_files_is_no_text(studio: Studio) -> None:
+    studio.handlers = CAPTION.replace("about {input.prompt}", "{output}")
+    studio.store(output=["https://x/y.png"], stored_output=["output-0.png"])
+    studio.tell()
+    studio.work()
+    assert studio.only["input"]["prompt"] == ["output-0.png"]
 
 
 LOST = KeptFile("/output/0", "https://x/a.png", error="not_found")

@@ -47,6 +47,9 @@ def other(event):
 def raises(event):
     raise ValueError("no such colour")
 
+def betrays(event):
+    raise ValueError("refused for " + os.environ["OUTKEEP_SECRET_KEY"])
+
 def hangs(event):
     while True:
         time.sleep(0.05)
@@ -336,6 +339,19 @@ def test_what_fails_is_logged_by_name_with_its_reason_and_without_its_arguments(
     assert '"exception": "Traceback' in workshop.log
     for unwanted in ("größer", r"gr\u00f6\u00dfer", "exception raised while executing"):
         assert unwanted not in workshop.log
+
+
+def test_no_secret_that_a_function_raises_is_kept_or_logged(workshop: Workshop) -> None:
+    secret = workshop.environment["OUTKEEP_SECRET_KEY"]
+    workshop.add("bad", "betrays")
+    workshop.hand_on("bad")
+    workshop.last_chance(workshop.job("bad"))
+    with workshop.working():
+        until_told(workshop, "bad", "dead")
+    told = workshop.told("bad")
+    assert told is not None
+    assert told["error"] == "ValueError: refused for [hidden]"
+    assert secret not in workshop.log
 
 
 def test_a_job_that_fails_is_tried_again_before_it_is_given_up(workshop: Workshop) -> None:

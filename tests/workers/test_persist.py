@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from app import told
 from app.core import outcomes, prediction
+from app.core.context import Lineage, followed
 from app.core.handlers import Handler, parse
 from app.core.lifecycle import Move, State
+from app.core.manifest import Receipt, build
 from app.core.names import Kind, notify_job_id, object_name, outcome_name, record_key
 from app.core.outcomes import Told
 from app.core.tries import Tries
@@ -393,6 +396,25 @@ def test_of_what_is_quiet_nobody_is_told_after_a_crash_behind_the_manifest_eithe
 
     assert (quiet, desk.told) == (True, [])
     assert desk.files().items() > stored.items()
+
+
+@pytest.mark.parametrize("known", [None, "another"])
+def test_the_arrival_of_a_follow_up_is_noted_beside_its_parent(desk: Desk, known: str | None) -> None:
+    before = prediction.from_object({"id": "before", "status": "succeeded"}, Kind.TRAINING)
+    desk.storage.commit(build(before, [], None, Receipt(desk.now, None), desk.now))
+    if known is not None:
+        told.write(desk.storage, "tune", Kind.TRAINING, "before", Told("delivered", 3, desk.now, None, known))
+    desk.receive("text", context=followed({}, Lineage(Kind.TRAINING, "before", "tune", 1)))
+    assert desk.work() is None
+    noted = told.read(desk.storage, "tune", Kind.TRAINING, "before")
+    assert noted is not None
+    assert (noted.outcome, noted.child) == ("delivered", known or ID)
+
+
+def test_of_a_follow_up_whose_parent_is_not_here_nothing_is_noted(desk: Desk) -> None:
+    desk.receive("text", context=followed({}, Lineage(Kind.PREDICTION, "before", "tune", 1)))
+    assert desk.work() is None
+    assert told.read(desk.storage, "tune", Kind.PREDICTION, "before") is None
 
 
 def test_an_output_that_replicate_has_removed_is_lost_and_named_so(desk: Desk) -> None:
