@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,34 @@ def test_what_the_api_does_not_know_any_more_is_asked_for_once(desk: Desk) -> No
     assert desk.record("gone").state is State.RUNNING
 
 
+@pytest.mark.parametrize(("look", "awaited"), [(Desk.run, AWAITED), (Desk.ask, AWAITED_HERE)])
+def test_what_is_here_is_neither_asked_for_nor_awaited_any_more(
+    desk: Desk, look: Callable[[Desk], dict[str, int]], awaited: str
+) -> None:
+    old = desk.ago(days=3)
+    stored = parse(json.dumps(desk.finish("stored", created_at=old)).encode(), PREDICTION)
+    desk.storage.commit(Manifest(stored, (), None, Receipt(desk.now, None, "run"), desk.now))
+    receive(desk, desk.finish("ended", created_at=old))
+    desk.redis.set(removed_key(PREDICTION, "removed"), 1)
+    desk.redis.zadd(awaited, {f"prediction:{name}": 0.0 for name in ("stored", "ended", "removed")})
+
+    assert look(desk) == {}
+    assert desk.fetched() == 0
+    assert not desk.redis.exists(awaited)
+
+
+def test_what_is_found_to_have_ended_just_now_is_left_to_its_webhook_too(desk: Desk) -> None:
+    old = desk.ago(days=3)
+    receive(desk, desk.start("a", created_at=old))
+    desk.now += timedelta(seconds=SILENCE)
+    desk.finish("a", created_at=old, completed_at=desk.ago(seconds=GRACE / 2))
+    assert desk.run() == {"expected": 1}
+    assert (desk.fetched(), desk.jobs()) == (1, [])
+
+    desk.now += timedelta(seconds=GRACE / 2)
+    assert desk.run() == {"new": 1}
+
+
 def test_without_a_token_what_fell_silent_is_forgotten_with_its_record(desk: Desk) -> None:
     receive(desk, {"id": "old", "status": "processing"})
     desk.now += timedelta(days=2)
@@ -305,18 +333,6 @@ class TestWhatWasCreatedHere:
             desk.finish(identity, completed_at=desk.ago())
         assert desk.ask() == {"new": 2}
         assert [desk.record(identity).receipt.quiet for identity in "ab"] == [False, False]
-
-    def test_what_is_here_is_not_asked_for(self, desk: Desk) -> None:
-        stored = parse(json.dumps(desk.finish("stored")).encode(), PREDICTION)
-        desk.storage.commit(Manifest(stored, (), None, Receipt(desk.now, None, "run"), desk.now))
-        receive(desk, desk.finish("ended"))
-        desk.redis.set(removed_key(PREDICTION, "removed"), 1)
-        late = {f"prediction:{name}": 0.0 for name in ("stored", "ended", "removed")}
-        desk.redis.zadd(AWAITED_HERE, late)
-
-        assert desk.ask() == {}
-        assert desk.fetched() == 0
-        assert not desk.redis.exists(AWAITED_HERE)
 
     def test_the_end_that_came_otherwise_is_the_end(self, desk: Desk) -> None:
         start(desk, "a")
@@ -574,14 +590,15 @@ def test_a_removed_prediction_does_not_come_back(desk: Desk) -> None:
 
 
 def test_since_looks_as_far_as_it_says_and_leaves_the_mark_alone(desk: Desk) -> None:
-    desk.run()
-    mark = desk.memory.mark(PREDICTION)
     old = desk.ago(hours=20)
     desk.finish("old", created_at=old, completed_at=old)
-
     assert desk.run() == {}
+    left = [desk.memory.mark(PREDICTION), desk.memory.mark(TRAINING), desk.memory.completed_at()]
+
+    desk.now += timedelta(minutes=1)
     assert desk.run(since=desk.now - timedelta(hours=21)) == {"late": 1}
-    assert desk.memory.mark(PREDICTION) == mark
+    assert [desk.memory.mark(PREDICTION), desk.memory.mark(TRAINING), desk.memory.completed_at()] == left
+    assert None not in left
 
 
 def test_one_process_at_a_time_has_its_turn(desk: Desk) -> None:
