@@ -16,6 +16,7 @@ import pytest
 from app.core.names import Kind, record_key
 from app.simulator import Simulator, media
 from app.simulator.models import version_id
+from tests.api_host import Hanging, api_host
 from tests.e2e.canary import leaks
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import PATIENCE, Up, running_up, until
@@ -76,6 +77,7 @@ def run(up: Up, *words: str, settings: Mapping[str, str] | None = None) -> "subp
 
 def document(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
     """The one JSON object of `--json`."""
+    assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -434,3 +436,28 @@ def test_an_interrupt_without_a_terminal_leaves_it_running(up: Up, simulator: Si
     assert process.returncode == 1
     assert said.splitlines()[-1] == f"outkeep: {prediction_id} goes on; see `outkeep show {prediction_id}`"
     assert simulator.object(Kind.PREDICTION, prediction_id)["status"] == "processing"
+
+
+def test_an_interrupt_while_it_is_created_waits_until_it_is_known(up: Up, simulator: Simulator) -> None:
+    """It is paid for, so that nobody may forget it."""
+    creation = Hanging()
+    with api_host(simulator) as host:
+        host.mishaps.append(creation)
+        with subprocess.Popen(
+            [OUTKEEP, "run", "outkeep/slow"],
+            cwd=up.folder,
+            env=up.environment | {"REPLICATE_BASE_URL": host.url},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert creation.created.wait(PATIENCE)
+            process.send_signal(signal.SIGINT)
+            creation.release.set()
+            _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    prediction_id = said.splitlines()[0].removeprefix("prediction ")
+    assert said.splitlines()[-1] == f"outkeep: {prediction_id} goes on; see `outkeep show {prediction_id}`"
+    with up.redis() as redis:
+        assert redis.hget(record_key(Kind.PREDICTION, prediction_id), "source") == b"run"
