@@ -52,7 +52,8 @@ _WORDS = {
 def reconcile(*, since: str | None, as_json: bool) -> None:
     """Find what finished on Replicate and never arrived, and keep it; the workers do so every minute.
 
-    Without --since it looks back to where the last complete pass ended. Needs REPLICATE_API_TOKEN.
+    Without --since it looks back to where the last complete pass ended. Needs REPLICATE_API_TOKEN. It is
+    asked for, so with OUTKEEP_RECONCILE=off it looks for all of the account.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ import pytest
 from app.core.names import Kind, record_key
 from app.simulator import Simulator, media
 from app.simulator.models import version_id
-from tests.api_host import Hanging, api_host
+from tests.api_host import Hanging, api_host, lost
 from tests.e2e.canary import leaks
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import PATIENCE, Up, running_up, until
@@ -255,6 +255,14 @@ def test_what_the_api_refuses_ends_with_1(up: Up) -> None:
     refused = run(up, "outkeep/image", settings={"REPLICATE_API_TOKEN": "r8_wrong"})
     assert refused.returncode == 1
     assert "REPLICATE_API_TOKEN is refused" in refused.stderr
+
+
+def test_a_creation_whose_answer_is_lost_is_not_made_again(up: Up, simulator: Simulator) -> None:
+    with api_host(simulator) as host:
+        host.mishaps.append(lost)
+        done = run(up, "outkeep/image", settings={"REPLICATE_BASE_URL": host.url})
+    assert (done.returncode, done.stdout, len(host.creations)) == (1, "", 1)
+    assert "it may have been created all the same, look at `outkeep ls`" in done.stderr
 
 
 def test_without_a_token_or_without_outkeep_nothing_is_created(up: Up, tmp_path: Path) -> None:
