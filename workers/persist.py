@@ -8,20 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
-from redis import Redis
 from redis.exceptions import RedisError
 
-from app import queues
-from app import told as outcome_files
 from app.claim_check import claimed
 from app.core import manifest as manifests
-from app.core.context import lineage
 from app.core.errors import OutkeepError, Permanent, Removed, StorageFailure, Transient
-from app.core.handlers import Handler, interested
 from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
-from app.core.names import Kind, manifest_name, object_name, outcome_name
-from app.core.outcomes import Told
+from app.core.names import Kind
 from app.core.outputs import OutputFile, joined_text
 from app.core.policy import store_delay
 from app.core.prediction import parse
@@ -32,6 +26,7 @@ from app.removal import erase
 from app.storage import Storage
 from app.tally import Tally
 from workers.collect import Collector, Result, Run
+from workers.dispatch import Dispatcher, counts
 from workers.inputs import Inputs, Tried
 from workers.keep import Keeper
 
@@ -45,12 +40,11 @@ log = logging.getLogger("outkeep.persist")
 class Persist:
     """What the job works with. Running twice, or two at once, ends in the same objects."""
 
-    redis: Redis
     records: Records
     storage: Storage
     keeper: Keeper
     collector: Collector
-    handlers: Sequence[Handler]
+    dispatcher: Dispatcher
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
     tally: Tally = field(default_factory=Tally)
@@ -92,7 +86,7 @@ class Persist:
             )
             return await asyncio.to_thread(self.conclude, loaded, results, inputs)
         quiet = record is not None and record.receipt.quiet
-        await asyncio.to_thread(partial(self.dispatch, loaded, quiet=quiet))
+        await asyncio.to_thread(partial(self.dispatcher.dispatch, loaded, quiet=quiet))
         return None
 
     def conclude(self, run: Run, results: Sequence[Result], inputs: Sequence[Tried]) -> float | None:
@@ -108,7 +102,7 @@ class Persist:
         for one in inputs:
             one.report()
         manifest = self.commit(run, ended, [one.file for one in inputs])
-        self.dispatch(manifest, quiet=run.record.receipt.quiet)
+        self.dispatcher.dispatch(manifest, quiet=run.record.receipt.quiet)
         self._forget_claim(run.record)
         return None
 
@@ -138,7 +132,7 @@ class Persist:
         manifest = self.storage.commit(
             manifests.build(prediction, kept, text_file, record.receipt, self.clock(), inputs=inputs)
         )
-        facts = _facts(record.kind, record.id) | _counts(manifest)
+        facts = _facts(record.kind, record.id) | counts(manifest)
         log.log(logging.ERROR if manifest.lost else logging.INFO, "stored", extra=facts)
         self._count(run, manifest)
         return manifest
@@ -151,45 +145,6 @@ class Persist:
             self.tally.add(LOST, file.error)
         if run.files:
             self.tally.observe(HOUR_LEFT, max(0.0, run.ends - self.clock().timestamp()))
-
-    def dispatch(self, manifest: Manifest, *, quiet: bool) -> None:
-        """Move the record on and enqueue one job for each interested handler that was not told yet.
-
-        When it is `quiet` nobody is told, and the outcome files say so: without them a rebuild would tell
-        everybody after all. Raises `Removed`. The record shows when it was stored, which can be read from the
-        manifest again.
-        """
-        prediction = manifest.prediction
-        place = (prediction.kind, prediction.id)
-        self._acknowledge(manifest)
-        untold = [
-            handler
-            for handler in interested(self.handlers, prediction)
-            # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
-            if self.storage.head(object_name(*place, outcome_name(handler.name))) is None
-        ]
-        jobs = []
-        for handler in untold:
-            if quiet:
-                passed_by = Told("off", 0, self.clock(), None)
-                outcome_files.write(self.storage, handler.name, *place, passed_by)
-            else:
-                jobs.append(queues.notify_job(self.redis, handler.name, *place, timeout=handler.patience))
-        self.records.dispatch(*place, manifest.stored_at, _counts(manifest), jobs)
-
-    def _acknowledge(self, manifest: Manifest) -> None:
-        """Note beside the parent of a follow-up that this is it, whatever Redis remembers."""
-        line = lineage(manifest.receipt.context)
-        if line is None:
-            return
-        place = (line.handler, line.kind, line.parent)
-        told = outcome_files.read(self.storage, *place)
-        is_known = told is not None and told.child is not None
-        if is_known or self.storage.head(manifest_name(line.kind, line.parent)) is None:
-            return
-        attempts = told.attempts if told else 1
-        came = Told("delivered", attempts, self.clock(), None, child=manifest.prediction.id)
-        outcome_files.write(self.storage, *place, came)
 
     def _forget(self, kind: Kind, prediction_id: str) -> None:
         """Leave nothing of what this run, or one before it, has stored of a prediction that was removed."""
@@ -261,10 +216,6 @@ def _without_body(record: Record | None) -> Permanent:
     if record is not None and record.body_at is not None:
         return Permanent("claim_missing", f"the body that waited in {record.body_at} is gone, or damaged")
     return Permanent("record_missing", "there is neither a manifest nor a record with a body")
-
-
-def _counts(manifest: Manifest) -> dict[str, int]:
-    return {"files": len(manifest.kept), "lost": len(manifest.lost)}
 
 
 def _facts(kind: Kind, prediction_id: str) -> dict[str, str | int]:

@@ -32,6 +32,7 @@ from app.tally import Tally
 from workers import jobs
 from workers.attempt import Attempts
 from workers.collect import Collector, Limits
+from workers.dispatch import Dispatcher
 from workers.fetch import Fetcher
 from workers.follow import Follow
 from workers.handing_over import HandingOver
@@ -151,12 +152,11 @@ def _persist(
     limits = Limits(settings.max_files, settings.disk_floor)
     input_keeper = Keeper(storage, inputs, settings.temporary) if inputs else None
     return Persist(
-        redis=redis,
         records=records,
         storage=storage,
         keeper=keeper,
         collector=Collector(records, keeper, settings.temporary, limits, _now, random.random, tally),
-        handlers=deployment.handlers,
+        dispatcher=Dispatcher(redis, records, storage, deployment.handlers, _now),
         clock=_now,
         jitter=random.random,
         tally=tally,

@@ -26,6 +26,7 @@ from app.records import Accepted, Arrival, Record, Records
 from app.storage import Storage
 from workers.async_worker import AsyncWorker
 from workers.collect import Collector, Limits
+from workers.dispatch import Dispatcher
 from workers.fetch import Fetcher
 from workers.inputs import Inputs
 from workers.keep import Keeper
@@ -127,12 +128,13 @@ class Desk:
                 input_keeper = Keeper(self.storage, self.opening(fetcher), self.temporary)
                 inputs = Inputs(self.records, input_keeper, self.limits.max_files, self.patience)
             yield Persist(
-                redis=self.redis,
                 records=self.records,
                 storage=self.storage,
                 keeper=keeper,
                 collector=collector,
-                handlers=self.handlers,
+                dispatcher=Dispatcher(
+                    self.redis, self.records, self.storage, self.handlers, lambda: self.now
+                ),
                 clock=lambda: self.now,
                 jitter=lambda: 0.0,
                 inputs=inputs,

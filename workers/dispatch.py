@@ -1,0 +1,72 @@
+"""What follows once a prediction is stored: the record moves on, and a job for each handler tells of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from redis import Redis
+
+from app import queues
+from app import told as outcome_files
+from app.core.context import lineage
+from app.core.handlers import Handler, interested
+from app.core.manifest import Manifest
+from app.core.names import manifest_name, object_name, outcome_name
+from app.core.outcomes import Told
+from app.records import Records
+from app.storage import Storage
+
+
+@dataclass(frozen=True)
+class Dispatcher:
+    """What it works with. Doing it again tells nobody twice."""
+
+    redis: Redis
+    records: Records
+    storage: Storage
+    handlers: Sequence[Handler]
+    clock: Callable[[], datetime]
+
+    def dispatch(self, manifest: Manifest, *, quiet: bool) -> None:
+        """Move the record on and enqueue one job for each interested handler that was not told yet.
+
+        When it is `quiet` nobody is told, and the outcome files say so: without them a rebuild would tell
+        everybody after all. Raises `Removed`. The record shows when it was stored, which can be read from the
+        manifest again.
+        """
+        prediction = manifest.prediction
+        place = (prediction.kind, prediction.id)
+        self._acknowledge(manifest)
+        untold = [
+            handler
+            for handler in interested(self.handlers, prediction)
+            # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
+            if self.storage.head(object_name(*place, outcome_name(handler.name))) is None
+        ]
+        jobs = []
+        for handler in untold:
+            if quiet:
+                passed_by = Told("off", 0, self.clock(), None)
+                outcome_files.write(self.storage, handler.name, *place, passed_by)
+            else:
+                jobs.append(queues.notify_job(self.redis, handler.name, *place, timeout=handler.patience))
+        self.records.dispatch(*place, manifest.stored_at, counts(manifest), jobs)
+
+    def _acknowledge(self, manifest: Manifest) -> None:
+        """Note beside the parent of a follow-up that this is it, whatever Redis remembers."""
+        line = lineage(manifest.receipt.context)
+        if line is None:
+            return
+        place = (line.handler, line.kind, line.parent)
+        told = outcome_files.read(self.storage, *place)
+        is_known = told is not None and told.child is not None
+        if is_known or self.storage.head(manifest_name(line.kind, line.parent)) is None:
+            return
+        attempts = told.attempts if told else 1
+        came = Told("delivered", attempts, self.clock(), None, child=manifest.prediction.id)
+        outcome_files.write(self.storage, *place, came)
+
+
+def counts(manifest: Manifest) -> dict[str, int]:
+    """How many files are kept and lost, as records and log lines say it."""
+    return {"files": len(manifest.kept), "lost": len(manifest.lost)}
