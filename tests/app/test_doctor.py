@@ -319,7 +319,7 @@ def test_a_spool_that_is_off_or_not_empty_is_warned_of(tmp_path: Path) -> None:
     spool._keep("abc", Spooled(Kind.PREDICTION, b"{}", receipt))
     spool.close()
     assert re.match(
-        r"warn spool: 1 deliveries wait for Redis, the oldest for 12[0-9] s",
+        r"warn spool: 1 deliveries wait for Redis, or, if large, for the storage; the oldest for 12[0-9] s",
         doctor(tmp_path, **settings).line("spool"),
     )
 

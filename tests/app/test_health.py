@@ -206,7 +206,7 @@ def test_without_redis_we_are_ready_while_the_spool_is_usable(tmp_path: Path) ->
         assert line(answer, "spool") == "ok spool: empty"
 
         web.outcome(prediction())
-        waits = "warn spool: 1 deliveries wait for Redis, the oldest for "
+        waits = "warn spool: 1 deliveries wait for Redis, or, if large, for the storage; the oldest for "
         wait_until(lambda: line(ready(web), "spool").startswith(waits))
 
 
