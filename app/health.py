@@ -175,7 +175,8 @@ def spooled(spool: Spool | None) -> list[Finding]:
         findings.append(Finding(Level.WARN, "spool", detail))
     if waiting:
         age = (datetime.now(UTC) - waiting[0].received_at).total_seconds()
-        detail = f"{len(waiting)} deliveries wait for Redis, or, if large, for the storage; the oldest for {age:.0f} s"
+        whom = "for Redis, or, if large, for the storage"
+        detail = f"{len(waiting)} deliveries wait {whom}; the oldest for {age:.0f} s"
         findings.append(Finding(Level.WARN, "spool", detail))
     return findings or [Finding(Level.OK, "spool", "empty")]
 
