@@ -30,6 +30,7 @@ from app.pace import Pace
 from app.reconcile_memory import Memory
 from app.reconcile_one import Asker, Report
 from app.records import Records
+from app.removed_notes import RemovedNotes
 from app.replicate import connected
 from app.storage import Storage
 from app.tally import Tally
@@ -174,7 +175,10 @@ class Reconciler:
         return {one for one in ids if one in settled or self._is_stored(kind, one)}
 
     def _is_stored(self, kind: Kind, identity: str) -> bool:
-        return self.storage.head(manifest_name(kind, identity)) is not None
+        """Whether storage knows of it: with a manifest, or as removed."""
+        if self.storage.head(manifest_name(kind, identity)) is not None:
+            return True
+        return RemovedNotes(self.storage, self.asker.clock).has(kind, identity)
 
     @property
     def _memory(self) -> Memory:

@@ -40,6 +40,7 @@ from app.core.names import (
     split_outcome_name,
 )
 from app.local_copies import LocalCopies
+from app.removed_notes import RemovedNotes
 from app.storage import Storage, Stored
 from app.traces import Trace, Traces, forget
 
@@ -113,6 +114,7 @@ class Removal:
         self._ttl = ttl
         self._clock = clock
         self._local = local
+        self._notes = RemovedNotes(storage, clock)
         self._begin = redis.register_script(_BEGIN)
 
     def find(self, kind: Kind, prediction_id: str) -> Found:
@@ -174,6 +176,7 @@ class Removal:
 
     def _finish(self, found: Found) -> Found:
         jobs = [replace(job, runs=not forget(self._redis, job)) for job in found.jobs]
+        self._notes.add(found.kind, found.id)
         erase(self._storage, found.kind, found.id, self._clock())
         if not any(job.runs for job in jobs):
             self._redis.delete(*_memories(found))

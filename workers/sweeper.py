@@ -21,6 +21,7 @@ from app.deployment import Deployment
 from app.inbox import connect
 from app.records import Records
 from app.removal import Removal
+from app.removed_notes import RemovedNotes
 from app.settings import Settings
 from app.storage import Storage
 from app.strays import Strays
@@ -79,6 +80,7 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
 def _tidying(settings: Settings, redis: Redis, storage: Storage) -> Part:
     """Ends removals that were cut off, and removes what is too old. Of its own, since storage may hang."""
     removal = Removal(redis, storage, ttl=settings.record_ttl, clock=_now)
+    notes = RemovedNotes(storage, _now)
     retention = None
     if settings.retention is not None:
         retention = Retention(redis, storage, removal, age=settings.retention, clock=_now)
@@ -90,6 +92,7 @@ def _tidying(settings: Settings, redis: Redis, storage: Storage) -> Part:
             log.warning("mended: %s", Repair.REMOVAL_ENDED, extra=facts)
         if retention is not None:
             retention.run()
+        notes.tidy()
         return Counter({Repair.REMOVAL_ENDED: len(ended)})
 
     return tidy

@@ -269,6 +269,9 @@ TEXT_NAME = "output.txt"
 CLAIMS = "claims"
 """The folder of bodies that wait."""
 
+REMOVED = "removed"
+"""The folder of notes about what was removed."""
+
 PROBE_NAME = "outkeep.txt"
 """Written to a bucket to learn whether it takes writes."""
 MAX_INPUT_KEY = 64
@@ -288,6 +291,11 @@ def folder_name(kind: Kind, prediction_id: str) -> str:
 def manifest_name(kind: Kind, prediction_id: str) -> str:
     """Where the manifest lies: written last, it is the commit point."""
     return object_name(kind, prediction_id, MANIFEST_NAME)
+
+
+def removed_name(kind: Kind, prediction_id: str) -> str:
+    """Where it is noted that a prediction was removed."""
+    return f"{REMOVED}/{kind}-{prediction_id}.json"
 
 
 def output_stem(index: int) -> str:

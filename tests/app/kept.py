@@ -15,6 +15,7 @@ from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import (
     NOTIFY_QUEUE,
     PERSIST_QUEUE,
+    REMOVED,
     Kind,
     notification_id,
     notify_job_id,
@@ -116,6 +117,7 @@ class Deployment:
         return list(queues.queue(name, self.redis).job_ids)
 
     def stored(self) -> list[str]:
-        """The paths of all that is stored, what no list shows included."""
+        """The paths of all that is stored, what no list shows included, but no notes of removals."""
         outputs = self.folder / "outputs"
-        return sorted(str(path.relative_to(outputs)) for path in outputs.rglob("*") if path.is_file())
+        paths = [path.relative_to(outputs) for path in outputs.rglob("*") if path.is_file()]
+        return sorted(str(path) for path in paths if path.parts[0] != REMOVED)

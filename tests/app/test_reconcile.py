@@ -33,6 +33,7 @@ from app.core.reconciling import GRACE, OVERLAP, SILENCE
 from app.created_here import CreatedHere
 from app.follow_ups import FollowUps, Intent
 from app.records import LARGE, Accepted
+from app.removal import Removal
 from app.simulator import Simulator
 from tests.app.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk, create
 from tests.app.web import SECRET_KEY
@@ -580,6 +581,20 @@ def test_an_answer_that_is_no_prediction_is_passed_over(desk: Desk) -> None:
     desk.finish("ok")
     found = desk.run()
     assert (found["new"], found["unreadable"]) == (1, 1)
+
+
+def test_what_was_removed_stays_so_when_redis_was_emptied(desk: Desk) -> None:
+    desk.finish("a")
+    desk.start("b", created_at=desk.ago())
+    removal = Removal(desk.redis, desk.storage, ttl=60, clock=lambda: desk.now)
+    for name in ("a", "b"):
+        removal.remove(removal.find(PREDICTION, name))
+    desk.redis.flushall()
+    desk.finish("b")
+    assert desk.run() == {"known": 2}
+    assert desk.run() == {"known": 2}
+    assert desk.jobs() == []
+    assert desk.fetched() == 0
 
 
 def test_a_removed_prediction_does_not_come_back(desk: Desk) -> None:

@@ -17,14 +17,24 @@ from rq.job import Job, JobStatus
 from app import queues
 from app.core.errors import Removed
 from app.core.manifest import Receipt
-from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, REMOVALS, Kind, awaited_member
+from app.core.names import (
+    HANDLE_QUEUE,
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    REMOVALS,
+    Kind,
+    awaited_member,
+    removed_name,
+)
 from app.core.outcomes import Told
 from app.core.prediction import parse
+from app.core.reconciling import FARTHEST_LOOK
 from app.folders import folders
 from app.local_copies import LocalCopies
 from app.rebuild import Rebuild
 from app.records import Accepted, Arrival
 from app.removal import PATIENCE, Found, Removal, erase
+from app.removed_notes import LIFE, RemovedNotes
 from app.replay import Outcome, Replay
 from app.restoration import Restoration, Wanted
 from tests.app.kept import TTL, Deployment
@@ -398,6 +408,22 @@ def test_nothing_is_removed_through_a_link(
     assert (precious / "sub" / "b.txt").read_text() == "mine"
     assert (precious / "prediction.json").read_text() == "mine"
     assert [folder.id for folder in folders(past.storage, Kind.PREDICTION)] == []
+
+
+def test_notes_of_removals_stand_for_longer_than_reconciliation_looks_back(past: Deployment) -> None:
+    past.keep(ID)
+    remove(past)
+    assert list(past.storage.names("")) == [removed_name(*PLACE)]
+    times = iter(
+        [timedelta(), timedelta(hours=2), timedelta(seconds=FARTHEST_LOOK), LIFE + timedelta(hours=1)]
+    )
+    written = datetime.now(UTC)
+    notes = RemovedNotes(past.storage, lambda: written + next(times))
+    for _ in range(3):
+        notes.tidy()
+        assert list(past.storage.names("")) == [removed_name(*PLACE)]
+    notes.tidy()
+    assert list(past.storage.names("")) == []
 
 
 def test_the_same_in_a_bucket(redis: Redis, s3_here: S3, tmp_path: Path) -> None:
