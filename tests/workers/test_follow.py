@@ -397,13 +397,19 @@ def test_the_follow_up_of_another_parent_is_not_taken_for_ours(studio: Studio) -
     assert len(predictions(studio.api.simulator)) == 2
 
 
-def test_of_runs_that_overlap_one_creates(studio: Studio) -> None:
+def creating_for_long(studio: Studio) -> tuple[Hanging, threading.Thread]:
+    """A run whose creation is not answered yet."""
     hanging = Hanging()
     studio.api.mishaps = [hanging]
     studio.tell()
     worker = threading.Thread(target=asyncio.run, args=(_make(studio),))
     worker.start()
     assert hanging.created.wait(60)
+    return hanging, worker
+
+
+def test_of_runs_that_overlap_one_creates(studio: Studio) -> None:
+    hanging, worker = creating_for_long(studio)
     studio.work()
     assert studio.told() is None
     assert studio.job().get_status() == JobStatus.SCHEDULED
@@ -417,12 +423,7 @@ def test_of_runs_that_overlap_one_creates(studio: Studio) -> None:
 
 
 def test_whoever_creates_for_long_keeps_the_lock(studio: Studio) -> None:
-    hanging = Hanging()
-    studio.api.mishaps = [hanging]
-    studio.tell()
-    worker = threading.Thread(target=asyncio.run, args=(_make(studio),))
-    worker.start()
-    assert hanging.created.wait(60)
+    hanging, worker = creating_for_long(studio)
     lock, nearly_over = follow_up_lock(*PLACE), LOCK_TTL // 2
     studio.redis.expire(lock, nearly_over)
     wait_until(lambda: studio.redis.ttl(lock) > nearly_over)
