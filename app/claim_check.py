@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError as WaitedTooLong
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from app.core.errors import Transient
+from app.core.errors import StorageFailure
 from app.core.names import claim_name, split_claim_name
 from app.records import LARGE, Arrival
 from app.storage import Storage
@@ -62,10 +62,10 @@ class ClaimCheck:
             future.cancel()
             raise self.too_slow() from None
 
-    def too_slow(self) -> Transient:
+    def too_slow(self) -> StorageFailure:
         """What is raised when the storage did not take a body in time."""
         message = f"the storage did not take a large body within {self.patience:.0f} s"
-        return Transient("storage_slow", message, retry_after=RETRY_AFTER)
+        return StorageFailure("storage_slow", message, retry_after=RETRY_AFTER)
 
     def close(self) -> None:
         """Take no more; what is on its way may end."""

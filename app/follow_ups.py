@@ -6,6 +6,7 @@ finds such an intent does not create, but looks for what an earlier run may have
 
 import json
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from typing import cast
 
 from redis import Redis
@@ -14,6 +15,9 @@ from app.core.names import FOLLOW_UPS_OPEN, Kind, follow_up_child, follow_up_key
 
 TTL = 30 * 86400
 """Seconds for which an intent is kept; the outcome file beside the manifest is the lasting memory."""
+
+SOUGHT_FOR = timedelta(days=1)
+"""How long what may have been created is waited for; once it has ended, for less than its files live."""
 
 LOCK_TTL = 20
 """Seconds after which the lock of a dead run falls; a living one renews it."""
@@ -34,7 +38,7 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 
 _INTEND = """
 -- KEYS: 1 lock, 2 intent, 3 open ones  ARGV: 1 owner, 2 ttl of the lock (s), 3 intent, 4 its ttl (s),
--- 5 place, 6 fingerprint
+-- 5 place, 6 its time and fingerprint
 -- Whoever has lost the lock must not create: another run may be creating.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -89,7 +93,8 @@ class FollowUps:
         """Write down what is created next; False when the lock is lost, and then nothing may be created."""
         keys = [follow_up_lock(*place), follow_up_key(*place), FOLLOW_UPS_OPEN]
         text = json.dumps(asdict(intent))
-        return bool(self._intend(keys=keys, args=[owner, LOCK_TTL, text, TTL, ":".join(place), intent.input]))
+        entry = f"{intent.at} {intent.input}"
+        return bool(self._intend(keys=keys, args=[owner, LOCK_TTL, text, TTL, ":".join(place), entry]))
 
     def forget(self, place: Place) -> None:
         """Note that nothing was created."""
@@ -98,16 +103,16 @@ class FollowUps:
             pipeline.hdel(FOLLOW_UPS_OPEN, ":".join(place))
             pipeline.execute()
 
-    def may_seek(self, given: str) -> bool:
+    def may_seek(self, given: str, now: datetime) -> bool:
         """Whether a prediction with an input of this fingerprint may be one that a job has yet to find."""
-        for place, known in cast(dict[bytes, bytes], self._redis.hgetall(FOLLOW_UPS_OPEN)).items():
-            if known.decode() != given:
-                continue
-            handler, kind, prediction_id = place.decode().split(":")
-            if self._redis.exists(follow_up_key(handler, Kind(kind), prediction_id)):
-                return True
-            self._redis.hdel(FOLLOW_UPS_OPEN, place.decode())  # its parent was removed, or it is long ago
-        return False
+        sought = False
+        for place, entry in cast(dict[bytes, bytes], self._redis.hgetall(FOLLOW_UPS_OPEN)).items():
+            at, _, known = entry.decode().partition(" ")
+            if now - datetime.fromisoformat(at) > SOUGHT_FOR:
+                self._redis.hdel(FOLLOW_UPS_OPEN, place.decode())  # its job has ended, whatever it made
+            elif known == given:
+                sought = True
+        return sought
 
     def claim(self, place: Place, child: str) -> bool:
         """Whether a prediction that was found is this follow-up, and not known as another one."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from redis import Redis
 
@@ -18,7 +19,7 @@ from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
 from app.core.awaited import Awaited, Origin
 from app.core.context import context_keys
-from app.core.errors import Unusable
+from app.core.errors import StorageFailure, Transient, Unusable
 from app.core.manifest import format_time
 from app.core.names import Kind, manifest_name
 from app.core.prediction import Prediction, from_object
@@ -107,8 +108,12 @@ class Reconciler:
         api, pace = self.asker.api, self.asker.pace
         page = await pace.call(lambda: api.page(kind, created_after=format_time(since)))
         wanted = await asyncio.to_thread(self._sift, kind, page.items, report)
+        seen = set[str]()
         while (following := page.following) is not None:
-            page = await pace.call(lambda path=following: api.page(kind, path))  # type: ignore[misc]
+            if following in seen:
+                raise Transient("api_failed", f"the list of {kind.folder} leads back to where it was")
+            seen.add(following)
+            page = await pace.call(partial(api.page, kind, following))
             wanted += await asyncio.to_thread(self._sift, kind, page.items, report)
         return wanted
 
@@ -121,7 +126,7 @@ class Reconciler:
         for one in listed:
             found = self._judge(one, now, settled=one.id in settled)
             if found is None:
-                wanted.append(one)
+                wanted.append(judgement.in_brief(one))
                 continue
             self.asker.count(report, kind, found)
             heard = judgement.heard_at(found, one, now)
@@ -175,10 +180,17 @@ class Reconciler:
         return {one for one in ids if one in settled or self._is_stored(kind, one)}
 
     def _is_stored(self, kind: Kind, identity: str) -> bool:
-        """Whether storage knows of it: with a manifest, or as removed."""
-        if self.storage.head(manifest_name(kind, identity)) is not None:
-            return True
-        return RemovedNotes(self.storage, self.asker.clock).has(kind, identity)
+        """Whether storage knows of it: with a manifest, or as removed.
+
+        While it fails, what Redis does not know is taken in: the hour does not wait, and a job finds the
+        manifest.
+        """
+        try:
+            if self.storage.head(manifest_name(kind, identity)) is not None:
+                return True
+            return RemovedNotes(self.storage, self.asker.clock).has(kind, identity)
+        except StorageFailure:
+            return False
 
     @property
     def _memory(self) -> Memory:

@@ -13,6 +13,7 @@ from typing import cast
 from redis import Redis
 
 from app.core.awaited import Awaited, Origin
+from app.core.errors import StorageFailure
 from app.core.lifecycle import State
 from app.core.manifest import format_time
 from app.core.names import (
@@ -49,10 +50,18 @@ class Memory:
         self._redis.set(FIRST_START, now.timestamp(), nx=True)
 
     def first_start(self, storage: Storage, now: datetime) -> datetime:
-        """When Outkeep first ran with this storage: what an emptied Redis forgets, storage does not."""
+        """When Outkeep first ran with this storage: what an emptied Redis forgets, storage does not.
+
+        Raises the storage's errors only where Redis does not know either.
+        """
         known = cast(bytes | None, self._redis.get(FIRST_START))
         first = now if known is None else _moment(known)
-        written = _written(storage.get(FIRST_START_NAME))
+        try:
+            written = _written(storage.get(FIRST_START_NAME))
+        except StorageFailure:
+            if known is None:
+                raise
+            return first
         if written is None:
             document = json.dumps({"first_start": format_time(first)})
             storage.create(FIRST_START_NAME, document.encode())

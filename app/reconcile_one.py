@@ -16,7 +16,7 @@ from app.core import reconciling as judgement
 from app.core.awaited import Awaited, Origin, asked_again_in
 from app.core.context import parent
 from app.core.creations import fingerprint, may_wait
-from app.core.errors import OutkeepError, Unusable
+from app.core.errors import OutkeepError, StorageFailure, Unusable
 from app.core.manifest import Receipt
 from app.core.names import Kind
 from app.core.prediction import Prediction, parse
@@ -89,6 +89,9 @@ class Asker:
             found = Found.UNREADABLE
         except OutkeepError as error:
             if error.code not in _OF_ONE:
+                if awaited.origin is Origin.HERE and isinstance(error, StorageFailure):
+                    # It alone is too large while the storage fails: the others come first, the next time.
+                    await asyncio.to_thread(self._ask_again, awaited, Found.FAILED, None)
                 raise
             found = _OF_ONE[error.code]
             if found is Found.UNREADABLE:
@@ -128,9 +131,8 @@ class Asker:
 
     def _may_follow(self, prediction: Prediction, now: datetime) -> bool:
         """Whether it may be a follow-up whose job was killed: only that job can tell what it follows."""
-        return may_wait(prediction, now) and self.follow_ups.may_seek(
-            fingerprint(prediction.raw.get("input"))
-        )
+        given = fingerprint(prediction.raw.get("input"))
+        return may_wait(prediction, now) and self.follow_ups.may_seek(given, now)
 
     def _receipt(
         self, prediction: Prediction, record: Record | None, now: datetime, origin: Origin

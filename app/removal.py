@@ -21,6 +21,7 @@ from app.core.names import (
     AWAITED_HERE,
     CLAIMS,
     EVENTS,
+    FOLLOW_UPS_OPEN,
     QUARANTINE,
     RECORDS,
     REMOVALS,
@@ -179,7 +180,10 @@ class Removal:
         self._notes.add(found.kind, found.id)
         erase(self._storage, found.kind, found.id, self._clock())
         if not any(job.runs for job in jobs):
-            self._redis.delete(*_memories(found))
+            followed = _follow_ups(found)
+            self._redis.delete(follow_up_child(found.id), *(follow_up_key(*place) for place in followed))
+            if followed:
+                self._redis.hdel(FOLLOW_UPS_OPEN, *(":".join(place) for place in followed))
             self._redis.zrem(REMOVALS, record_member(found.kind, found.id))
         return replace(found, jobs=jobs)
 
@@ -212,10 +216,9 @@ def _claims(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Store
     return {name: one for name, one in found if (split_claim_name(name) or ())[:2] == (kind, prediction_id)}
 
 
-def _memories(found: Found) -> list[str]:
-    """Keys that remember how it was followed, and what it followed."""
+def _follow_ups(found: Found) -> list[tuple[str, Kind, str]]:
+    """The places of what may follow it, one for each handler that was told or has a job."""
     jobs = [split_notify_job_id(job.id) or split_handle_job_id(job.id) for job in found.jobs]
     files = [split_outcome_name(name.rpartition("/")[2]) for name in found.objects]
     handlers = {name for name in files if name} | {place[0] for place in jobs if place}
-    followed = [follow_up_key(handler, found.kind, found.id) for handler in sorted(handlers)]
-    return [*followed, follow_up_child(found.id)]
+    return [(handler, found.kind, found.id) for handler in sorted(handlers)]

@@ -1,6 +1,6 @@
 """A store that lets us wait in vain is left alone for a while, so that what can be done without it is done.
 
-Each process notes that for itself. Nothing is refused for a store that answers, whatever it says.
+Each `Storage` notes that for itself. Nothing is refused for a store that answers, whatever it says.
 """
 
 import threading
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from app.core.bucket_faults import NO_ANSWER
 from app.core.errors import StorageFailure
 
 SLOW = 3.0
@@ -39,8 +40,8 @@ class Silence:
         began = self._now()
         try:
             yield
-        except StorageFailure:
-            self._note(in_vain=self._now() - began >= SLOW)
+        except StorageFailure as error:
+            self._note(in_vain=error.code == NO_ANSWER and self._now() - began >= SLOW)
             raise
         self._note(in_vain=False)
 

@@ -26,7 +26,8 @@ from workers.links import Links
 from workers.post import Post
 
 LARGE_AT_ONCE = 4
-"""Manifests of more than `LARGE` bytes that are worked on at the same time; each may hold many megabytes."""
+"""Manifests of more than `LARGE` bytes that are worked on at the same time, for events and for follow-ups
+each; they may hold many megabytes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,11 @@ class Attempts:
     post: Post
     follow: Follow | None
     clock: Callable[[], datetime]
-    _large: asyncio.Semaphore = field(
+    _telling: asyncio.Semaphore = field(
+        init=False, repr=False, default_factory=partial(asyncio.Semaphore, LARGE_AT_ONCE)
+    )
+    # Of their own: a follow-up may upload for minutes, which a webhook cannot wait for.
+    _following: asyncio.Semaphore = field(
         init=False, repr=False, default_factory=partial(asyncio.Semaphore, LARGE_AT_ONCE)
     )
 
@@ -116,7 +121,7 @@ class Attempts:
             case _:
                 if self.follow is None:
                     raise Permanent("api_refused", "REPLICATE_API_TOKEN is not set")
-                async with self._room(delivery):
+                async with self._room(delivery, self._following):
                     manifest = await asyncio.to_thread(self._manifest, delivery)
                     return Result(child=await self.follow.make(handler, manifest))
 
@@ -127,15 +132,15 @@ class Attempts:
             manifest = self._manifest(delivery)
             return events.build(manifest, self.links(manifest))
 
-        async with self._room(delivery):
+        async with self._room(delivery, self._telling):
             return await asyncio.to_thread(build)
 
     @asynccontextmanager
-    async def _room(self, delivery: Delivery) -> AsyncIterator[None]:
-        """Wait until there is room for a manifest, if it is large."""
+    async def _room(self, delivery: Delivery, places: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Wait for one of the `places`, if the manifest is large."""
         name = manifest_name(delivery.kind, delivery.id)
         stored = await asyncio.to_thread(self.storage.head, name)
-        async with self._large if stored is not None and stored.size > LARGE else nullcontext():
+        async with places if stored is not None and stored.size > LARGE else nullcontext():
             yield
 
     def _handler(self, name: str) -> Handler:

@@ -22,6 +22,7 @@ from app.core.vocabulary import RETRIES
 from app.records import Record, Records
 from app.tally import Tally
 from workers.keep import Keeper, Wanted
+from workers.spill import NOT_FETCHED
 
 PARALLEL_FILES = 8
 """Downloads of one prediction at a time; one with 249 files must not starve the others."""
@@ -171,10 +172,15 @@ class Collector:
 
     def _delay(self, run: Run, wanted: Wanted, error: OutkeepError, jitter: float) -> float | None:
         """Seconds until a file is tried again, None when it is lost."""
+        file, now = str(wanted.number), self._now()
+        later = store_delay(attempt=run.attempt, jitter=jitter)
         if isinstance(error, StorageFailure):
-            return store_delay(attempt=run.attempt, jitter=jitter)
-        now = self._now()
-        return run.tries.failed(str(wanted.number), error, now=now, remaining=run.ends - now, jitter=jitter)
+            if error.code not in NOT_FETCHED:
+                run.tries.held(file, now)
+            return later
+        if run.tries.is_held(file, now):
+            return later  # another host has it, whose turn comes
+        return run.tries.failed(file, error, now=now, remaining=run.ends - now, jitter=jitter)
 
     def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
         ended = {str(number): asdict(file) for number, file in files.items()}

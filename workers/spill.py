@@ -13,6 +13,9 @@ from typing import BinaryIO
 from app.core.errors import StorageFailure
 
 HEAD_BYTES = 4096
+NOT_FETCHED = frozenset({"disk_full", "disk_error"})
+"""Codes of a disk that did not take a download: nothing is there then."""
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 

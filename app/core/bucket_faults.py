@@ -7,6 +7,9 @@ _STATUS = re.compile(r"status code: ([0-9]{3})", re.ASCII)
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>", re.ASCII)
 _PLACE = re.compile(r"https?://[^/\s?]{1,200}", re.ASCII)
 
+NO_ANSWER = "storage_unanswered"
+"""The code of a store that did not answer at all."""
+
 LONGEST = 200
 """Characters of a text that we do not know: stores put whole pages into their errors."""
 
@@ -154,7 +157,8 @@ def _by_status(names: _Variables, word: str, status: int, text: str) -> Fault:
         return _outage(f"it answers {shown}")
     place = _PLACE.search(text)
     where = f"no answer from {place[0]}" if place else text.partition("\n")[0][:LONGEST]
-    return _outage(f"{where}; if that lasts, look at {names.endpoint} and the network")
+    message = f"{where}; if that lasts, look at {names.endpoint} and the network"
+    return Fault(NO_ANSWER, message, needs_operator=False)
 
 
 def _mistake(code: str, message: str) -> Fault:

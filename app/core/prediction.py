@@ -24,8 +24,8 @@ MAX_STATUS = 64
 """Characters of a status: it becomes part of event types and log lines."""
 
 HEAVIEST = 256 << 20
-"""Bytes of memory that the values of a body may take once it is parsed: empty objects take ten times as much
-as in the body."""
+"""About how many bytes of memory the values of a body may take once it is parsed: empty objects take many
+times as much as in the body."""
 
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})",
@@ -190,9 +190,10 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
-_WEIGHTS = {b",": 40, b"{": 100, b"[": 100}
+_WEIGHTS = {b",": 80, b"{": 200, b"[": 200}
 """About how many bytes what begins with it takes, once it is parsed."""
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[,{\[]', re.DOTALL)
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[,{\[]', re.DOTALL)
+"""A text that does not end goes on to the end: to look for another one in it would take for ever."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

@@ -1,7 +1,7 @@
 """What reconciliation makes of the API's answers: rules over plain values. Ages and waits are in seconds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
@@ -186,6 +186,12 @@ def is_late(prediction: Prediction, now: datetime) -> bool:
 def is_from_web(item: Prediction) -> bool:
     """Whether an item of a list was made on the web site; single objects do not tell."""
     return item.raw.get("source") == _WEB
+
+
+def in_brief(item: Prediction) -> Prediction:
+    """An item of a list with no more than decides when it is fetched, since there may be very many."""
+    kept = ("id", "status", "created_at", "completed_at", "data_removed", "source")
+    return replace(item, raw={key: item.raw[key] for key in kept if key in item.raw})
 
 
 def by_urgency(items: Sequence[Prediction], now: datetime) -> list[Prediction]:

@@ -7,7 +7,10 @@ from app.core.policy import RETRIED_ONCE, fetch_delay
 
 State = MutableMapping[str, list[float]]
 """File → [failures retried within the hour, failures retried once, when it may be asked for again (Unix
-seconds)]; plain values, kept as JSON."""
+seconds)], and `<file>:held` → [when it was first held]; plain values, kept as JSON."""
+
+HELD_FOR = 86400.0
+"""Seconds for which others do not give up a file that a host holds, since the storage did not take it."""
 
 
 class Tries:
@@ -20,6 +23,14 @@ class Tries:
         """Seconds until a file may be asked for; 0 or less: at once."""
         *_, due = self._state.get(file, (0, 0, now))
         return due - now
+
+    def held(self, file: str, now: float) -> None:
+        """Note that a host of ours has downloaded a file, and holds it until the storage takes it."""
+        self._state.setdefault(_held(file), [now])
+
+    def is_held(self, file: str, now: float) -> bool:
+        """Whether a host of ours, perhaps another one, should still hold a file."""
+        return now - self._state.get(_held(file), [-HELD_FOR])[0] < HELD_FOR
 
     def failed(
         self, file: str, error: OutkeepError, *, now: float, remaining: float, jitter: float
@@ -37,3 +48,7 @@ class Tries:
         else:
             self._state[file] = [*counts, now + delay]
         return delay
+
+
+def _held(file: str) -> str:
+    return f"{file}:held"

@@ -22,12 +22,14 @@ from app.core.names import (
     AWAITED,
     AWAITED_HERE,
     FIRST_START,
+    FIRST_START_NAME,
+    FOLLOW_UPS_OPEN,
     Kind,
-    follow_up_key,
     persist_job_id,
     record_key,
     removed_key,
 )
+from app.core.policy import LATEST_ASK
 from app.core.prediction import parse
 from app.core.reconciling import GRACE, OVERLAP, SILENCE
 from app.created_here import CreatedHere
@@ -153,20 +155,20 @@ def test_what_a_killed_job_may_have_created_is_left_to_it_and_keeps_what_it_foll
     assert (receipt.context, receipt.parent) == (context, "parent")
 
 
-@pytest.mark.parametrize("cause", ["late", "forgotten", "removed"])
+@pytest.mark.parametrize("cause", ["late", "forgotten", "long ago"])
 def test_what_nobody_seeks_any_more_is_taken_in(desk: Desk, cause: str) -> None:
     place = ("upscale", PREDICTION, "parent")
     follow_ups = FollowUps(desk.redis)
     ended = desk.ago(seconds=SOUGHT_FOR + 1 if cause == "late" else 300)
     given = desk.finish("child", completed_at=ended)
     follow_ups.lock(place, "killed")
-    follow_ups.intend(place, "killed", Intent(desk.ago(minutes=9), fingerprint(given["input"]), None, None))
+    at = desk.ago(hours=25) if cause == "long ago" else desk.ago(minutes=9)
+    follow_ups.intend(place, "killed", Intent(at, fingerprint(given["input"]), None, None))
     if cause == "forgotten":
         follow_ups.forget(place)
-    elif cause == "removed":
-        desk.redis.delete(follow_up_key(*place))
 
     assert desk.run() == {"new": 1}
+    assert desk.redis.exists(FOLLOW_UPS_OPEN) == (cause == "late")
 
 
 def test_a_late_webhook_changes_nothing_about_what_was_found(desk: Desk) -> None:
@@ -595,6 +597,22 @@ def test_what_was_removed_stays_so_when_redis_was_emptied(desk: Desk) -> None:
     assert desk.run() == {"known": 2}
     assert desk.jobs() == []
     assert desk.fetched() == 0
+
+
+def test_a_storage_that_fails_keeps_nobody_from_fetching(desk: Desk) -> None:
+    desk.run()
+    start(desk, "here")
+    desk.finish("here")
+    desk.finish("elsewhere")
+    folder = desk.storage.folder
+    assert folder is not None
+    (folder / "predictions").write_text("no folder")
+    (folder / FIRST_START_NAME).unlink()
+    (folder / FIRST_START_NAME).mkdir()
+    desk.now += timedelta(seconds=LATEST_ASK)
+    assert desk.ask() == {"new": 1}
+    assert desk.run()["new"] == 1
+    assert sorted(desk.jobs()) == [persist_job_id(PREDICTION, name) for name in ("elsewhere", "here")]
 
 
 def test_a_removed_prediction_does_not_come_back(desk: Desk) -> None:

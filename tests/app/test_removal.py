@@ -18,6 +18,7 @@ from app import queues
 from app.core.errors import Removed
 from app.core.manifest import Receipt
 from app.core.names import (
+    FOLLOW_UPS_OPEN,
     HANDLE_QUEUE,
     NOTIFY_QUEUE,
     PERSIST_QUEUE,
@@ -112,6 +113,8 @@ def test_nothing_is_left_but_the_mark_that_it_is_gone(past: Deployment) -> None:
     past.storage.put_bytes(f"claims/prediction-{ID}-{'ab' * 32}.json", b"a large body")
     past.redis.set(f"outkeep:follow-up:gallery:prediction:{ID}", "{}")
     past.redis.set(f"outkeep:follows:{ID}", "upscale:prediction:parent")
+    past.redis.hset(FOLLOW_UPS_OPEN, f"gallery:prediction:{ID}", "a fingerprint")
+    past.redis.hset(FOLLOW_UPS_OPEN, "gallery:prediction:other", "a fingerprint")
     queues.enqueue_replay(past.redis, "gallery", *PLACE)
     queues.queue(HANDLE_QUEUE, past.redis).enqueue("os.getpid", job_id=f"handle-thumb-prediction-{ID}")
     queues.queue("thumbs", past.redis).enqueue("os.getpid", job_id=f"handle-thumb-prediction-{ID}-r2")
@@ -121,6 +124,7 @@ def test_nothing_is_left_but_the_mark_that_it_is_gone(past: Deployment) -> None:
 
     assert traces(past) == [f"outkeep:removed:prediction:{ID}"]
     assert 0 < past.redis.ttl(f"outkeep:removed:prediction:{ID}") <= TTL
+    assert past.redis.hkeys(FOLLOW_UPS_OPEN) == [b"gallery:prediction:other"]
     assert not (past.folder / "outputs/predictions" / ID).exists()
     assert (found.state, found.running) == ("dispatched", [])
     names = ["output-0.png", "prediction.json", "told-gallery.json"]

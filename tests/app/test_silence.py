@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.core.bucket_faults import NO_ANSWER
 from app.core.errors import StorageFailure
 from app.silence import PATIENCE, REST, SLOW, Silence
 
@@ -13,6 +14,7 @@ class Store:
         self.now = 0.0
         self.seconds = SLOW
         self.answers = False
+        self.refusal = NO_ANSWER
         self.asked = 0
         self.silence = Silence(now=lambda: self.now)
 
@@ -29,16 +31,14 @@ class Store:
         self.asked += 1
         self.now += self.seconds
         if not self.answers:
-            raise StorageFailure("storage_unavailable", "no answer")
+            raise StorageFailure(self.refusal, "no")
 
 
 @pytest.fixture
 def silent() -> Store:
     """A store for which nobody waits any more."""
     store = Store()
-    assert [store.ask() for _ in range(PATIENCE + 1)] == ["storage_unavailable"] * PATIENCE + [
-        "storage_silent"
-    ]
+    assert [store.ask() for _ in range(PATIENCE + 1)] == [NO_ANSWER] * PATIENCE + ["storage_silent"]
     assert store.asked == PATIENCE
     return store
 
@@ -46,7 +46,7 @@ def silent() -> Store:
 def test_after_a_rest_one_asks_for_all(silent: Store) -> None:
     for _ in range(3):
         silent.now += REST
-        assert [silent.ask() for _ in range(3)] == ["storage_unavailable", "storage_silent", "storage_silent"]
+        assert [silent.ask() for _ in range(3)] == [NO_ANSWER, "storage_silent", "storage_silent"]
 
 
 def test_one_answer_ends_it(silent: Store) -> None:
@@ -58,7 +58,7 @@ def test_one_answer_ends_it(silent: Store) -> None:
 def test_a_quick_refusal_is_an_answer(silent: Store) -> None:
     silent.now += REST
     silent.seconds = SLOW / 2
-    assert [silent.ask() for _ in range(100)] == ["storage_unavailable"] * 100
+    assert [silent.ask() for _ in range(100)] == [NO_ANSWER] * 100
 
 
 def test_an_answer_in_between_counts() -> None:
@@ -66,3 +66,9 @@ def test_an_answer_in_between_counts() -> None:
     for answers in (False, False, True) * 5:
         store.answers = answers
         assert store.ask() != "storage_silent"
+
+
+def test_a_refusal_that_comes_late_is_an_answer_too() -> None:
+    store = Store()
+    store.refusal, store.seconds = "storage_denied", 60.0
+    assert {store.ask() for _ in range(10)} == {"storage_denied"}

@@ -303,7 +303,7 @@ def test_a_time_outside_the_calendar_does_not_lose_the_prediction() -> None:
 
 @pytest.mark.parametrize("values", [b"{},", b"[],", b'{"":[]},'])
 def test_more_values_than_fit_into_memory_are_refused_before_they_are_made(values: bytes) -> None:
-    body = b'{"id":"x","status":"succeeded","output":[' + values * 3_000_000 + b"0]}"
+    body = b'{"id":"x","status":"succeeded","output":[' + values * 1_000_000 + b"0]}"
     tracemalloc.start()
     try:
         with pytest.raises(Unusable) as raised:
@@ -312,6 +312,13 @@ def test_more_values_than_fit_into_memory_are_refused_before_they_are_made(value
     finally:
         tracemalloc.stop()
     assert raised.value.code == "too_many_values"
+
+
+def test_a_text_that_does_not_end_is_looked_through_once() -> None:
+    body = b'{"id":"x","output":"' + rb"\"" * 1_000_000 + b"," * 4_000_000  # no quote in it begins a text
+    with pytest.raises(Unusable) as raised:
+        parse(body, Kind.PREDICTION)
+    assert raised.value.code == "not_json"
 
 
 @pytest.mark.parametrize("text", [b"a,[{", rb"\",[{"])

@@ -474,4 +474,4 @@ def test_a_full_disk_is_an_error_for_a_retry_and_is_empty_again(
     command = [sys.executable, "-c", ON_A_BAD_DISK.format(fault=fault), str(tmp_path)]
     seen = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
 
-    assert seen.stdout.startswith(f"Transient {said.format(tmp_path)}"), seen.stderr
+    assert seen.stdout.startswith(f"StorageFailure {said.format(tmp_path)}"), seen.stderr

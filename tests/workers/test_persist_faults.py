@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from app.core.lifecycle import State
+from app.core.tries import HELD_FOR
 from app.simulator import Simulator
 from tests.raw_host import RawHost, Script, ok, raw_host, then_reset
 from tests.workers.desk import ID, PNG, WAV, Desk
@@ -351,6 +352,53 @@ def test_a_storage_that_fails_is_tried_without_end_and_loses_nothing(
     assert desk.file("output-0.png") == PNG
     assert simulator.downloads(urls[1]) == 1
     assert_nothing_is_left(desk)
+
+
+def elsewhere(desk: Desk, folder: Path) -> Desk:
+    """Another host: the same Redis, storage and job, and a disk of its own."""
+    other = Desk(desk.redis, folder)
+    other.outputs, other.storage, other.hosts = desk.outputs, desk.storage, desk.hosts
+    other.now, other.tries, other.attempt = desk.now, desk.tries, desk.attempt
+    return other
+
+
+def test_what_another_host_holds_is_not_lost_however_late_it_is(
+    desk: Desk, simulator: Simulator, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    desk.trust(simulator.url)
+    url = simulator.add_file("a.png", PNG)
+    desk.receive(url)
+    obstacle = desk.outputs / "predictions" / ID / "output-0.png"
+    (obstacle / "x").mkdir(parents=True)
+    assert desk.work() is not None
+    simulator.remove_file(url)
+    desk.forward(HOUR + 60)
+    other = elsewhere(desk, tmp_path_factory.mktemp("other"))
+    assert other.work() is not None
+    shutil.rmtree(obstacle)
+    assert other.work() is not None
+    assert not desk.is_committed
+    desk.tries = other.tries
+    assert desk.work() is None
+    assert desk.file("output-0.png") == PNG
+    assert_nothing_is_left(desk)
+
+
+def test_what_a_host_held_that_never_came_back_is_lost_after_a_day(
+    desk: Desk, simulator: Simulator, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    desk.trust(simulator.url)
+    url = simulator.add_file("a.png", PNG)
+    desk.receive(url)
+    obstacle = desk.outputs / "predictions" / ID / "output-0.png"
+    (obstacle / "x").mkdir(parents=True)
+    assert desk.work() is not None
+    simulator.remove_file(url)
+    shutil.rmtree(obstacle)
+    desk.forward(HELD_FOR)
+    other = elsewhere(desk, tmp_path_factory.mktemp("other"))
+    assert other.work() is None
+    assert codes(desk) == ["not_found"]
 
 
 def test_a_file_on_hold_that_is_not_whole_is_downloaded_again(desk: Desk, simulator: Simulator) -> None:
