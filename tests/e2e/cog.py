@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,11 @@ class UploadHost:
 @contextmanager
 def upload_host() -> Iterator[UploadHost]:
     """Run one on a free port of 127.0.0.1."""
-    host = UploadHost()
+    host, numbers = UploadHost(), count()  # files come at the same time
 
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
-            path = f"/{len(host.files)}{self.path}"
+            path = f"/{next(numbers)}{self.path}"
             host.files[path] = self.rfile.read(int(self.headers["content-length"]))
             self.send_response(201)
             self.send_header("location", f"{host.url}{path}?signature=x")
