@@ -22,6 +22,9 @@ from tests.e2e.recorder import Received, Recorder
 from tests.e2e.running import Up
 from tests.e2e.traffic import TEXT, Traffic
 
+LOOKS = 5
+"""How often in a row nothing may be left to do before all is done."""
+
 SETTLING = 180.0
 """Seconds that all work gets to end; what is not done then is reported as it stands."""
 
@@ -101,8 +104,11 @@ def require_nothing_lost(traffic: Traffic, up: Up, host: FileHost, recorder: Rec
 
 
 def _wait(holds: Callable[[], bool]) -> None:
+    """Until it holds, look after look: RQ takes a job from one list before it puts it into the next one."""
     deadline = time.monotonic() + SETTLING
-    while not holds() and time.monotonic() < deadline:
+    looks = 0
+    while looks < LOOKS and time.monotonic() < deadline:
+        looks = looks + 1 if holds() else 0
         time.sleep(0.1)
 
 
