@@ -354,6 +354,18 @@ def test_a_storage_that_fails_is_tried_without_end_and_loses_nothing(
     assert_nothing_is_left(desk)
 
 
+def hold_one(desk: Desk, simulator: Simulator) -> Path:
+    """Let this host hold the only copy of a file, which the folder given back keeps out of the storage."""
+    desk.trust(simulator.url)
+    url = simulator.add_file("a.png", PNG)
+    desk.receive(url)
+    obstacle = desk.outputs / "predictions" / ID / "output-0.png"
+    (obstacle / "x").mkdir(parents=True)
+    assert desk.work() is not None
+    simulator.remove_file(url)
+    return obstacle
+
+
 def elsewhere(desk: Desk, folder: Path) -> Desk:
     """Another host: the same Redis, storage and job, and a disk of its own."""
     other = Desk(desk.redis, folder)
@@ -365,13 +377,7 @@ def elsewhere(desk: Desk, folder: Path) -> Desk:
 def test_what_another_host_holds_is_not_lost_however_late_it_is(
     desk: Desk, simulator: Simulator, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    desk.trust(simulator.url)
-    url = simulator.add_file("a.png", PNG)
-    desk.receive(url)
-    obstacle = desk.outputs / "predictions" / ID / "output-0.png"
-    (obstacle / "x").mkdir(parents=True)
-    assert desk.work() is not None
-    simulator.remove_file(url)
+    obstacle = hold_one(desk, simulator)
     desk.forward(HOUR + 60)
     other = elsewhere(desk, tmp_path_factory.mktemp("other"))
     assert other.work() is not None
@@ -387,13 +393,7 @@ def test_what_another_host_holds_is_not_lost_however_late_it_is(
 def test_what_a_host_held_that_never_came_back_is_lost_after_a_day(
     desk: Desk, simulator: Simulator, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    desk.trust(simulator.url)
-    url = simulator.add_file("a.png", PNG)
-    desk.receive(url)
-    obstacle = desk.outputs / "predictions" / ID / "output-0.png"
-    (obstacle / "x").mkdir(parents=True)
-    assert desk.work() is not None
-    simulator.remove_file(url)
+    obstacle = hold_one(desk, simulator)
     shutil.rmtree(obstacle)
     desk.forward(HELD_FOR)
     other = elsewhere(desk, tmp_path_factory.mktemp("other"))
