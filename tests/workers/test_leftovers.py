@@ -11,6 +11,7 @@ from obstore.store import LocalStore
 from app.core.names import Kind
 from app.core.repairs import HALF_WRITTEN_AFTER, STRAY_AFTER, Repair
 from app.strays import Strays
+from tests.app.web import wait_until
 from tests.workers.test_scratch import holder
 from workers.leftovers import WALK_EVERY, Leftovers
 
@@ -126,6 +127,7 @@ def test_what_obstore_leaves_is_known_by_its_name(disk: Disk) -> None:
         writer.write(b"x" * 100)
         writer.flush()
         [draft] = folder.iterdir()
+        wait_until(lambda: draft.stat().st_size == 100)  # `flush` leaves the write to a thread
         assert [meta for page in obstore.list(store) for meta in page] == []
         assert draft.name == "output-0.png#1"
         os.utime(draft, (0, 0))
