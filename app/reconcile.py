@@ -97,16 +97,21 @@ class Reconciler:
     async def _look_through(self, kind: Kind, since: datetime | None, report: Report) -> None:
         began = self._now()
         mark = await asyncio.to_thread(self._memory.mark, kind)
-        listed = await self._listed(kind, since or judgement.since(kind, mark, began), report)
+        listed, answered = await self._listed(kind, since or judgement.since(kind, mark, began), report)
         wanted = [_awaited(item) for item in judgement.by_urgency(listed, began)]
         await self._settle(kind, wanted, report)
         if since is None:
-            await asyncio.to_thread(self._memory.set_mark, kind, judgement.mark_of(began))
+            # Times of creation are the API's: by a clock of ours that is ahead, all would be too old.
+            seen = judgement.mark_of(min(began, answered or began))
+            await asyncio.to_thread(self._memory.set_mark, kind, seen)
 
-    async def _listed(self, kind: Kind, since: datetime, report: Report) -> list[Prediction]:
-        """What has to be fetched of the list; the rest is counted."""
+    async def _listed(
+        self, kind: Kind, since: datetime, report: Report
+    ) -> tuple[list[Prediction], datetime | None]:
+        """What has to be fetched of the list, and when the API first answered; the rest is counted."""
         api, pace = self.asker.api, self.asker.pace
         page = await pace.call(lambda: api.page(kind, created_after=format_time(since)))
+        answered = page.at
         wanted = await asyncio.to_thread(self._sift, kind, page.items, report)
         seen = set[str]()
         while (following := page.following) is not None:
@@ -115,7 +120,7 @@ class Reconciler:
             seen.add(following)
             page = await pace.call(partial(api.page, kind, following))
             wanted += await asyncio.to_thread(self._sift, kind, page.items, report)
-        return wanted
+        return wanted, answered
 
     def _sift(self, kind: Kind, items: Sequence[Object], report: Report) -> list[Prediction]:
         """What has to be fetched of a page; what has not ended is awaited."""

@@ -20,6 +20,7 @@ from app.api_answers import OK, Object, judge, read_list, read_whole
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.manifest import format_time
 from app.core.names import Kind
+from app.core.retry_after import http_date
 from app.guard import network_errors
 
 TIMEOUT = 30.0
@@ -40,6 +41,8 @@ class Page:
 
     items: tuple[Object, ...]
     following: str | None
+    at: datetime | None
+    """When it was answered, by the clock of the API: ours may be wrong."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,20 @@ class Api:
         """
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in wanted.items())
         path = following or f"/v1/{kind.folder}{f'?{query}' if query else ''}"
-        answer = await self.get(path, timeout=LIST_TIMEOUT, read=read_list)
+        dates: list[str | None] = []
+
+        async def read(answer: aiohttp.ClientResponse) -> bytes:
+            dates.append(answer.headers.get("date"))
+            return await read_list(answer)
+
+        answer = await self.get(path, timeout=LIST_TIMEOUT, read=read)
         items = answer.get("results")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Transient("api_failed", f"the answer to {path.partition('?')[0]} is not a list")
         after = _path_of(answer.get("next"), self.base_url)
         if after == path:
             raise Transient("api_failed", f"the list at {path.partition('?')[0]} leads back to where it is")
-        return Page(tuple(items), after)
+        return Page(tuple(items), after, http_date(dates[0]))
 
     async def newest(self, kind: Kind, created_after: datetime | None = None) -> AsyncIterator[Object]:
         """All items of the list, newest first; they lack logs and more: fetch each one before use."""

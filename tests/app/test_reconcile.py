@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from app.core.context import Lineage, context_keys, followed, webhook_url
 from app.core.creations import SOUGHT_FOR, fingerprint
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.lifecycle import Move, State
-from app.core.manifest import KeptFile, Manifest, Receipt
+from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import (
     AWAITED,
     AWAITED_HERE,
@@ -188,6 +188,18 @@ def test_what_ended_just_now_is_left_to_its_webhook_for_a_while(desk: Desk) -> N
     assert desk.run() == {"new": 1}
     desk.now += timedelta(seconds=OVERLAP)
     assert desk.run() == {}
+
+
+def test_a_clock_that_is_ahead_hides_nothing_that_ends_meanwhile(desk: Desk) -> None:
+    truly = datetime.now(UTC)
+    desk.now = truly + timedelta(minutes=20)
+    desk.memory.note_start(truly)
+    assert desk.run() == {}
+
+    desk.now += timedelta(minutes=1)
+    soon = format_time(truly + timedelta(seconds=5))
+    desk.finish("a", created_at=soon, completed_at=soon)
+    assert desk.run() == {"new": 1}
 
 
 def test_what_runs_for_long_is_asked_for_by_id_until_it_ends(desk: Desk) -> None:
