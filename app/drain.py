@@ -2,8 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import datetime
+from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -46,6 +47,8 @@ class Drainer:
         self._redis = redis
         self._records = records
         self._clock = clock
+        # Accepted, but the disk lets go of nothing: they would stand before the others again and again.
+        self._accepted: set[Path] = set()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -65,7 +68,8 @@ class Drainer:
         while not self._stopping.wait(INTERVAL):
             try:
                 self._spool.tidy()
-                if waiting := self._spool.waiting():
+                self._remove(self._accepted)
+                if waiting := [one for one in self._spool.waiting() if one.path not in self._accepted]:
                     self._redis.ping()
                     # The storage may keep large ones waiting, and these nobody.
                     self._drain([one for one in waiting if one.size <= LARGE])
@@ -110,9 +114,22 @@ class Drainer:
     def _feed(self, batch: Sequence[Waiting]) -> int:
         arrivals = [(one, arrival) for one in batch if (arrival := self._arrival(one)) is not None]
         self._records.accept([arrival for _, arrival in arrivals], self._clock())
-        for one, _ in arrivals:
-            self._spool.remove(one.path)
+        self._remove({one.path for one, _ in arrivals})
         return len(arrivals)
+
+    def _remove(self, paths: Set[Path]) -> None:
+        """Remove what is accepted, or remember what cannot be."""
+        left = set()
+        for path in paths:
+            try:
+                self._spool.remove(path)
+            except OSError as error:
+                left.add(path)
+                reason = str(error)
+        if left - self._accepted:
+            facts = {"count": len(left), "reason": reason}
+            log.warning("deliveries from the spool are accepted and cannot be removed from it", extra=facts)
+        self._accepted = (self._accepted - paths) | left
 
     def _arrival(self, one: Waiting) -> Arrival | None:
         spooled = self._spool.read(one.path)

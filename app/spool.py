@@ -123,9 +123,10 @@ class Spool:
                 yield draft.path
 
     def tidy(self) -> None:
-        """Remove abandoned drafts."""
+        """Remove abandoned drafts; where that is not possible, they harm nobody."""
         for path in self.abandoned():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
     def trouble(self) -> str | None:
         """Why a delivery could not be written now; None when it could."""

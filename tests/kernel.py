@@ -20,8 +20,18 @@ _NUMBERS = {
         "openat": 257,
         "mkdirat": 258,
         "mkdir": 83,
+        "unlinkat": 263,
+        "unlink": 87,
     },
-    "aarch64": {"write": 64, "pwrite64": 68, "fsync": 82, "fdatasync": 83, "openat": 56, "mkdirat": 34},
+    "aarch64": {
+        "write": 64,
+        "pwrite64": 68,
+        "fsync": 82,
+        "fdatasync": 83,
+        "openat": 56,
+        "mkdirat": 34,
+        "unlinkat": 35,
+    },
 }  # fmt: skip
 _LOAD, _IS, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _THIRD = 0, 32
@@ -66,6 +76,18 @@ def forbid_new_files(error: int) -> None:
         _Step(_LOAD, _THIRD),
         _Step(_HAS, _NEW, otherwise=1),
         _Step(_RETURN, _ERROR | error),
+        _Step(_RETURN, _ALLOW),
+    )
+
+
+def forbid_removals() -> None:
+    """Let no file be removed: the disk is read-only."""
+    _install(
+        _Step(_LOAD, _NUMBER),
+        _Step(_IS, _number("unlinkat"), then=1),
+        # There is no unlink on some machines.
+        _Step(_IS, _NUMBERS[os.uname().machine].get("unlink", _number("unlinkat")), otherwise=1),
+        _Step(_RETURN, _ERROR | errno.EROFS),
         _Step(_RETURN, _ALLOW),
     )
 

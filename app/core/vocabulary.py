@@ -26,6 +26,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "progress is dropped while Redis is away": "progress_dropped",
     # spool
     "deliveries from the spool are accepted": "spool_drained",
+    "deliveries from the spool are accepted and cannot be removed from it": "spool_not_removed",
     "the spool waits for Redis": "spool_waiting",
     "the spool cannot be read; it waits on": "spool_unreadable",
     "a delivery in the spool cannot be read; it waits on": "spool_unreadable",

@@ -330,6 +330,49 @@ def test_a_damaged_file_does_not_hold_up_the_others(valkey: OwnValkey, tmp_path:
     assert f"warn spool: 1 deliveries are damaged; look at *.damaged in {tmp_path}/spool\n" in ready
 
 
+READ_ONLY = """
+import signal
+from app.claim_check import ClaimCheck
+from app.drain import TIMEOUT, Drainer
+from app.inbox import connect
+from app.records import Records
+from app.storage import Storage
+from tests.kernel import forbid_removals
+
+forbid_removals()
+redis = connect(URL, timeout=TIMEOUT)
+spool = Spool(Path(sys.argv[1]), disk_floor=0)
+claims = ClaimCheck(Storage((spool.folder / "outputs").as_uri()), patience=1)
+Drainer(spool, redis, Records(redis, ttl=60), claims, lambda: datetime.now(UTC)).start()
+signal.pause()
+"""
+
+
+def test_a_disk_that_became_read_only_holds_up_no_delivery(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    names = [f"p{number}" for number in range(2 * MAX_BATCH)]
+    folder = tmp_path / "spool"
+    with closing(Spool(folder, disk_floor=0)) as spool:
+        for name in names:
+            keep(spool, spooled(prediction(name)), identity=name)
+        draft = folder / "old.part"
+        draft.touch()
+        os.utime(draft, (0, 0))
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"URL = {valkey.url!r}\n{CHILD}{READ_ONLY}", str(folder)], cwd=ROOT
+    )
+    try:
+        wait_until(lambda: [count(valkey.redis, name) for name in names] == [1] * len(names))
+    finally:
+        child.kill()
+        child.wait()
+
+    assert len(files(tmp_path)) == len(names) + 1
+    with in_thread(valkey.url, tmp_path):
+        wait_until(lambda: drained(tmp_path))
+    assert [count(valkey.redis, name) for name in names] == [1] * len(names)
+
+
 def test_a_delivery_that_redis_refuses_does_not_hold_up_the_others(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     valkey.redis.set("outkeep:record:prediction:stuck", "of another type than a record")
