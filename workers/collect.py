@@ -87,13 +87,35 @@ class Run:
 
 @dataclass(frozen=True)
 class _Later:
-    """A file that was not asked for in this run, and in how many seconds it may be."""
+    """A file that may not be asked for before `due` (Unix seconds)."""
 
-    seconds: float
+    due: float
 
 
-Result = KeptFile | OutkeepError | _Later
-"""What became of a file in one run: kept, failed, or put off."""
+Result = KeptFile | _Later
+"""What became of a file in one run: kept, lost for a reason, or put off."""
+
+
+class _Going:
+    """How many files are being tried: while any is, the others need not wait for the next run."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._none = asyncio.Event()
+
+    def began(self) -> None:
+        self._count += 1
+
+    def ended(self) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+
+    async def none_left(self, seconds: float) -> bool:
+        """Wait for the end of them all, for so long at most; whether it has come."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), seconds)
+        return self._none.is_set()
 
 
 @dataclass(frozen=True)
@@ -115,29 +137,53 @@ class Collector:
 
     async def collect(self, run: Run) -> list[Result]:
         """Try every file; how each one ended, in order of appearance, for `decide`."""
-        gate = asyncio.Semaphore(PARALLEL_FILES)
-        limit = self.limits.max_files
+        wanted, surplus = run.files[: self.limits.max_files], run.files[self.limits.max_files :]
+        gate, going = asyncio.Semaphore(PARALLEL_FILES), _Going(len(wanted))
+        # Files that fail together are tried again together: one draw for all.
+        jitter = self.jitter()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._attempt(run, wanted, gate)) for wanted in run.files[:limit]]
-        surplus = Permanent("too_many_files", f"only {limit} files are kept (OUTKEEP_MAX_FILES)")
-        return [*(task.result() for task in tasks), *(surplus for _ in run.files[limit:])]
+            tasks = [group.create_task(self._try(run, one, gate, going, jitter)) for one in wanted]
+        return [*(task.result() for task in tasks), *self._refused(surplus)]
 
-    async def _attempt(self, run: Run, wanted: Wanted, gate: asyncio.Semaphore) -> Result:
+    def _refused(self, surplus: Sequence[Wanted]) -> list[KeptFile]:
+        message = f"only {self.limits.max_files} files are kept (OUTKEEP_MAX_FILES)"
+        error = Permanent("too_many_files", message)
+        for first in surplus[:1]:  # one line is enough
+            _report(first, error, None)
+        return [_lost(one, error) for one in surplus]
+
+    async def _try(
+        self, run: Run, wanted: Wanted, gate: asyncio.Semaphore, going: _Going, jitter: float
+    ) -> Result:
+        """Try a file, and again while others are on their way: a slow one must not cost them the hour."""
+        held = run.attempt > 1
+        while True:
+            result = await self._attempt(run, wanted, gate, jitter, may_be_held=held)
+            going.ended()
+            if isinstance(result, KeptFile) or await going.none_left(result.due - self._now()):
+                return result
+            held = True
+            going.began()
+
+    async def _attempt(
+        self, run: Run, wanted: Wanted, gate: asyncio.Semaphore, jitter: float, *, may_be_held: bool
+    ) -> Result:
         known = run.record.kept.get(str(wanted.number))
         if known is not None and known["source"] == wanted.source:
             return KeptFile(**known)
-        wait = run.tries.wait(str(wanted.number), run.began)
+        wait = run.tries.wait(str(wanted.number), self._now())
         if wait > 0:
-            return _Later(wait)
+            return _Later(self._now() + wait)
         async with gate:
-            if self._now() > run.last_start:
-                return _Later(1.0)
+            began = self._now()
+            if began > run.last_start:
+                return _Later(began + 1.0)
             try:
-                held = await asyncio.to_thread(self.keeper.held, wanted) if run.attempt > 1 else None
-                timeout = attempt_timeout(run.ends - self._now())
+                held = await asyncio.to_thread(self.keeper.held, wanted) if may_be_held else None
+                timeout = attempt_timeout(run.ends - began)
                 kept = await self.keeper.keep(wanted, held, timeout=timeout)
             except OutkeepError as error:
-                return error
+                return self._failed(run, wanted, error, began, jitter)
             if len(run.files) > 1:
                 # What Redis does not remember is fetched once more, and that is all.
                 with suppress(RedisError):
@@ -146,31 +192,30 @@ class Collector:
 
     def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
         """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
-        # Files that fail together are tried again together: one draw for all.
-        jitter = self.jitter()
-        ended: dict[int, KeptFile] = {}
-        delays = []
-        for wanted, result in zip(run.files, results, strict=True):
-            match result:
-                case KeptFile():
-                    ended[wanted.number] = result
-                case _Later():
-                    delays.append(result.seconds)
-                case error:
-                    delay = self._delay(run, wanted, error, jitter)
-                    if wanted.number <= self.limits.max_files:  # of the surplus, one line is enough
-                        _report(wanted, error, delay)
-                    if delay is None:
-                        ended[wanted.number] = KeptFile(wanted.place.pointer, wanted.source, error=error.code)
-                    else:
-                        self.tally.add(RETRIES, "fetch", error.code)
-                        delays.append(delay)
-        if not delays:
-            return list(ended.values())
-        self._remember(run, {number: file for number, file in ended.items() if file.error})
-        return min(delays)
+        ended = [result for result in results if isinstance(result, KeptFile)]
+        dues = [result.due for result in results if isinstance(result, _Later)]
+        if not dues:
+            return ended
+        lost = {
+            wanted.number: result
+            for wanted, result in zip(run.files, results, strict=True)
+            if isinstance(result, KeptFile) and result.error
+        }
+        self._remember(run, lost)
+        return max(0.0, min(dues) - self._now())
 
-    def _delay(self, run: Run, wanted: Wanted, error: OutkeepError, jitter: float) -> float | None:
+    def _failed(self, run: Run, wanted: Wanted, error: OutkeepError, began: float, jitter: float) -> Result:
+        """What follows from the failure of an attempt that was begun at `began` (Unix seconds)."""
+        delay = self._delay(run, wanted, error, began, jitter)
+        _report(wanted, error, delay)
+        if delay is None:
+            return _lost(wanted, error)
+        self.tally.add(RETRIES, "fetch", error.code)
+        return _Later(self._now() + delay)
+
+    def _delay(
+        self, run: Run, wanted: Wanted, error: OutkeepError, began: float, jitter: float
+    ) -> float | None:
         """Seconds until a file is tried again, None when it is lost."""
         file, now = str(wanted.number), self._now()
         later = store_delay(attempt=run.attempt, jitter=jitter)
@@ -180,7 +225,10 @@ class Collector:
             return later
         if run.tries.is_held(file, now):
             return later  # another host has it, whose turn comes
-        return run.tries.failed(file, error, now=now, remaining=run.ends - now, jitter=jitter)
+        remaining = run.ends - now
+        if began < run.ends:  # the attempt after the hour is still to come
+            remaining = max(remaining, 1.0)
+        return run.tries.failed(file, error, now=now, remaining=remaining, jitter=jitter)
 
     def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
         ended = {str(number): asdict(file) for number, file in files.items()}
@@ -203,6 +251,10 @@ class Collector:
 
     def _now(self) -> float:
         return self.clock().timestamp()
+
+
+def _lost(wanted: Wanted, error: OutkeepError) -> KeptFile:
+    return KeptFile(wanted.place.pointer, wanted.source, error=error.code)
 
 
 def _report(wanted: Wanted, error: OutkeepError, delay: float | None) -> None:

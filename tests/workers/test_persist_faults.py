@@ -169,6 +169,53 @@ def test_a_file_waits_as_long_as_its_host_asks_and_holds_up_no_other(desk: Desk)
     assert codes(desk) == [None, None]
 
 
+def test_what_failed_is_tried_again_while_a_slow_file_is_on_its_way(desk: Desk) -> None:
+    async def scenario() -> None:
+        async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(ok(PNG[:64], f"Content-Length: {len(PNG)}"))
+            for byte in PNG[64:]:
+                writer.write(bytes([byte]))
+                await asyncio.wait([again], timeout=0.1)
+                desk.forward(0 if again.done() else 0.1)
+            desk.forward(HOUR)
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            again.set_result(None)
+            writer.write(GOOD)
+
+        again = asyncio.get_running_loop().create_future()
+        async with raw_host(drip) as slow, raw_host(BROKEN, answer) as shaky:
+            desk.trust(*origin(slow, shaky))
+            desk.receive([url_of(slow), url_of(shaky)])
+            assert await desk.run() is None
+            assert (slow.connections, shaky.connections) == (1, 2)
+
+    asyncio.run(scenario())
+    assert codes(desk) == [None, None]
+
+
+@pytest.mark.parametrize(("last", "code"), [(GOOD, None), (BROKEN, "server_error")])
+def test_an_attempt_in_which_the_hour_ended_is_followed_by_one_more(
+    desk: Desk, last: bytes, code: str | None
+) -> None:
+    async def scenario() -> int:
+        async def fail_late(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            desk.forward(HOUR + 1)
+            writer.write(BROKEN)
+
+        async with raw_host(fail_late, last) as host:
+            desk.trust(*origin(host))
+            desk.receive([url_of(host)])
+            wait = await desk.run()
+            assert wait == 1.0
+            desk.forward(wait)
+            assert await desk.run() is None
+            return host.connections
+
+    assert asyncio.run(scenario()) == 2
+    assert codes(desk) == [code]
+
+
 @pytest.mark.parametrize("asked", ["1000000000", "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_wait_never_passes_the_hour_and_one_late_attempt_is_made(desk: Desk, asked: str) -> None:
     async def scenario() -> int:
