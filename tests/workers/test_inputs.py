@@ -17,7 +17,7 @@ from app.core import event as events
 from app.core.lifecycle import State
 from app.core.names import Kind
 from app.simulator import Simulator
-from tests.raw_host import RawHost, ok, raw_host, then_silence
+from tests.raw_host import RawHost, Script, ok, raw_host, then_silence
 from tests.workers.desk import ID, JPEG, PNG, ZIP, Desk
 
 FILE = "cneqzikepnug6xezperrr4z55o"
@@ -63,6 +63,40 @@ def assert_the_output_is_told(desk: Desk) -> None:
     assert desk.manifest()["output"] == ["output-0.png"]
     assert (desk.record().state, desk.record().lost) == (State.DISPATCHED, 0)
     assert list(desk.temporary.iterdir()) == []
+
+
+def then(event: asyncio.Event, answer: bytes) -> Script:
+    """Set an event, and answer."""
+
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        event.set()
+        writer.write(answer)
+
+    return script
+
+
+def once(event: asyncio.Event, answer: bytes) -> Script:
+    """Answer when an event is set."""
+
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await event.wait()
+        writer.write(answer)
+
+    return script
+
+
+async def keep_failing(desk: Desk, *answers: bytes, path: str = "/in.png") -> None:
+    """Keep an input that an API answers so; the output comes when the input is asked for once more.
+
+    So the patience, which begins then, may be short, and the reason is known all the same.
+    """
+    again = asyncio.Event()
+    async with raw_host(*answers, then(again, answers[-1])) as api, raw_host(once(again, ok(PNG))) as files:
+        base_url, outputs = (f"http://127.0.0.1:{one.port}" for one in (api, files))
+        desk.trust(base_url, outputs)
+        desk.keep_inputs(base_url, TOKEN, patience=0.2)
+        desk.receive([f"{outputs}/out.png"], input={"image": base_url + path})
+        assert await desk.run() is None
 
 
 def test_inputs_are_kept_after_the_outputs_with_pointers(desk: Desk, host: Callable[..., str]) -> None:
@@ -174,15 +208,8 @@ def test_an_input_that_fails_once_is_tried_again(desk: Desk, host: Callable[...,
     assert codes(desk) == {"/input/image": None}
 
 
-def test_an_input_that_goes_on_failing_is_told_with_its_reason(desk: Desk, host: Callable[..., str]) -> None:
-    async def scenario() -> None:
-        async with raw_host(ok(b"", status="503 Busy")) as failing:
-            desk.trust(f"http://127.0.0.1:{failing.port}", origin_of(host()))
-            desk.keep_inputs(patience=0.2)
-            desk.receive([host()], input={"image": f"http://127.0.0.1:{failing.port}/in.png"})
-            assert await desk.run() is None
-
-    asyncio.run(scenario())
+def test_an_input_that_goes_on_failing_is_told_with_its_reason(desk: Desk) -> None:
+    asyncio.run(keep_failing(desk, ok(b"", status="503 Busy")))
     assert codes(desk) == {"/input/image": "server_error"}
     assert_the_output_is_told(desk)
 
@@ -206,12 +233,10 @@ def test_an_input_that_is_kept_is_not_asked_for_again_while_outputs_are_tried(de
     assert_the_output_is_told(desk)
 
 
-def test_the_storage_is_told_apart_from_the_host_of_an_input(desk: Desk, host: Callable[..., str]) -> None:
+def test_the_storage_is_told_apart_from_the_host_of_an_input(desk: Desk) -> None:
     """A folder stands where the input should: only that write fails."""
-    desk.keep_inputs(patience=0.2)
     (desk.outputs / "predictions" / ID / "input-image-0.png" / "x").mkdir(parents=True)
-    desk.receive([host()], input={"image": host()})
-    assert desk.work() is None
+    asyncio.run(keep_failing(desk, ok(PNG)))
     [code] = codes(desk).values()
     assert (code or "").startswith("storage_")
     assert desk.manifest()["output"] == ["output-0.png"]
@@ -244,13 +269,13 @@ def described(**changes: Any) -> bytes:
     return ok(json.dumps(DESCRIPTION | changes).encode(), "Content-Type: application/json")
 
 
-def ask(desk: Desk, host: Callable[..., str], *answers: bytes, patience: float = 10) -> RawHost:
+def ask(desk: Desk, host: Callable[..., str], *answers: bytes) -> RawHost:
     """Keep one uploaded input from an API with these answers; what that API saw."""
 
     async def scenario() -> RawHost:
         async with raw_host(*answers) as api:
             base_url = f"http://127.0.0.1:{api.port}"
-            desk.keep_inputs(base_url, TOKEN, patience=patience)
+            desk.keep_inputs(base_url, TOKEN)
             desk.receive([host()], input={"image": f"{base_url}/v1/files/{FILE}"})
             assert await desk.run() is None
         return api
@@ -287,16 +312,19 @@ def test_what_does_not_fit_its_description_is_not_kept(
 @pytest.mark.parametrize(
     ("answers", "code"),
     [
-        ([ok(b"{}", status="404 Not Found")], "not_found"),
         ([described(), ok(b"{}", status="403 Forbidden")], "forbidden"),
         ([described(), ok(b"{}", status="400 Bad Request")], "status_unexpected"),
     ],
 )
-def test_an_upload_that_the_api_does_not_give_is_told(
-    desk: Desk, host: Callable[..., str], answers: list[bytes], code: str
-) -> None:
-    ask(desk, host, *answers, patience=0.2)
+def test_an_upload_that_the_api_does_not_give_is_told(desk: Desk, answers: list[bytes], code: str) -> None:
+    asyncio.run(keep_failing(desk, *answers, path=f"/v1/files/{FILE}"))
     assert codes(desk) == {"/input/image": code}
+    assert_the_output_is_told(desk)
+
+
+def test_an_upload_that_is_not_there_is_told(desk: Desk, host: Callable[..., str]) -> None:
+    ask(desk, host, ok(b"{}", status="404 Not Found"))
+    assert codes(desk) == {"/input/image": "not_found"}
     assert_the_output_is_told(desk)
 
 
