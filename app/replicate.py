@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -125,18 +126,25 @@ class Api:
 async def connected(base_url: str, token: str) -> AsyncIterator[Api]:
     """An `Api` for the length of the block; needs a running loop.
 
-    The operator names this host, so that it may have any address; proxies of the environment count as they do
-    for the official client.
+    The operator names this host, so that it may have any address; proxies of the environment count.
     """
     headers = {"Authorization": f"Bearer {token}", "User-Agent": "outkeep", "Accept": "application/json"}
     session = aiohttp.ClientSession(
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=True,
+        # aiohttp would look for passwords in ~/.netrc as well, and refuse to send our token beside one.
+        trust_env=False,
+        proxy=_proxy(base_url),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE),
     )
     async with session:
         yield Api(base_url, session)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _path_of(url: Any, base_url: str) -> str | None:

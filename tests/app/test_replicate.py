@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,31 @@ def test_each_bad_answer_has_a_code_and_shows_no_token(
     error = failure(answer)
     assert (type(error), error.code) == (kind, code)
     assert "canary-token" not in error.message
+
+
+@pytest.mark.parametrize("netrc", ["default login canary password canary", "what nobody can read"])
+def test_passwords_that_lie_about_on_this_host_do_not_stand_in_the_way_of_the_token(
+    netrc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "netrc").write_text(netrc)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert failure(ok(PROBLEM, status="404 Not Found")).code == "api_absent"
+    assert caplog.messages == []
+
+
+def test_a_proxy_of_the_environment_is_used_unless_the_host_is_exempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        async with raw_host(ok(b'{"key": "through"}')) as proxy, raw_host(ok(b'{"key": "direct"}')) as host:
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            async with connected("http://api.test", "t") as api:
+                assert await api.webhook_secret() == "through"
+            async with connected(f"http://127.0.0.1:{host.port}", "t") as api:
+                assert await api.webhook_secret() == "direct"
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
