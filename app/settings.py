@@ -242,12 +242,12 @@ def _contents(path: str) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
-        raise Permanent("bad_file", f"{path} is not UTF-8 text") from None
+        raise Permanent("bad_file", f"{notation.shown_path(path)} is not UTF-8 text") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        raise Permanent("bad_file", f"cannot read {path}: {reason}") from None
+        raise Permanent("bad_file", f"cannot read {notation.shown_path(path)}: {reason}") from None
     if not text:
-        raise Permanent("bad_file", f"{path} is empty")
+        raise Permanent("bad_file", f"{notation.shown_path(path)} is empty")
     return text
 
 

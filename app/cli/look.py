@@ -12,6 +12,7 @@ from pydantic import ByteSize, SecretStr
 
 from app import deployment
 from app.cli.terminal import say, table
+from app.core import notation
 from app.core.hosts import HostRules
 from app.core.manifest import format_time
 from app.failures import failures
@@ -161,6 +162,6 @@ def _effective(settings: Settings) -> dict[str, str]:
 
 
 def _origin(name: str) -> str:
-    if os.environ.get(f"{name}_FILE"):
-        return f"file {os.environ[f'{name}_FILE']}"
+    if path := os.environ.get(f"{name}_FILE"):
+        return f"file {notation.shown_path(path)}"
     return "environment" if os.environ.get(name) else "default"

@@ -3,6 +3,8 @@
 import re
 from dataclasses import asdict, dataclass
 
+from app.core.notation import shown_path
+
 _STATUS = re.compile(r"status code: ([0-9]{3})", re.ASCII)
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>", re.ASCII)
 _PLACE = re.compile(r"https?://[^/\s?]{1,200}", re.ASCII)
@@ -128,7 +130,7 @@ def _account(names: _Variables, text: str) -> Fault | None:
     """What is wrong with a file of credentials. Why it cannot be read may quote it, and is not shown."""
     path = _ACCOUNT_FILE.search(text)
     if path is not None:
-        return _mistake("storage_denied", f"cannot open {path[1]}; mend {names.key}")
+        return _mistake("storage_denied", f"cannot open {shown_path(path[1])}; mend {names.key}")
     if _ACCOUNT in text:
         return _mistake("storage_denied", f"what {names.key} names is no service account in JSON")
     return None

@@ -23,6 +23,7 @@ _SERVICE = re.compile(rf"(?=.{{1,253}}\Z)(?:{_SERVICE_LABEL}\.)*{_SERVICE_LABEL}
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 """A name whose last label looks like this is an IPv4 address to `inet_aton`."""
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_PASSWORD = re.compile(r":(?!//)[^@]*@")
 _UNSENDABLE = re.compile("[\x00-\x20\x7f\ud800-\udfff]")
 """What cannot stand in a request line."""
 
@@ -183,11 +184,15 @@ def _is_name(host: str) -> bool:
     return bool(_NAME.fullmatch(host)) and not _NUMBER.fullmatch(host.rpartition(".")[2])
 
 
+def _shown(entry: str) -> str:
+    return ascii(_PASSWORD.sub(":[hidden]@", entry))
+
+
 def _require_name(entry: str) -> None:
     if not _is_name(entry.removeprefix("*.")):
         raise Permanent(
             "bad_hosts",
-            f"{SETTING}: {entry!a} is not a host name; write name.example, *.name.example, *,"
+            f"{SETTING}: {_shown(entry)} is not a host name; write name.example, *.name.example, *,"
             " or scheme://host:port for an address, a port or plain http",
         )
 
@@ -196,10 +201,10 @@ def _trusted_origin(entry: str) -> Origin:
     try:
         origin = parse_origin(entry)
     except Permanent as error:
-        raise Permanent("bad_hosts", f"{SETTING}: {entry!a}: {error.message}") from None
+        raise Permanent("bad_hosts", f"{SETTING}: {_shown(entry)}: {error.message}") from None
     if not re.fullmatch(r"https?://[^/?#]+:[0-9]+", entry):
         raise Permanent(
             "bad_hosts",
-            f"{SETTING}: {entry!a} must be scheme://host:port, with the port and without a path",
+            f"{SETTING}: {_shown(entry)} must be scheme://host:port, with the port and without a path",
         )
     return origin

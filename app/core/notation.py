@@ -23,6 +23,11 @@ _BYTES = {
 }
 
 
+def shown_path(text: str) -> str:
+    """The path of a file as messages show it: some put the secret itself where its path belongs."""
+    return text if text.startswith(("/", "./", "../", "~")) else "the file that it names"
+
+
 def duration(text: str) -> int:
     """Seconds in `30d`, `12h`, `45` and the like; raises `Permanent` for anything else or over a century."""
     match = _DURATION.fullmatch(text.strip().lower())

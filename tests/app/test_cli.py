@@ -549,6 +549,13 @@ def test_config_shows_what_holds_and_where_it_comes_from(tmp_path: Path) -> None
         assert secret not in done.stdout + done.stderr
 
 
+def test_config_shows_no_secret_that_stands_where_a_path_belongs(tmp_path: Path) -> None:
+    done = outkeep("config", settings={"REPLICATE_WEBHOOK_SECRET_FILE": SECRET}, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "REPLICATE_WEBHOOK_SECRET_FILE" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+
+
 def test_config_speaks_json_and_ends_with_2_when_something_is_wrong(tmp_path: Path) -> None:
     right = outkeep("config", "--json", settings={"REPLICATE_WEBHOOK_SECRET": SECRET}, cwd=tmp_path)
     assert right.returncode == 0

@@ -98,6 +98,14 @@ def test_a_variable_from_a_file_that_cannot_be_read_is_named(name: str, tmp_path
         assert str(path) in problem
 
 
+@pytest.mark.parametrize("secret", ["hunter2hunter2", "whsec_/hunter2/", '{"key": "hunter2"}'])
+def test_a_secret_that_stands_where_the_path_of_its_file_belongs_is_not_shown(secret: str) -> None:
+    [problem] = problems({"REPLICATE_API_TOKEN_FILE": secret})
+    assert (
+        problem == "REPLICATE_API_TOKEN_FILE: cannot read the file that it names: No such file or directory"
+    )
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_a_variable_set_twice_is_a_mistake(name: str, tmp_path: Path) -> None:
     file = tmp_path / "value"

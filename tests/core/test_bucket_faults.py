@@ -117,6 +117,10 @@ def test_a_text_of_any_length_makes_one_short_line() -> None:
             "cannot open /run/secrets/gcs.json: No such file or directory; mend GOOGLE_SERVICE_ACCOUNT",
         ),
         (
+            'Unable to open service account file from {"private_key": "a secret"}: No such file or directory',
+            "cannot open the file that it names; mend GOOGLE_SERVICE_ACCOUNT",
+        ),
+        (
             'Unable to decode service account file: invalid type: string "a secret" at line 1',
             "what GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS names is no service account",
         ),

@@ -173,6 +173,15 @@ def test_a_bad_entry_is_named(entry: str) -> None:
     assert "OUTKEEP_OUTPUT_HOSTS" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "entry", ["https://user:hunter2@x.example:443", "user:hunter2@x.example", "u:hunter2@"]
+)
+def test_a_bad_entry_is_named_without_its_password(entry: str) -> None:
+    with pytest.raises(Permanent) as caught:
+        HostRules.parse(entry)
+    assert "hunter2" not in caught.value.message
+
+
 @pytest.mark.parametrize("text", ["", "   "])
 def test_an_empty_list_is_refused(text: str) -> None:
     with pytest.raises(Permanent, match="no host"):
