@@ -10,7 +10,8 @@ ACCEPT = """
 --       the last two: where it is awaited, and where it is not
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
 --       8 state 'running', 9 state 'received', 10 its score where it is awaited ('': it is not),
---       11 how many arguments are fields of the record, then those, then the fields of the job
+--       11 whether handlers are to be told ('': nobody), 12 state of what was passed by, 13 state to tell it,
+--       14 how many arguments are fields of the record, then those, then the fields of the job
 local state = redis.call('HGET', KEYS[1], 'state')
 local over = (state and state ~= ARGV[8]) or redis.call('EXISTS', KEYS[3]) == 1
 local outcome = 'accepted'
@@ -22,9 +23,13 @@ elseif ARGV[1] == 'progress' then
   if rank and rank == ARGV[2] then outcome = 'duplicate' end
   if rank and rank > ARGV[2] then outcome = 'stale' end
 end
-local last = 11 + tonumber(ARGV[11])
+-- What reconciliation was faster to find, and nobody was to be told of: its own event has come after all.
+local news = over and ARGV[1] == 'finish' and ARGV[11] ~= '' and redis.call('HDEL', KEYS[1], 'quiet') == 1
+local again = news and state == ARGV[12]
+if again then redis.call('HSET', KEYS[1], 'state', ARGV[13]) end
+local last = 14 + tonumber(ARGV[14])
 if outcome == 'accepted' or outcome == 'progress' then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 12, last))
+  redis.call('HSET', KEYS[1], unpack(ARGV, 15, last))
   if outcome == 'accepted' then redis.call('PERSIST', KEYS[1]) else redis.call('EXPIRE', KEYS[1], ARGV[4]) end
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
@@ -38,7 +43,7 @@ elseif ARGV[1] == 'finish' then
   redis.call('ZREM', KEYS[#KEYS], ARGV[3])
 end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
-local waits = outcome == 'accepted' or (ARGV[1] == 'finish' and state == ARGV[9])
+local waits = outcome == 'accepted' or again or (ARGV[1] == 'finish' and state == ARGV[9])
 local live = {queued = true, started = true, scheduled = true, deferred = true}
 if waits and not live[redis.call('HGET', KEYS[4], 'status')] then
   redis.call('DEL', KEYS[4])
@@ -53,17 +58,20 @@ return outcome
 MOVE = """
 -- KEYS: 1 record, 2 index of records, 3 queue of the jobs, 4 RQ's set of queues, 5 mark of what was removed,
 --       then the jobs
--- ARGV: 1 ttl (s), 2 now (s), 3 member of the index, 4 channel, 5 number of moves;
+-- ARGV: 1 ttl (s), 2 now (s), 3 member of the index, 4 channel, 5 whether nobody is to be told ('': not so),
+--       6 number of moves;
 --       of each move: new state, number of legal states, those, number of fields to set, those;
 --       of each job: id, number of fields, those
 if redis.call('EXISTS', KEYS[5]) == 1 then return -1 end
-local at = 6
+local record = redis.call('HMGET', KEYS[1], 'state', 'quiet')
+if ARGV[5] ~= '' and record[1] and not record[2] then return -2 end
+local at = 7
 local function take()
   at = at + 1
   return ARGV[at - 1]
 end
 local moves = 0
-for _ = 1, tonumber(ARGV[5]) do
+for _ = 1, tonumber(ARGV[6]) do
   local to, state, legal = take(), redis.call('HGET', KEYS[1], 'state'), false
   for _ = 1, tonumber(take()) do legal = take() == state or legal end
   local count = tonumber(take())

@@ -2,8 +2,9 @@
 
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
 `received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `quiet` (set: no handler is
-told), until stored `body` (as received) or `body_at` (the object that holds it), `error` (a code), `files`
-and `lost` (counts), and `kept:<number>` for each file that has ended while others are still tried.
+told, unless its own event comes after all), until stored `body` (as received) or `body_at` (the object that
+holds it), `error` (a code), `files` and `lost` (counts), and `kept:<number>` for each file that has ended
+while others are still tried.
 """
 
 import hashlib
@@ -44,6 +45,9 @@ PAGE = 200
 
 LARGE = 1 << 20
 """Bytes of the largest body that may stand in Redis; see `app.claim_check`."""
+
+_REMOVED, _TO_BE_TOLD = -1, -2
+"""What `MOVE` answers when it does nothing."""
 
 _Hash = Mapping[bytes, bytes]
 
@@ -139,7 +143,8 @@ class Records:
         keys += [AWAITED_HERE, AWAITED] if arrival.is_asked_for else [AWAITED, AWAITED_HERE]
         arguments = [
             move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
-            EVENTS, State.RUNNING, State.RECEIVED, _score(arrival, now), len(fields), *fields, *job_fields,
+            EVENTS, State.RUNNING, State.RECEIVED, _score(arrival, now), "" if arrival.receipt.quiet else "1",
+            *map(str, origins(Move.TELL)), target(Move.TELL), len(fields), *fields, *job_fields,
         ]  # fmt: skip
         pipeline.evalsha(self._accept, len(keys), *keys, *arguments)
 
@@ -161,15 +166,20 @@ class Records:
         now: datetime,
         fields: Mapping[str, str | int],
         jobs: Sequence[Job],
-    ) -> None:
+        *,
+        quiet: bool = False,
+    ) -> bool:
         """Note in one step that a prediction is stored, with `fields`, and that `jobs` (notify) are enqueued.
 
-        Moves that are not legal are left out; a job that RQ knows by its id is left alone. Raises `Removed`
-        when the prediction was removed: then nothing may be left of it.
+        Moves that are not legal are left out; a job that RQ knows by its id is left alone. False, and nothing
+        is done, when it was `quiet` and is not any more: then there are jobs. Raises `Removed` when the
+        prediction was removed: then nothing may be left of it.
         """
         moves: dict[Move, Mapping[str, str | int]] = {Move.STORE: fields, Move.DISPATCH: {}}
-        if self._advance(kind, prediction_id, now, moves, jobs) < 0:
+        made = self._advance(kind, prediction_id, now, moves, jobs, quiet=quiet)
+        if made == _REMOVED:
             raise Removed(f"{kind} {prediction_id} was removed meanwhile")
+        return made != _TO_BE_TOLD
 
     def _advance(
         self,
@@ -178,13 +188,16 @@ class Records:
         now: datetime,
         moves: Mapping[Move, Mapping[str, str | int]],
         jobs: Sequence[Job],
+        *,
+        quiet: bool = False,
     ) -> int:
         """Make those of `moves` that are legal, one after the other, and enqueue `jobs`; how many were.
 
-        -1, and nothing is done, when the prediction was removed.
+        `_REMOVED` or `_TO_BE_TOLD`, and nothing is done, when that is so.
         """
         member = record_member(kind, prediction_id)
-        arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, EVENTS, len(moves)]
+        arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, EVENTS]
+        arguments += ["1" if quiet else "", len(moves)]
         for move, fields in moves.items():
             legal = [state for state in origins(move) if state is not None]
             pairs = [item for pair in {**fields, "updated_at": format_time(now)}.items() for item in pair]

@@ -11,7 +11,7 @@ from app import told as outcome_files
 from app.core.context import lineage
 from app.core.handlers import Handler, interested
 from app.core.manifest import Manifest
-from app.core.names import manifest_name, object_name, outcome_name
+from app.core.names import Kind, manifest_name, object_name, outcome_name
 from app.core.outcomes import Told
 from app.records import Records
 from app.storage import Storage
@@ -37,20 +37,31 @@ class Dispatcher:
         prediction = manifest.prediction
         place = (prediction.kind, prediction.id)
         self._acknowledge(manifest)
-        untold = [
-            handler
-            for handler in interested(self.handlers, prediction)
-            # An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
-            if self.storage.head(object_name(*place, outcome_name(handler.name))) is None
-        ]
         jobs = []
-        for handler in untold:
+        for handler in interested(self.handlers, prediction):
+            if not self._is_untold(handler, *place, quiet=quiet):
+                continue
             if quiet:
                 passed_by = Told("off", 0, self.clock(), None)
                 outcome_files.write(self.storage, handler.name, *place, passed_by)
             else:
                 jobs.append(queues.notify_job(self.redis, handler.name, *place, timeout=handler.patience))
-        self.records.dispatch(*place, manifest.stored_at, counts(manifest), jobs)
+        if not self.records.dispatch(*place, manifest.stored_at, counts(manifest), jobs, quiet=quiet):
+            self.dispatch(manifest, quiet=False)
+
+    def _is_untold(self, handler: Handler, kind: Kind, prediction_id: str, *, quiet: bool) -> bool:
+        """Whether there is no outcome yet; that nobody was to be told is none any more unless it is `quiet`.
+
+        An outcome file outlives every record, so that nobody is told twice when Redis was emptied.
+        """
+        name = object_name(kind, prediction_id, outcome_name(handler.name))
+        if self.storage.head(name) is None:
+            return True
+        told = None if quiet else outcome_files.read(self.storage, handler.name, kind, prediction_id)
+        if told is None or not told.is_passed_by:
+            return False
+        self.storage.remove([name])  # a rebuild would believe it
+        return True
 
     def _acknowledge(self, manifest: Manifest) -> None:
         """Note beside the parent of a follow-up that this is it, whatever Redis remembers."""

@@ -25,6 +25,8 @@ class Move(StrEnum):
     FINISH = "finish"
     STORE = "store"
     DISPATCH = "dispatch"
+    TELL = "tell"
+    """What nobody was to be told of is told after all."""
     FAIL = "fail"
 
 
@@ -37,6 +39,7 @@ MOVES: dict[tuple[State | None, Move], State] = {
     (State.RECEIVED, Move.FAIL): State.FAILED,
     (State.STORED, Move.DISPATCH): State.DISPATCHED,
     (State.STORED, Move.FAIL): State.FAILED,
+    (State.DISPATCHED, Move.TELL): State.STORED,
     (State.FAILED, Move.STORE): State.STORED,
     (State.FAILED, Move.FAIL): State.FAILED,
 }

@@ -28,7 +28,12 @@ class Told:
 
         `off` without an error is what nobody was meant to be told, and no failure.
         """
-        return self.outcome == "dead" or (self.outcome == "off" and self.error is not None)
+        return self.outcome == "dead" or (self.outcome == "off" and not self.is_passed_by)
+
+    @property
+    def is_passed_by(self) -> bool:
+        """Whether nobody was meant to be told."""
+        return self.outcome == "off" and self.error is None
 
 
 def document(webhook_id: str, told: Told) -> dict[str, Any]:

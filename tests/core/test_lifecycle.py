@@ -11,6 +11,7 @@ def test_the_table_is_this() -> None:
         Move.FINISH: (State.RECEIVED, {None, State.RUNNING}),
         Move.STORE: (State.STORED, {State.RECEIVED, State.FAILED}),
         Move.DISPATCH: (State.DISPATCHED, {State.STORED}),
+        Move.TELL: (State.STORED, {State.DISPATCHED}),
         Move.FAIL: (State.FAILED, {State.RECEIVED, State.STORED, State.FAILED}),
     }
     assert {move: (target(move), set(origins(move))) for move in Move} == table

@@ -1,26 +1,31 @@
 import asyncio
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
-from app import told
+from app import queues, told
 from app.core import outcomes, prediction
 from app.core.context import Lineage, followed
 from app.core.handlers import Handler, parse
 from app.core.lifecycle import Move, State
 from app.core.manifest import Receipt, build
-from app.core.names import Kind, notify_job_id, object_name, outcome_name, record_key
+from app.core.names import Kind, notify_job_id, object_name, outcome_name, persist_job_id, record_key
 from app.core.outcomes import Told
 from app.core.tries import Tries
+from app.records import Accepted, Arrival
 from app.simulator import Simulator
 from tests.workers.desk import ID, JPEG, PNG, WAV, ZIP, Desk
 from workers.collect import Run
+from workers.dispatch import Dispatcher
 
+PERSIST = persist_job_id(Kind.PREDICTION, ID)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
@@ -396,6 +401,61 @@ def test_of_what_is_quiet_nobody_is_told_after_a_crash_behind_the_manifest_eithe
 
     assert (quiet, desk.told) == (True, [])
     assert desk.files().items() > stored.items()
+
+
+def arrive(desk: Desk, output: Any) -> Accepted:
+    """The same event, by a webhook that was on its way for long."""
+    body = json.dumps({"id": ID, "status": "succeeded", "output": output}).encode()
+    job = queues.persist_job(desk.redis, Kind.PREDICTION, ID, timeout=4200)
+    parsed = prediction.parse(body, Kind.PREDICTION)
+    [outcome] = desk.records.accept([Arrival(parsed, body, Receipt(desk.now, "msg_late"), job)], desk.now)
+    return outcome
+
+
+NOTIFICATIONS = [notify_job_id(name, Kind.PREDICTION, ID) for name in ("one", "two")]
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_what_was_quiet_is_told_when_its_own_event_comes_after_all(desk: Desk, is_stored: bool) -> None:  # noqa: FBT001
+    desk.handlers = handlers("one", "two")
+    quietly(desk, "text")
+    if is_stored:
+        desk.work()
+        desk.redis.delete("rq:queue:persist")
+        desk.redis.hset(f"rq:job:{PERSIST}", "status", "finished")
+
+    assert arrive(desk, "text") is Accepted.DUPLICATE
+
+    assert desk.waiting == [PERSIST]
+    assert desk.work() is None
+    assert desk.told == NOTIFICATIONS
+    assert desk.record().state is State.DISPATCHED
+    assert [name for name in desk.files() if "told-" in name] == []
+    desk.redis.delete("rq:queue:persist")
+    desk.redis.hset(f"rq:job:{PERSIST}", "status", "finished")
+    assert arrive(desk, "text") is Accepted.DUPLICATE
+    assert desk.waiting == []
+
+
+def test_an_event_that_comes_while_its_quiet_run_ends_is_told(desk: Desk) -> None:
+    desk.handlers = handlers("one", "two")
+    quietly(desk, "text")
+    came: list[Accepted] = []
+
+    def clock() -> datetime:
+        if not came:
+            came.append(arrive(desk, "text"))
+        return desk.now
+
+    parsed = prediction.from_object({"id": ID, "status": "succeeded", "output": "text"}, Kind.PREDICTION)
+    manifest = desk.storage.commit(build(parsed, [], None, Receipt(desk.now, None), desk.now))
+    dispatcher = Dispatcher(desk.redis, desk.records, desk.storage, desk.handlers, clock)
+    dispatcher.dispatch(manifest, quiet=desk.record().receipt.quiet)
+
+    assert came == [Accepted.DUPLICATE]
+    assert desk.told == NOTIFICATIONS
+    assert desk.record().state is State.DISPATCHED
+    assert [name for name in desk.files() if "told-" in name] == []
 
 
 @pytest.mark.parametrize("known", [None, "another"])
