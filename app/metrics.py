@@ -1,6 +1,5 @@
 """`GET /metrics`: what all processes have counted in Redis, and what stands where at this moment."""
 
-import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from starlette.responses import Response
 from app.core import vocabulary as words
 from app.core.names import COUNTERS, HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, RECORDS
 from app.core.vocabulary import Counter, Gauge, Histogram
+from app.recent import Recent
 from app.spool import Spool
 from app.tally import Tally
 
@@ -48,10 +48,15 @@ class Metrics:
     """Queues beside ours that hold jobs of the user's."""
     _seen: dict[str, int] = field(default_factory=dict)
     """The counts when Redis last answered."""
+    _recent: Recent[bytes] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Nobody is told what is old, but many who ask while Redis hangs are told the same.
+        self._recent = Recent(self.render, kept=0.0)
 
     async def serve(self, _: Request) -> Response:
         """Answer one request, also while Redis is away: then with the counts that this process knows."""
-        text = await asyncio.to_thread(self.render)
+        text = await self._recent.get()
         return Response(text, media_type=None, headers={"content-type": CONTENT_TYPE})
 
     def render(self) -> bytes:

@@ -4,12 +4,13 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -401,6 +402,19 @@ def test_a_stopped_redis_is_answered_within_the_bound_from_the_spool(
         valkey.signal(signal.SIGCONT)
         wait_until(lambda: drained(tmp_path))
         assert [count(valkey.redis, name) for name in [*names, "waits"]] == [1] * 31
+
+
+def test_metrics_that_are_asked_for_while_redis_is_stopped_hold_up_no_delivery(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web, ExitStack() as stack:
+        valkey.signal(signal.SIGSTOP)
+        for _ in range(100):
+            asking = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+            asking.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert web.outcome(prediction(logs="x" * (2 << 20))) == "spooled"
+        valkey.signal(signal.SIGCONT)
 
 
 def answers_from_the_spool(
