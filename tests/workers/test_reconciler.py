@@ -91,11 +91,11 @@ def test_asking_goes_on_after_an_outage_of_the_api(
     desk.settings |= {"OUTKEEP_RECONCILE": "off", "REPLICATE_BASE_URL": f"http://127.0.0.1:{port}"}
     caplog.set_level(logging.INFO, "outkeep.reconcile")
     create(desk, "a")
-    with reconciling(PERSIST_QUEUE, desk.deployment, again=0.05):
+    with ExitStack() as api, reconciling(PERSIST_QUEUE, desk.deployment, again=0.05):
         wait_until(lambda: "asking for what was created here is put off" in caplog.text)
-        with Simulator(port=port, token=simulator.token) as back:
-            back.finish(PREDICTION, desk.finish("a"))
-            wait_until(lambda: desk.record("a").state is State.RECEIVED)
+        back = api.enter_context(Simulator(port=port, token=simulator.token))  # until nobody asks any more
+        back.finish(PREDICTION, desk.finish("a"))
+        wait_until(lambda: desk.record("a").state is State.RECEIVED)
     assert caplog.text.count("is put off") == 1
     assert "asking for what was created here goes on" in caplog.text
 
@@ -120,11 +120,11 @@ def test_a_long_outage_of_the_api_is_said_once_and_so_is_its_end(
         return sum(text in record.getMessage() for record in caplog.records)
 
     caplog.set_level(logging.INFO, "outkeep.reconcile")
-    with reconciling(PERSIST_QUEUE, desk.deployment, every=0.05):
+    with ExitStack() as api, reconciling(PERSIST_QUEUE, desk.deployment, every=0.05):
         wait_until(lambda: said("reconciliation is put off") > 0)
-        with Simulator(port=port, token=simulator.token) as back:
-            wait_until(lambda: said("reconciliation goes on") > 0)
-            assert back.requests("/v1/predictions") > 0
+        back = api.enter_context(Simulator(port=port, token=simulator.token))  # until nobody asks any more
+        wait_until(lambda: said("reconciliation goes on") > 0)
+        assert back.requests("/v1/predictions") > 0
     assert said("reconciliation is put off") == 1
     assert simulator.token not in caplog.text
 
