@@ -1,5 +1,6 @@
 """The sweep on a real Valkey: every gap is made, and then closed."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -292,16 +293,18 @@ redis.set("done", 1)
 
 
 def test_sweeps_that_are_killed_leave_one_job_for_each_event(redis: Redis, valkey_url: str) -> None:
-    wanted = without_jobs(redis, 600)
     queue = queues.queue(PERSIST_QUEUE, redis)
-    killed = 0
-    while not redis.exists("done"):
+    killed = rounds = 0
+    while killed < 3 or not redis.exists("done"):
+        # One that had come to its end before it was killed does not count: there is more to do for the next.
+        if redis.delete("done") or not rounds:
+            rounds += 1
+            wanted = without_jobs(redis, 600 * rounds)
         made = queue.count
         with subprocess.Popen([sys.executable, "-c", SWEEP_ONCE, valkey_url], cwd=ROOT) as process:
             wait_until(lambda: queue.count > made or redis.exists("done"), seconds=60)  # noqa: B023
             if killed < 3:
                 process.kill()
-                killed += 1
-    assert killed == 3
+        killed += process.returncode == -signal.SIGKILL and not redis.exists("done")
     assert sorted(queue.job_ids) == wanted
     assert redis.zcard(RECORDS) == len(wanted)
