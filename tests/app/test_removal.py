@@ -372,25 +372,30 @@ def test_on_a_terminal_it_asks_first(past: Deployment, settings: dict[str, str],
     assert (past.storage.read_manifest(*PLACE) is None) == (answer == "y")
 
 
+def killed(past: Deployment, settings: dict[str, str], prediction_id: str) -> bool:
+    """Keep a prediction, and kill its removal once the first file is gone; False if that came too late."""
+    past.keep(prediction_id)
+    for number in range(1500):
+        past.storage.put_bytes(f"predictions/{prediction_id}/output-{number}.png", b"personal")
+    command = [sys.executable, "-m", "app.cli", "rm", prediction_id]
+    first = past.folder / "outputs/predictions" / prediction_id / "output-0.png"
+    with subprocess.Popen(command, env=clean_environment(settings), stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: not first.exists() or process.poll() is not None)
+        process.kill()
+    assert process.returncode in {0, -signal.SIGKILL}
+    return first.with_name("prediction.json").exists()
+
+
 def test_a_removal_that_is_killed_is_ended_by_running_it_again(
     past: Deployment, settings: dict[str, str]
 ) -> None:
-    past.keep(ID)
-    for number in range(1500):
-        past.storage.put_bytes(f"predictions/{ID}/output-{number}.png", b"personal")
-    command = [sys.executable, "-m", "app.cli", "rm", ID]
-    process = subprocess.Popen(command, env=clean_environment(settings), stdout=subprocess.DEVNULL)
-    folder = past.folder / "outputs/predictions" / ID
-    wait_until(lambda: not (folder / "output-0.png").exists() or process.poll() is not None)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was killed in the middle"
-    assert (folder / "prediction.json").exists()
+    half = next(one for one in map(str, range(20)) if killed(past, settings, one))
     with pytest.raises(Removed):
-        past.storage.read_manifest(*PLACE)
-    assert past.redis.zcard(REMOVALS) == 1
-    assert outkeep("rm", ID, settings=settings).returncode == 0
-    assert not folder.exists()
-    assert past.redis.zcard(REMOVALS) == 0
+        past.storage.read_manifest(Kind.PREDICTION, half)
+    assert past.redis.zscore(REMOVALS, f"prediction:{half}") is not None
+    assert outkeep("rm", half, settings=settings).returncode == 0
+    assert not (past.folder / "outputs/predictions" / half).exists()
+    assert past.redis.zscore(REMOVALS, f"prediction:{half}") is None
     assert past.queued(PERSIST_QUEUE) == past.queued() == []
 
 
