@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from app.inbox import connect
 from app.reconcile import reconciler_of
 from app.reconcile_memory import Memory
 from app.reconcile_one import Report
+from app.spool import Spool
 from app.tally import Tally
 from workers.asking import AGAIN, Asking
 from workers.trouble import Trouble
@@ -28,6 +30,9 @@ EVERY = 60.0
 
 LOOK = 2.0
 """Seconds between two looks at whose turn it is: after a start nobody has to wait for a minute."""
+
+PATIENCE = 60.0
+"""Seconds that a pass waits, once Redis answers, for what is in the spool of this host."""
 
 TIMEOUT = 5.0
 """Seconds after which a silent Redis is an error."""
@@ -40,7 +45,12 @@ log = logging.getLogger("outkeep.reconcile")
 
 @contextmanager
 def reconciling(
-    queue: str, deployment: Deployment, *, every: float = EVERY, again: float = AGAIN
+    queue: str,
+    deployment: Deployment,
+    *,
+    every: float = EVERY,
+    again: float = AGAIN,
+    patience: float = PATIENCE,
 ) -> Iterator[None]:
     """What the worker process of a queue does for it while the block lasts."""
     if queue != PERSIST_QUEUE:
@@ -55,7 +65,7 @@ def reconciling(
                 Asking(deployment, redis, again=again).work
             )  # whatever else is off: nothing else would tell
             if deployment.settings.reconciles != "off":
-                works.append(Passes(deployment, redis, every=every).work)
+                works.append(Passes(deployment, redis, every=every, patience=patience).work)
         with _thread(works):
             yield
 
@@ -110,11 +120,15 @@ class Running:
 class Passes:
     """Makes a pass whenever one is due, until it is cancelled."""
 
-    def __init__(self, deployment: Deployment, redis: Redis, *, every: float) -> None:
+    def __init__(self, deployment: Deployment, redis: Redis, *, every: float, patience: float) -> None:
+        settings = deployment.settings
         self._deployment = deployment
         self._redis = redis
         self._memory = Memory(redis)
         self._every = every
+        self._spool = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
+        self._patience = patience
+        self._waiting_since: float | None = None
         self._trouble = Trouble("reconciliation", every)
 
     async def work(self) -> None:
@@ -125,6 +139,7 @@ class Passes:
                 await self._turn()
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end it for good
                 self._trouble.begins(error)
+                self._waiting_since = None
                 wait = self._every
             await asyncio.sleep(wait)
 
@@ -133,9 +148,24 @@ class Passes:
         age = await asyncio.to_thread(reconcile_memory.age, self._redis)
         if age is not None and 0 <= age < self._every:
             return
+        if await asyncio.to_thread(self._is_about_to_come_in):
+            return
         with self._memory.turn() as ours:
             if ours:
                 await self._pass()
+
+    def _is_about_to_come_in(self) -> bool:
+        """Whether deliveries in the spool should be first: the API does not tell their query and context."""
+        try:
+            waiting = self._spool.waiting()
+        except OSError:  # readiness says why
+            waiting = []
+        if not waiting:
+            self._waiting_since = None
+            return False
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        return now - self._waiting_since < self._patience
 
     async def _pass(self) -> None:
         report, tally = Report(), Tally()

@@ -1,19 +1,24 @@
 """The thread that reconciles in a persist worker: it begins soon, takes turns, says once what is wrong."""
 
+import asyncio
+import json
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from app.core.lifecycle import State
+from app.core.manifest import Receipt
 from app.core.names import COUNTERS, FIRST_START, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
 from app.simulator import Simulator
+from app.spool import Spool, Spooled
 from tests.app.reconciliation import PREDICTION, Desk, create
-from tests.app.web import free_port, wait_until
+from tests.app.web import free_port, in_thread, wait_until
 from workers.reconciler import reconciling
 
 
@@ -38,6 +43,37 @@ def test_a_pass_begins_at_once_and_the_next_one_after_a_while(desk: Desk) -> Non
         wait_until(lambda: desk.records.get(PREDICTION, "b") is not None)
     assert desk.fetched() == 2
     wait_until(lambda: desk.redis.hexists(COUNTERS, 'outkeep_reconciled_total{found="new"}'))
+
+
+def spool(desk: Desk, given: dict[str, Any]) -> Path:
+    """A delivery that waits on this host since Redis was away; its folder."""
+    folder = desk.deployment.settings.data / "spool"
+    receipt = Receipt(desk.now - timedelta(minutes=4), "msg_1", query={"order": "17"})
+    with closing(Spool(folder, disk_floor=0)) as waiting:
+        body = json.dumps(given).encode()
+        asyncio.run(waiting.keep(given["id"], Spooled(PREDICTION, body, receipt)))
+    return folder
+
+
+def test_what_is_in_the_spool_comes_in_before_a_pass_finds_it_and_keeps_its_query(
+    desk: Desk, valkey_url: str
+) -> None:
+    spool(desk, desk.finish("a"))
+    folder = desk.deployment.settings.data
+    with reconciling(PERSIST_QUEUE, desk.deployment), in_thread(valkey_url, folder):
+        wait_until(lambda: desk.redis.exists(RECONCILED) == 1)
+
+    receipt = desk.record("a").receipt
+    assert (receipt.source, receipt.query) == ("webhook", {"order": "17"})
+
+
+def test_a_spool_that_nobody_empties_does_not_end_reconciliation(desk: Desk) -> None:
+    folder = spool(desk, desk.finish("a"))
+    with reconciling(PERSIST_QUEUE, desk.deployment, patience=1):
+        wait_until(lambda: desk.redis.exists(RECONCILED) == 1)
+
+    assert desk.record("a").receipt.source == "reconcile"
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_several_workers_make_one_pass_in_a_while(desk: Desk) -> None:
