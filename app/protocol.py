@@ -36,7 +36,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline = 0.0
         self._body_ends = 0.0
         self._timer: TimerHandle | None = None
-        self._head_bytes = 0
+        self._loose_bytes = 0
         self._parsed_bytes = 0
         self._deaf = False
 
@@ -54,14 +54,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; a head must not go on for ever, neither in time nor in bytes."""
+        """Take what came; a head must not go on for ever, neither in time nor in bytes.
+
+        Nor must what stands between the pieces of a body and behind the last one.
+        """
         if self._deaf or self.transport.is_closing():
             return
         if self._phase is Phase.IDLE:
+            self._loose_bytes = 0
             self._enter(Phase.HEAD, self._limits.head_seconds)
-        self._head_bytes += len(data)
+        self._loose_bytes += len(data)
         super().data_received(data)
-        if self._phase is Phase.HEAD and self._head_bytes > self._limits.head_bytes:
+        if self._phase in {Phase.HEAD, Phase.BODY} and self._loose_bytes > self._limits.head_bytes:
             self._refuse_head()
         elif self._phase is Phase.BODY:
             pause = self.loop.time() + self._limits.stall_seconds
@@ -82,15 +86,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter(Phase.HEAD, self._limits.head_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header."""
-        super().on_header(name, value)
-        self._parsed_bytes += len(name) + len(value) + 4
+        """Count a header; what comes behind a body is none, and is not kept."""
+        if self._phase is Phase.HEAD:
+            super().on_header(name, value)
+            self._parsed_bytes += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
         """Start the request unless its head is too large."""
         if self._phase is Phase.CLOSING:
             return
-        self._head_bytes = 0
+        self._loose_bytes = 0
         size = self._parsed_bytes + len(self.url)
         if size > self._limits.head_bytes or len(self.headers) > self._limits.headers:
             self._refuse_head()
@@ -101,6 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Pass on a piece of a body."""
+        self._loose_bytes = 0
         if self._phase is not Phase.CLOSING:
             super().on_body(body)
 

@@ -230,6 +230,40 @@ def test_a_head_without_end_is_refused(patient: Web) -> None:
     assert status(answer) in {400, 431}
 
 
+CHUNKED = f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("piece", [b"x-more: y\r\n", b"y"])
+def test_trailers_without_end_are_refused(patient: Web, piece: bytes) -> None:
+    with connect(patient) as connection:
+        connection.sendall(f"{CHUNKED}\r\n2\r\n{{}}\r\n0\r\nx-more: ".encode())
+        # Far more than all buffers together: sending must fail, since nobody reads it.
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(piece * ((32 << 20) // len(piece)))
+
+
+def test_trailers_are_no_headers(patient: Web) -> None:
+    body = prediction()
+    lines = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
+    chunks = f"{len(body):x}\r\n{body.decode()}\r\n0\r\n"
+    with connect(patient) as connection:
+        connection.sendall(f"{CHUNKED}{lines}\r\n{chunks}{lines}\r\n".encode())
+        assert status(connection.recv(65536)) == 202
+        connection.sendall(f"{CHUNKED}Connection: close\r\n\r\n{chunks}{lines}\r\n".encode())
+        assert error(rest(connection)) == "header_missing"
+
+
+def test_a_head_that_comes_in_pieces_behind_a_large_body_is_taken(patient: Web) -> None:
+    with connect(patient) as connection:
+        for number, size in enumerate((200_000, 10)):
+            body = prediction(f"piecemeal{number}", logs="x" * size)
+            first, _, second = head(body).partition(b"host")
+            connection.sendall(first)
+            assert answers(patient)  # so what was sent before that is read
+            connection.sendall(b"host" + second + body)
+            assert status(connection.recv(65536)) == 202
+
+
 def test_more_connections_than_the_cap_are_told_503(valkey_url: str, tmp_path: Path) -> None:
     with in_thread(valkey_url, tmp_path, replace(Limits(), connections=20)) as web, ExitStack() as stack:
         held = [stack.enter_context(connect(web)) for _ in range(20)]
