@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -17,6 +18,7 @@ from app.core.keys import VerifyingKey, parse_verifying_keys
 from app.core.links import parse_secret_keys
 
 _PREFIX = "OUTKEEP_"
+_SHORTEST_RECORD_TTL = 2 * 3600
 
 
 def _with_reason(parse: Callable[[str], Any]) -> BeforeValidator:
@@ -48,6 +50,20 @@ def _webhook_secret(text: str) -> SecretStr:
     return SecretStr(text)
 
 
+def _token(text: str) -> SecretStr:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        # A header cannot hold it, so the request could not even be made, or would never fit.
+        raise Permanent("bad_token", "it holds a blank, a line end or a sign that no token has; copy it anew")
+    return SecretStr(text)
+
+
+def _record_ttl(text: str) -> int:
+    seconds = notation.duration(text)
+    if seconds < _SHORTEST_RECORD_TTL:
+        raise Permanent("bad_duration", f"it must be {notation.in_words(_SHORTEST_RECORD_TTL)} or more")
+    return seconds
+
+
 def _proxy(text: str) -> SecretStr:
     return SecretStr(notation.proxy_url(text))
 
@@ -64,6 +80,8 @@ def _path(text: str) -> Path:
 
 
 Duration = Annotated[int, _with_reason(notation.duration)]
+Size = Annotated[ByteSize, _with_reason(notation.size)]
+Token = Annotated[SecretStr, _with_reason(_token)]
 FilePath = Annotated[Path, _with_reason(_path)]
 BaseUrl = Annotated[str, _with_reason(notation.base_url)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _with_reason(str.lower)]
@@ -86,13 +104,13 @@ class Settings(BaseModel):
     webhook_secret: Annotated[SecretStr, _with_reason(_webhook_secret)] | None = Field(
         None, alias="REPLICATE_WEBHOOK_SECRET"
     )
-    api_token: SecretStr | None = Field(None, alias="REPLICATE_API_TOKEN", min_length=1)
+    api_token: Token | None = Field(None, alias="REPLICATE_API_TOKEN")
     api_url: BaseUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
     redis_url: Annotated[str, _with_reason(_redis_url)] | None = Field(None, alias="REDIS_URL", repr=False)
     data: FilePath = Field(Path("data"), alias="OUTKEEP_DATA")
     storage: Annotated[str, _with_reason(notation.storage_url)] | None = Field(None, alias="OUTKEEP_STORAGE")
     public_url: BaseUrl | None = Field(None, alias="OUTKEEP_PUBLIC_URL")
-    admin_token: SecretStr | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN", min_length=1)
+    admin_token: Token | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN")
     secret_keys: Annotated[tuple[bytes, ...], _with_reason(parse_secret_keys)] | None = Field(
         None, alias="OUTKEEP_SECRET_KEY", repr=False
     )
@@ -104,21 +122,21 @@ class Settings(BaseModel):
     notify_private: bool = Field(default=False, alias="OUTKEEP_NOTIFY_PRIVATE")
     keep_inputs: bool = Field(default=False, alias="OUTKEEP_KEEP_INPUTS")
     retention: Duration | None = Field(None, alias="OUTKEEP_RETENTION", gt=0)
-    max_body: ByteSize = Field(ByteSize(32 << 20), alias="OUTKEEP_MAX_BODY", gt=0)
-    max_file: ByteSize = Field(ByteSize(10 << 30), alias="OUTKEEP_MAX_FILE", gt=0)
+    max_body: Size = Field(ByteSize(32 << 20), alias="OUTKEEP_MAX_BODY", gt=0)
+    max_file: Size = Field(ByteSize(10 << 30), alias="OUTKEEP_MAX_FILE", gt=0)
     reconcile: Literal["all", "known", "off"] | None = Field(None, alias="OUTKEEP_RECONCILE")
     reconcile_notify: bool = Field(default=True, alias="OUTKEEP_RECONCILE_NOTIFY")
     slots: int = Field(64, alias="OUTKEEP_SLOTS", ge=1, le=1000)
     max_files: int = Field(1000, alias="OUTKEEP_MAX_FILES", ge=1)
-    disk_floor: ByteSize | None = Field(None, alias="OUTKEEP_DISK_FLOOR")
-    record_ttl: Duration = Field(7 * 86400, alias="OUTKEEP_RECORD_TTL", ge=7200)
+    disk_floor: Size | None = Field(None, alias="OUTKEEP_DISK_FLOOR")
+    record_ttl: Annotated[int, _with_reason(_record_ttl)] = Field(7 * 86400, alias="OUTKEEP_RECORD_TTL")
     spool: Literal["on", "off"] = Field("on", alias="OUTKEEP_SPOOL")
     allowed_hosts: Annotated[AllowedHosts, _with_reason(AllowedHosts.parse)] | None = Field(
         None, alias="OUTKEEP_ALLOWED_HOSTS"
     )
     storage_public_url: BaseUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
     proxy: Annotated[SecretStr, _with_reason(_proxy)] | None = Field(None, alias="OUTKEEP_PROXY")
-    cog_token: SecretStr | None = Field(None, alias="OUTKEEP_COG_TOKEN", min_length=1)
+    cog_token: Token | None = Field(None, alias="OUTKEEP_COG_TOKEN")
     store_secrets: tuple[SecretStr, ...] = ()
     """What the storage's own variables hold that nobody may see; the storage reads them itself."""
     host: Annotated[str, _with_reason(notation.listen_host)] = Field("127.0.0.1", alias="HOST")
@@ -185,6 +203,17 @@ STORE_SECRETS = (
 """Variables of the stores that hold a secret."""
 
 
+_WORDS = {
+    "bool_parsing": "write true or false",
+    "greater_than": "it must be more than {gt}",
+    "greater_than_equal": "it must be {ge} or more",
+    "int_parsing": "write a whole number",
+    "less_than_equal": "it must be {le} or less",
+    "literal_error": "write {expected}",
+}
+"""What pydantic says in the words of a programmer, by its type of error."""
+
+
 def load(environment: Mapping[str, str]) -> Settings:
     """Read the settings; raises `ConfigurationError` with one line for each mistake."""
     settings, problems = examine(environment)
@@ -203,9 +232,7 @@ def examine(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        wrong = {
-            str(detail["loc"][0]): _explain(detail["msg"]) for detail in error.errors(include_input=False)
-        }
+        wrong = {str(detail["loc"][0]): _explain(detail) for detail in error.errors(include_input=False)}
         problems += [f"{name}: {reason}" for name, reason in wrong.items()]
         settings = Settings.model_validate({key: value for key, value in values.items() if key not in wrong})
     return settings, problems
@@ -251,5 +278,6 @@ def _contents(path: str) -> str:
     return text
 
 
-def _explain(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _explain(detail: ErrorDetails) -> str:
+    words = _WORDS.get(detail["type"])
+    return words.format(**detail.get("ctx", {})) if words else detail["msg"].removeprefix("Value error, ")

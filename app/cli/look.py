@@ -13,6 +13,7 @@ from pydantic import ByteSize, SecretStr
 from app import deployment
 from app.cli.terminal import say, table
 from app.core import notation
+from app.core.allowed_hosts import AllowedHosts
 from app.core.hosts import HostRules
 from app.core.manifest import format_time
 from app.failures import failures
@@ -142,7 +143,11 @@ def _shown(settings: Settings, name: str) -> str | None:
         return "(set, not shown)"
     if isinstance(value, ByteSize):
         return value.human_readable()
-    return value.text if isinstance(value, HostRules) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if name in {"OUTKEEP_RETENTION", "OUTKEEP_RECORD_TTL"}:
+        return notation.in_words(value)
+    return value.text if isinstance(value, HostRules | AllowedHosts) else str(value)
 
 
 def _effective(settings: Settings) -> dict[str, str]:

@@ -40,6 +40,11 @@ class AllowedHosts:
         wildcards = [entry for entry in entries if entry.startswith("*.")]
         return cls(frozenset(entries) - {*wildcards}, tuple(wildcard[1:] for wildcard in wildcards))
 
+    @property
+    def text(self) -> str:
+        """The rules as one writes them."""
+        return " ".join([*sorted(self.names), *(f"*{suffix}" for suffix in self.suffixes)])
+
     def allows(self, headers: Sequence[str]) -> bool:
         """Whether a request with these `Host` headers, all that came, may be answered."""
         match = _HEADER.fullmatch(headers[0].lower()) if len(headers) == 1 else None

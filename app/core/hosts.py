@@ -68,7 +68,7 @@ class HostRules:
         """
         entries = text.lower().split()
         if not entries:
-            raise Permanent("bad_hosts", f"{SETTING} names no host: nothing could be downloaded")
+            raise Permanent("bad_hosts", "it names no host: nothing could be downloaded")
         urls = [entry for entry in entries if "://" in entry]
         wildcards = [entry for entry in entries if entry.startswith("*.")]
         names = [entry for entry in entries if entry not in {"*", *urls, *wildcards}]
@@ -192,7 +192,7 @@ def _require_name(entry: str) -> None:
     if not _is_name(entry.removeprefix("*.")):
         raise Permanent(
             "bad_hosts",
-            f"{SETTING}: {_shown(entry)} is not a host name; write name.example, *.name.example, *,"
+            f"{_shown(entry)} is not a host name; write name.example, *.name.example, *,"
             " or scheme://host:port for an address, a port or plain http",
         )
 
@@ -201,10 +201,10 @@ def _trusted_origin(entry: str) -> Origin:
     try:
         origin = parse_origin(entry)
     except Permanent as error:
-        raise Permanent("bad_hosts", f"{SETTING}: {_shown(entry)}: {error.message}") from None
+        raise Permanent("bad_hosts", f"{_shown(entry)}: {error.message}") from None
     if not re.fullmatch(r"https?://[^/?#]+:[0-9]+", entry):
         raise Permanent(
             "bad_hosts",
-            f"{SETTING}: {_shown(entry)} must be scheme://host:port, with the port and without a path",
+            f"{_shown(entry)} must be scheme://host:port, with the port and without a path",
         )
     return origin

@@ -1,6 +1,7 @@
 """How people write durations, sizes and addresses; no message repeats what may hold a password."""
 
 import re
+from decimal import Decimal
 from ipaddress import ip_network
 from urllib.parse import SplitResult, urlsplit
 
@@ -10,16 +11,19 @@ from app.core.hosts import is_host
 _DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)?", re.ASCII)
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 100 * 365 * 86400
-_SIZE = re.compile(r"(\d{1,12})\s*(b|kb|mb|gb|kib|mib|gib)?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(b|kb|mb|gb|tb|kib|mib|gib|tib)?", re.ASCII)
+_LARGEST = 1 << 60
 _BYTES = {
     None: 1,
     "b": 1,
     "kb": 10**3,
     "mb": 10**6,
     "gb": 10**9,
+    "tb": 10**12,
     "kib": 1 << 10,
     "mib": 1 << 20,
     "gib": 1 << 30,
+    "tib": 1 << 40,
 }
 
 
@@ -40,11 +44,20 @@ def duration(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """Bytes in `512MiB`, `1GB`, `1048576` and the like; raises `Permanent` for anything else."""
+    """Bytes in `512MiB`, `1.5GB`, `1048576` and the like; raises `Permanent` for anything else."""
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None:
-        raise Permanent("bad_size", "write a whole number of MiB or GiB, such as 512MiB")
-    return int(match[1]) * _BYTES[match[2] or "b"]
+        raise Permanent("bad_size", "write a number of B, KiB, MiB, GiB or TiB, such as 512MiB")
+    found = int(Decimal(match[1]) * _BYTES[match[2]])
+    if found > _LARGEST:
+        raise Permanent("bad_size", "no disk holds that much; write a size such as 512MiB")
+    return found
+
+
+def in_words(seconds: int) -> str:
+    """A duration as `duration` reads it, in the largest unit that leaves no rest: `7d`, `90m`."""
+    unit = next(unit for unit in ("d", "h", "m", "s") if seconds % _SECONDS[unit] == 0)
+    return f"{seconds // _SECONDS[unit]}{unit}"
 
 
 def http_url(text: str) -> str:
@@ -121,7 +134,7 @@ def storage_url(text: str) -> str:
 
 
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
-    known = ", ".join(f"{scheme}://" for scheme in schemes)
+    known = " or ".join(f"{scheme}://" for scheme in schemes)
     if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
         raise Permanent("bad_url", f"it must start with {known}")
     try:

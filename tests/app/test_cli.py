@@ -533,6 +533,8 @@ def test_config_shows_what_holds_and_where_it_comes_from(tmp_path: Path) -> None
         "OUTKEEP_SECRET_KEY": SECRET_KEY,
         "REDIS_URL": "redis://:hunter2@localhost",
         "OUTKEEP_PROXY": "http://u:hunter2@proxy:3128",
+        "OUTKEEP_ALLOWED_HOSTS": "outkeep.example.com *.lan",
+        "OUTKEEP_RETENTION": "36h",
     }
 
     done = outkeep("config", settings=settings, cwd=tmp_path)
@@ -544,6 +546,10 @@ def test_config_shows_what_holds_and_where_it_comes_from(tmp_path: Path) -> None
     assert rows["OUTKEEP_HANDLERS"] == "outkeep.toml default"
     assert rows["OUTKEEP_RECONCILE"] == "all default"
     assert rows["OUTKEEP_MAX_BODY"] == "32.0MiB default"
+    assert rows["OUTKEEP_NOTIFY_PRIVATE"] == "false default"
+    assert rows["OUTKEEP_ALLOWED_HOSTS"] == "outkeep.example.com *.lan environment"
+    assert rows["OUTKEEP_RETENTION"] == "36h environment"
+    assert rows["OUTKEEP_RECORD_TTL"] == "7d default"
     assert rows["REPLICATE_API_TOKEN"] == f"(set, not shown) file {tmp_path / 'token'}"
     for secret in ("canary", "hunter2", SECRET, SECRET_KEY):
         assert secret not in done.stdout + done.stderr

@@ -7,6 +7,7 @@ import pytest
 
 from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError
+from app.core.notation import duration, in_words
 from app.settings import VARIABLES, examine, load
 from tests.app.web import SECRET, SECRET_KEY
 
@@ -134,9 +135,9 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("REPLICATE_WEBHOOK_SECRET", "whsec_c2hvcnQ=", "24 to 64 bytes"),
         ("REPLICATE_WEBHOOK_SECRET", "hunter2", "does not start with"),
         ("REPLICATE_WEBHOOK_SECRET", f"{SECRET} whsec_!", "secret 2 of 2"),
-        ("REPLICATE_BASE_URL", "ftp://x", "must start with https://, http://"),
+        ("REPLICATE_BASE_URL", "ftp://x", "must start with https:// or http://"),
         ("REPLICATE_BASE_URL", "https://", "names no host"),
-        ("REDIS_URL", "http://localhost", "must start with redis://, rediss://, unix://"),
+        ("REDIS_URL", "http://localhost", "must start with redis:// or rediss:// or unix://"),
         ("REDIS_URL", "localhost:6379", "must start with"),
         ("REDIS_URL", "redis://:hunter/2@host", "host or port cannot be read"),
         ("REDIS_URL", "redis://:hunter2@host:99999", "host or port cannot be read"),
@@ -164,7 +165,7 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("FORWARDED_ALLOW_IPS", "banana", "addresses or networks"),
         ("FORWARDED_ALLOW_IPS", "10.0.0.1/8", "addresses or networks"),
         ("FORWARDED_ALLOW_IPS", "127.0.0.1,", "addresses or networks"),
-        ("OUTKEEP_STORAGE", "outputs", "must start with file://, s3://, gs://, az://"),
+        ("OUTKEEP_STORAGE", "outputs", "must start with file:// or s3:// or gs:// or az://"),
         ("OUTKEEP_STORAGE", "file://outputs/here", "three slashes"),
         ("OUTKEEP_STORAGE", "file://./outputs", "three slashes"),
         ("OUTKEEP_STORAGE", "file:///", "three slashes"),
@@ -174,19 +175,30 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("OUTKEEP_STORAGE", "file:///a#b", "must not hold ? or #"),
         ("OUTKEEP_SECRET_KEY", "hunter2", "32 or more"),
         ("OUTKEEP_SECRET_KEY", " ", "it is empty"),
-        ("OUTKEEP_NOTIFY_PRIVATE", "maybe", "valid boolean"),
-        ("OUTKEEP_RETENTION", "0", "greater than 0"),
+        *(
+            (name, value, "a blank, a line end or a sign that no token has")
+            for name in ("REPLICATE_API_TOKEN", "OUTKEEP_ADMIN_TOKEN", "OUTKEEP_COG_TOKEN")
+            for value in (" ", "hunter2 ", "hunter2\nhunter2", "hünter2", "hunter2\x7f")
+        ),
+        ("OUTKEEP_OUTPUT_HOSTS", "*.*", "'*.*' is not a host name"),
+        ("OUTKEEP_NOTIFY_PRIVATE", "maybe", "write true or false"),
+        ("OUTKEEP_RETENTION", "0", "more than 0"),
         ("OUTKEEP_RETENTION", "soon", "whole number of s, m, h, d or w"),
         ("OUTKEEP_RETENTION", "9" * 5000, "whole number"),
         ("OUTKEEP_RETENTION", "99999999w", "a hundred years"),
-        ("OUTKEEP_MAX_BODY", "0", "greater than 0"),
-        ("OUTKEEP_MAX_BODY", "lots", "could not parse"),
+        ("OUTKEEP_MAX_BODY", "0", "more than 0"),
+        ("OUTKEEP_MAX_BODY", "lots", "write a number of B, KiB, MiB, GiB or TiB"),
+        ("OUTKEEP_MAX_BODY", "-1", "write a number of"),
+        ("OUTKEEP_MAX_FILE", "999999999999TiB", "no disk holds that much"),
+        ("OUTKEEP_DISK_FLOOR", "5%", "write a number of"),
+        ("OUTKEEP_DISK_FLOOR", "1GiB of it", "write a number of"),
         ("OUTKEEP_RECONCILE", "some", "'all', 'known' or 'off'"),
-        ("OUTKEEP_SLOTS", "0", "greater than or equal to 1"),
-        ("OUTKEEP_RECORD_TTL", "1h", "greater than or equal to 7200"),
+        ("OUTKEEP_SLOTS", "0", "1 or more"),
+        ("OUTKEEP_SLOTS", "1001", "1000 or less"),
+        ("OUTKEEP_RECORD_TTL", "1h", "2h or more"),
         ("OUTKEEP_SPOOL", "maybe", "'on' or 'off'"),
         ("PORT", "65536", "65535"),
-        ("PORT", "http", "valid integer"),
+        ("PORT", "http", "write a whole number"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("LOG_FORMAT", "xml", "'json' or 'text'"),
     ],
@@ -200,6 +212,28 @@ def test_a_mistake_is_one_line_with_the_reason_and_without_the_value(
     assert reason in problem
     assert "hunter" not in problem
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1048576", 1 << 20),
+        ("1.5GiB", 3 << 29),
+        ("2 tib", 2 << 40),
+        ("0.5kb", 500),
+        ("32.0MiB", 32 << 20),
+        ("7B", 7),
+    ],
+)
+def test_a_size_is_a_number_and_its_unit(text: str, size: int) -> None:
+    assert load({"OUTKEEP_MAX_FILE": text}).max_file == size
+
+
+@pytest.mark.parametrize("text", ["7d", "2h", "150m", "7201s", "8w"])
+def test_a_duration_is_shown_as_it_can_be_given(text: str) -> None:
+    seconds = load({"OUTKEEP_RECORD_TTL": text}).record_ttl
+    assert duration(in_words(seconds)) == seconds
+    assert in_words(seconds) == {"8w": "56d"}.get(text, text)
 
 
 def test_an_unknown_name_is_a_mistake_and_the_right_one_is_proposed() -> None:

@@ -201,7 +201,7 @@ KIND_MISTAKES = [
     ),
     *(
         (('job = "a.b"', f"memory = {memory}"), "'memory' must be a size of 128MiB or more, such as '1GiB'")
-        for memory in ('""', "0", '"64MiB"', '"much"', "true", '"1TB"', "-1")
+        for memory in ('""', "0", '"64MiB"', '"much"', "true", '"1EB"', '"999999999999TiB"', "-1")
     ),
     *(
         ((f"predict = {model}",), f"'predict' {_MODEL}")
