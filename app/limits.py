@@ -29,6 +29,8 @@ class Limits:
     head_bytes: int = 64 << 10
     headers: int = 128
     connections: int = 2000
+    pipelined: int = 16
+    """Requests of one connection that wait for the answer to an earlier one."""
     small_body: int = 64 << 10
     """Up to here a body takes nothing from `bodies`: no flood of large ones can shut real deliveries out."""
     spilled_body: int = 1 << 20

@@ -10,7 +10,8 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.core.names import COG_PATH
 from app.limits import Limits
@@ -39,6 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._loose_bytes = 0
         self._parsed_bytes = 0
         self._deaf = False
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, or say at once that there are too many connections."""
@@ -48,9 +50,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(503, "too_many_connections", "too many connections; try again", "retry-after: 2\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget the deadline, and let no request answer that came before the last one."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -82,7 +87,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """A head begins, perhaps behind a request that is not answered yet."""
         super().on_message_begin()
         self._parsed_bytes = 0
-        if self._phase is not Phase.CLOSING:
+        if not self._is_over:
             self._enter(Phase.HEAD, self._limits.head_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -92,12 +97,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parsed_bytes += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
-        """Start the request unless its head is too large."""
-        if self._phase is Phase.CLOSING:
+        """Start the request unless its head is too large, or too many wait already."""
+        if self._is_over:
             return
         self._loose_bytes = 0
         size = self._parsed_bytes + len(self.url)
-        if size > self._limits.head_bytes or len(self.headers) > self._limits.headers:
+        too_large = size > self._limits.head_bytes or len(self.headers) > self._limits.headers
+        if too_large or len(self.pipeline) >= self._limits.pipelined:
             self._refuse_head()
             return
         super().on_headers_complete()
@@ -107,12 +113,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Pass on a piece of a body."""
         self._loose_bytes = 0
-        if self._phase is not Phase.CLOSING:
+        if not self._is_over:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole; from here the time is ours."""
-        if self._phase is Phase.CLOSING:
+        if self._is_over:
             return
         super().on_message_complete()
         self._enter(Phase.ANSWER, None)
@@ -150,6 +156,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: anyone can ask, and the request is answered as if it had not."""
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether no further request is taken."""
+        return self._deaf or self._phase is Phase.CLOSING
 
     def _rest(self) -> None:
         """Wait for the next request once this one is both whole and answered."""

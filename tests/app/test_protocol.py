@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from redis import Redis
 
 from app.floods import LIMIT
 from app.limits import Limits
+from app.main import LIMITS
 from tests.app.web import BOUND, WEBHOOK, Web, in_process, in_thread, prediction, signed, wait_until
 
 QUICK = Limits(
@@ -34,7 +36,8 @@ MANY = 500
 def _no_traceback(redis: Redis, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Every test begins on an empty database, and nothing is logged as an error or with a traceback."""
     yield
-    assert [one for one in caplog.records if one.levelno >= logging.ERROR or one.exc_info] == []
+    said = caplog.get_records("call")
+    assert [one for one in said if one.levelno >= logging.ERROR or one.exc_info] == []
 
 
 @pytest.fixture(scope="module")
@@ -416,6 +419,25 @@ def test_requests_sent_together_are_answered_in_their_order(patient: Web) -> Non
         )
         answer = rest(connection)
     assert [status(b"HTTP/1.1 " + one) for one in answer.split(b"HTTP/1.1 ")[1:]] == [200, 404, 202]
+
+
+def test_more_requests_at_once_than_the_limit_are_left_unanswered(patient: Web) -> None:
+    with connect(patient) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 2000)
+        answer = rest(connection)
+
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1 ") == 1 + LIMITS.pipelined
+
+
+def test_who_leaves_before_all_answers_leaves_no_trace(patient: Web) -> None:
+    for _ in range(20):
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", patient.port))
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * LIMITS.pipelined)
+            assert connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: answers(patient))
 
 
 def test_garbage_behind_a_delivery_does_not_touch_its_answer(patient: Web) -> None:
