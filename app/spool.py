@@ -5,6 +5,7 @@ as received. Its time of change is the time of receipt. `*.part` are being writt
 """
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -31,6 +32,9 @@ ABANDONED = 600.0
 """Seconds after which a draft that is still there belongs to a process that died."""
 
 RETRY_AFTER = 10
+
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
+"""What disks say that know no second names of a file."""
 
 _DELIVERY = ".delivery"
 _DRAFT = ".part"
@@ -169,9 +173,7 @@ class Spool:
                 seconds = received_at.timestamp()
                 os.utime(file.fileno(), (seconds, seconds))
                 os.fsync(file.fileno())
-            with suppress(FileExistsError):
-                # Unlike a rename, a link leaves the first receipt in its place.
-                (self.folder / name).hardlink_to(draft)
+            _place(Path(draft), self.folder / name)
         finally:
             with suppress(FileNotFoundError):
                 Path(draft).unlink()
@@ -190,6 +192,19 @@ class Spool:
                         stat = entry.stat()
                         changed = datetime.fromtimestamp(stat.st_mtime, UTC)
                         yield Waiting(Path(entry.path), stat.st_size, changed)
+
+
+def _place(draft: Path, target: Path) -> None:
+    """Give a draft its name, unless that is taken: the first receipt stays in its place."""
+    try:
+        target.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if not target.exists():
+            draft.rename(target)
 
 
 def _encode(spooled: Spooled) -> bytes:

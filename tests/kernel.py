@@ -22,6 +22,8 @@ _NUMBERS = {
         "mkdir": 83,
         "unlinkat": 263,
         "unlink": 87,
+        "linkat": 265,
+        "link": 86,
     },
     "aarch64": {
         "write": 64,
@@ -31,6 +33,7 @@ _NUMBERS = {
         "openat": 56,
         "mkdirat": 34,
         "unlinkat": 35,
+        "linkat": 37,
     },
 }  # fmt: skip
 _LOAD, _IS, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -88,6 +91,18 @@ def forbid_removals() -> None:
         # There is no unlink on some machines.
         _Step(_IS, _NUMBERS[os.uname().machine].get("unlink", _number("unlinkat")), otherwise=1),
         _Step(_RETURN, _ERROR | errno.EROFS),
+        _Step(_RETURN, _ALLOW),
+    )
+
+
+def forbid_links() -> None:
+    """Let no file get a second name: some disks know of none."""
+    _install(
+        _Step(_LOAD, _NUMBER),
+        _Step(_IS, _number("linkat"), then=1),
+        # There is no link on some machines.
+        _Step(_IS, _NUMBERS[os.uname().machine].get("link", _number("linkat")), otherwise=1),
+        _Step(_RETURN, _ERROR | errno.EPERM),
         _Step(_RETURN, _ALLOW),
     )
 

@@ -119,7 +119,7 @@ from app.core.errors import OutkeepError
 from app.core.manifest import Receipt
 from app.core.names import Kind
 from app.spool import Spool, Spooled
-from tests.kernel import LARGE, fill_the_disk, forbid_fsync, forbid_new_files
+from tests.kernel import LARGE, fill_the_disk, forbid_fsync, forbid_links, forbid_new_files
 
 def keep(body=b"{}"):
     spool = Spool(Path(sys.argv[1]), disk_floor=0)
@@ -185,6 +185,16 @@ def test_a_disk_that_is_full_in_the_middle_leaves_nothing_behind(tmp_path: Path)
 def test_a_disk_without_inodes_or_without_writing_refuses(tmp_path: Path, error: str) -> None:
     assert run_child(f"forbid_new_files(errno.{error})\nkeep()", tmp_path) == ["spool_unusable"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_knows_no_second_names_keeps_deliveries_too(tmp_path: Path) -> None:
+    assert run_child("forbid_links()\nkeep()", tmp_path) == ["kept"]
+    (first,) = tmp_path.iterdir()
+    content = first.read_bytes()
+
+    assert run_child("forbid_links()\nkeep()", tmp_path) == ["kept"]
+    assert list(tmp_path.iterdir()) == [first]
+    assert first.read_bytes() == content
 
 
 def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
