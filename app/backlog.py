@@ -14,10 +14,21 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from app import queues
-from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, split_handle_job_id, split_notify_job_id
+from app.core.handlers import Handler, job_queues
+from app.core.names import (
+    HANDLE_QUEUE,
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    Kind,
+    split_handle_job_id,
+    split_notify_job_id,
+)
 
 Place = tuple[str, Kind, str]
 """What a notification is about: handler, kind and id."""
+
+LOOKED_AT = 1000
+"""Jobs by which it is told what a queue is for."""
 
 ENDED = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED})
 
@@ -47,6 +58,33 @@ def telling_queues(connection: Redis) -> list[str]:
     """The queues whose jobs tell handlers: `notify`, and those that hold jobs of the user's."""
     names = {queue.name for queue in Queue.all(connection, serializer=JSONSerializer)}
     return [NOTIFY_QUEUE, *sorted(names - {NOTIFY_QUEUE, PERSIST_QUEUE})]
+
+
+def queues_of_users(handlers: Sequence[Handler], connection: Redis) -> tuple[str, ...]:
+    """The queues that hold jobs of the user's: those that handlers name, and those that one did before.
+
+    The latter as long as something waits or runs there, as far as that shows among their first jobs.
+    """
+    named = job_queues(handlers)
+    others = [name for name in telling_queues(connection) if name not in {NOTIFY_QUEUE, HANDLE_QUEUE, *named}]
+    left = [name for name in others if any(map(split_handle_job_id, _first_unended(name, connection)))]
+    return tuple(sorted({*named, *left}))
+
+
+def _first_unended(name: str, connection: Redis) -> Iterator[str]:
+    """The ids of the first jobs of a queue that have not ended; it may be somebody else's, and long."""
+    jobs = queues.queue(name, connection)
+    with connection.pipeline(transaction=False) as pipeline:
+        pipeline.lrange(jobs.key, 0, LOOKED_AT)
+        for registry in (
+            jobs.scheduled_job_registry,
+            jobs.started_job_registry,
+            jobs.deferred_job_registry,
+        ):
+            pipeline.zrange(registry.key, 0, LOOKED_AT)
+        for entries in pipeline.execute():
+            for entry in entries:
+                yield entry.decode(errors="replace").partition(":")[0]  # <job>:<execution>
 
 
 def by_place(job_ids: Iterable[str]) -> Iterator[tuple[Place, str]]:

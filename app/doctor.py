@@ -8,9 +8,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+from redis import Redis
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from app import deployment, reconcile_memory
+from app.backlog import queues_of_users
 from app.core import findings as rules
 from app.core import job_findings
 from app.core.addresses import is_private, is_public
@@ -94,7 +96,7 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
         return [Finding(Level.FAIL, "redis", problem) for problem in error.problems]
     try:
         with closing(connect(url, timeout=TIMEOUT)) as redis:
-            names, users = [handler.name for handler in handlers], job_queues(handlers)
+            names, users = [handler.name for handler in handlers], _users(redis, handlers)
             findings = [*check_redis(redis, keys, names, users), *unmended(redis, settings, users)]
             if settings.api_token is not None:
                 findings.append(rules.reconciled(settings.reconciles, reconcile_memory.age(redis)))
@@ -108,6 +110,14 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
             f"no answer ({type(error).__name__}): nothing is stored until it is back; is REDIS_URL right?"
         )
     return [Finding(Level.FAIL, "redis", detail)]
+
+
+def _users(redis: Redis, handlers: Sequence[Handler]) -> Sequence[str]:
+    """The queues that hold jobs of the user's."""
+    try:
+        return queues_of_users(handlers, redis)
+    except ResponseError:  # the check of Redis says what it refuses
+        return job_queues(handlers)
 
 
 def _keys(settings: Settings) -> tuple[bytes, ...]:

@@ -13,8 +13,8 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from app import lifeline, telemetry
+from app.backlog import queues_of_users
 from app.core.errors import ConfigurationError, Permanent
-from app.core.handlers import job_queues
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
 from app.memory import give_back_large_blocks
@@ -69,6 +69,7 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
         return
     opened = ASYNCHRONOUS[queue]
     slots = deployment.settings.slots
+    users = queues_of_users(deployment.handlers, redis)
     log.info("worker started", extra={"queue": queue, "slots": slots})
     worker = AsyncWorker(
         queue,
@@ -76,9 +77,9 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
         jobs=lambda: opened(deployment, redis),
         slots=slots,
         # Each offers to start the delayed retries of all queues; one of them does.
-        scheduled_queues=sorted({*OURS, *job_queues(deployment.handlers)}),
+        scheduled_queues=sorted({*OURS, *users}),
     )
-    with sweeper_of(queue, deployment), reconciling(queue, deployment):
+    with sweeper_of(queue, deployment, users), reconciling(queue, deployment):
         worker.work()
 
 

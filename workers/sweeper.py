@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Self
@@ -13,7 +13,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.core.errors import OutkeepError
-from app.core.handlers import job_queues
 from app.core.names import COUNTERS, PERSIST_QUEUE, SWEEP_TURN, SWEPT, Kind
 from app.core.repairs import Repair
 from app.core.vocabulary import REPAIRS
@@ -44,8 +43,11 @@ Part = Callable[[], Counter[Repair]]
 log = logging.getLogger("outkeep.sweep")
 
 
-def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
-    """What the worker process of a queue sweeps; files are looked after by those that download them."""
+def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Sweeper":
+    """What the worker process of a queue sweeps; files are looked after by those that download them.
+
+    `users` are the queues that hold jobs of the user's.
+    """
     settings = deployment.settings
     redis = connect(deployment.redis_url, timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
@@ -66,9 +68,8 @@ def sweeper_of(queue: str, deployment: Deployment) -> "Sweeper":
         )
         local = Leftovers(settings.temporary, strays).run
         tidy = _tidying(settings, redis, storage)
-    users = job_queues(deployment.handlers)
     sweep = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users)
-    ends = Ends(redis, storage, users)
+    ends = Ends(redis, storage)
     claims = StrayClaims(storage, records, held_for=settings.record_ttl)
 
     def shared() -> Counter[Repair]:

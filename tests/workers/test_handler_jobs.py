@@ -154,12 +154,12 @@ class Workshop:
         return job
 
     @contextmanager
-    def working(self) -> Iterator["subprocess.Popen[bytes]"]:
-        """The worker of the queue `handle`, as `outkeep work handle --path` starts it."""
+    def working(self, queue: str = HANDLE_QUEUE) -> Iterator["subprocess.Popen[bytes]"]:
+        """The worker of a queue, as `outkeep work` starts it, with `--path` for `handle`."""
         (self.folder / "outkeep.toml").write_text(self.handlers)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("OUTKEEP_")}
         log = self._log
-        command = [sys.executable, "-P", "-m", "workers", HANDLE_QUEUE, "--path", str(self.folder)]
+        command = [sys.executable, "-P", "-m", "workers", queue, "--path", str(self.folder)]
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=inherited | self.environment, stdout=output, stderr=output
@@ -193,7 +193,7 @@ class Workshop:
             assert (line["kind"], line["id"], line["job"]) == ("prediction", ID, job)
         return [(line["level"], line["handler"], line["message"], line["reason"]) for line in found]
 
-    def outkeep(self, *arguments: str) -> str:
+    def outkeep(self, *arguments: str, check: bool = True) -> str:
         """What a command prints."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("OUTKEEP_")}
         done = subprocess.run(
@@ -203,7 +203,7 @@ class Workshop:
             capture_output=True,
             text=True,
             timeout=PATIENCE,
-            check=True,
+            check=check,
         )
         return done.stdout
 
@@ -212,7 +212,7 @@ class Workshop:
         return json.loads(path.read_text()) if path.exists() else None
 
     def sweep(self) -> None:
-        Ends(self.redis, self.storage, handlers.job_queues(self.known)).run()
+        Ends(self.redis, self.storage).run()
 
     def failures(self) -> list[Failure]:
         return list(failures(self.redis, Records(self.redis, ttl=60)))
@@ -363,6 +363,32 @@ def test_a_job_that_fails_is_tried_again_before_it_is_given_up(workshop: Worksho
     workshop.sweep()
     assert workshop.told("bad") is None
     assert workshop.failures() == []
+
+
+def test_what_waits_on_a_queue_that_no_handler_names_any_more_is_run_told_and_shown(
+    workshop: Workshop,
+) -> None:
+    workshop.add("thumbnail", "raises", 'queue = "thumbs"')
+    workshop.hand_on("thumbnail")
+    workshop.work_as_the_user_does("thumbs")
+    job = workshop.job("thumbnail", "thumbs")
+    assert status(job) is JobStatus.SCHEDULED
+    workshop.handlers = ""
+    workshop.add("thumbnail", "keep", 'queue = "pictures"')
+
+    with workshop.working(NOTIFY_QUEUE):
+        wait_until(has(job, JobStatus.QUEUED), seconds=PATIENCE)
+        shown = workshop.outkeep("doctor", check=False)
+    (workshop.folder / "tasks.py").write_text(MENDED)
+    workshop.work_as_the_user_does("thumbs")
+    workshop.sweep()
+
+    assert "queue thumbs: 1 waiting" in shown
+    assert "workers of thumbs: none runs; start `rq worker -S json thumbs`" in shown
+    told = workshop.told("thumbnail")
+    assert told is not None
+    assert told["outcome"] == "delivered"
+    assert "thumbs" not in workshop.outkeep("doctor", check=False)
 
 
 def test_the_users_own_worker_runs_what_is_on_its_queue_and_the_sweep_tells_how_it_ended(
