@@ -179,11 +179,17 @@ def test_an_answer_has_its_limit_and_so_has_what_is_left_of_a_page() -> None:
     assert asyncio.run(ask()) == ["api_too_large"] * 2
 
 
-def test_a_next_page_on_another_host_is_not_asked_for() -> None:
-    body = json.dumps({"next": "http://127.0.0.2:1/v1/predictions?cursor=x", "results": []}).encode()
+@pytest.mark.parametrize(
+    "following", ["http://127.0.0.2:1/v1/predictions?cursor=x", "{}@x.test/v1", "{}0/v1"]
+)
+def test_a_next_page_on_another_host_is_not_asked_for(following: str) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = writer.get_extra_info("sockname")[1]
+        after = following.format(f"http://127.0.0.1:{port}")
+        writer.write(ok(json.dumps({"next": after, "results": []}).encode()))
 
     async def ask() -> None:
-        async with raw_host(ok(body)) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
+        async with raw_host(answer) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
             with pytest.raises(Permanent, match="does not lie at"):
                 await api.page(PREDICTION)
 

@@ -305,6 +305,32 @@ def test_when_the_outcome_was_not_written_the_follow_up_is_remembered(studio: St
     assert told["child"] == studio.only["id"]
 
 
+def test_when_redis_was_emptied_a_replay_makes_no_second_follow_up(studio: Studio) -> None:
+    studio.tell()
+    studio.work()
+    child = studio.only["id"]
+    studio.redis.flushdb()
+    queues.enqueue_replay(studio.redis, *PLACE)
+    studio.work()
+    told = studio.told()
+    assert told is not None
+    assert told["child"] == child == studio.only["id"]
+
+
+def test_a_follow_up_is_found_although_the_clock_of_replicate_is_behind_ours(studio: Studio) -> None:
+    studio.api.mishaps = [lost]
+    studio.tell()
+    studio.work()
+    child, intent = studio.only["id"], follow_up_key(*PLACE)
+    written = json.loads(studio.redis.get(intent) or b"")
+    ahead = datetime.fromisoformat(written["at"]) + timedelta(minutes=4)
+    studio.redis.set(intent, json.dumps(written | {"at": format_time(ahead)}))
+    studio.again()
+    told = studio.told()
+    assert told is not None
+    assert told["child"] == child == studio.only["id"]
+
+
 @pytest.mark.parametrize("mishap", [lost, failing])
 @pytest.mark.parametrize("without", [frozenset(), frozenset({"webhook", "model", "logs"})])
 def test_a_follow_up_whose_creation_was_not_confirmed_is_found(
