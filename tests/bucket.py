@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.app.web import free_port, wait_until
+from app.demo.stage import free_port
+from tests.app.web import wait_until
 
 NAME = "keep"
 PREFIX = "below/here"

@@ -1,12 +1,13 @@
 """Sets the demonstration up: `outkeep up` as a process of its own, on free ports and a folder of its own."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from redis import Redis
@@ -22,6 +23,9 @@ PATIENCE = 60.0
 """Seconds after which a step counts as failed."""
 
 POLL = 0.1
+PORTS = range(20_000, 32_000)
+"""Below those that systems give away themselves."""
+
 HANDLER = "demo"
 LOG = "outkeep.log"
 
@@ -96,7 +100,12 @@ def failure(what: str, data: Path) -> Permanent:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    """A port of this machine that nothing listens on.
+
+    Nor will it until we do: it is none of those that are given to whoever asks for any, as each connection
+    does.
+    """
+    while True:
+        port = secrets.choice(PORTS)
+        with suppress(OSError), closing(socket.create_server(("127.0.0.1", port))):
+            return port

@@ -16,9 +16,9 @@ import pytest
 
 from app.core.errors import Permanent, Transient
 from app.core.names import Kind
+from app.demo.stage import free_port
 from app.storage import Storage
 from tests.app.test_storage_everywhere import manifest
-from tests.app.web import free_port
 from tests.bucket import KEY, S3, SECRET, Asked, FaultyProxy, Refusal, faulty_proxy
 
 NAME = "predictions/abc/output-0.png"

@@ -7,11 +7,12 @@ import pytest
 
 from app.core.errors import ConfigurationError
 from app.core.findings import Level
+from app.demo.stage import free_port
 from app.deployment import prepare
 from app.doctor import diagnose
 from app.redaction import Redactor, secrets_of
 from app.settings import load
-from tests.app.web import SECRET, environment, free_port, in_thread, wait_until
+from tests.app.web import SECRET, environment, in_thread, wait_until
 from tests.bucket import KEY, S3, FaultyProxy, faulty_proxy
 from tests.bucket import SECRET as S3_SECRET
 

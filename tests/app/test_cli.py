@@ -18,19 +18,11 @@ from app.core.context import Lineage, followed
 from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import Kind
 from app.core.prediction import parse
+from app.demo.stage import free_port
 from app.records import Records
 from app.storage import Storage
 from tests.app.own_valkey import own_valkey
-from tests.app.web import (
-    SECRET,
-    SECRET_KEY,
-    Web,
-    clean_environment,
-    environment,
-    free_port,
-    in_thread,
-    prediction,
-)
+from tests.app.web import SECRET, SECRET_KEY, Web, clean_environment, environment, in_thread, prediction
 
 NOW = datetime(2026, 3, 16, tzinfo=UTC)
 COMMANDS = sorted(cli.commands)

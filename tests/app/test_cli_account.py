@@ -15,11 +15,12 @@ from app.core.context import context_keys, unseal
 from app.core.keys import parse_signing_keys
 from app.core.prediction import from_object
 from app.core.reconciling import Found
+from app.demo.stage import free_port
 from app.reconcile_one import Report
 from app.simulator import Simulator
 from tests.app.reconciliation import PREDICTION, TRAINING, Desk
 from tests.app.test_cli import complaints, outkeep
-from tests.app.web import SECRET_KEY, environment, free_port
+from tests.app.web import SECRET_KEY, environment
 from tests.raw_host import ok, raw_host
 
 KEYS = {"OUTKEEP_SECRET_KEY": SECRET_KEY, "OUTKEEP_PUBLIC_URL": "https://outkeep.example.com"}

@@ -29,11 +29,12 @@ from app.core.names import (
     handle_job_id,
     notify_job_id,
 )
+from app.demo.stage import free_port
 from app.handler_states import HandlerStates
 from app.spool import Spool, Spooled
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.app.redis_proxy import rewriting
-from tests.app.web import SECRET, clean_environment, environment, free_port, wait_until
+from tests.app.web import SECRET, clean_environment, environment, wait_until
 
 ROOT = Path(__file__).parents[2]
 FLOOR = {"OUTKEEP_DISK_FLOOR": "0"}

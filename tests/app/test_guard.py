@@ -1,13 +1,12 @@
 import asyncio
 import gzip
-from contextlib import closing
-from socket import socket
 
 import aiohttp
 import pytest
 
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.hosts import Origin
+from app.demo.stage import free_port
 from app.guard import guarded_session, network_errors
 from tests.raw_host import Names, RawHost, Script, ok, raw_host, then_reset, then_silence
 
@@ -170,13 +169,6 @@ def test_a_name_that_cannot_be_looked_up_is_told_as_one(host: str) -> None:
             assert error.code == "dns_failed"
 
     asyncio.run(scenario())
-
-
-def free_port() -> int:
-    with closing(socket()) as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port
 
 
 def test_each_failure_of_the_network_has_its_code() -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from app.core.links import file_path
 from app.core.names import Kind
+from app.demo.stage import free_port
 from app.guesses import LIMIT, MOST_ADDRESSES, WINDOW, Guesses
 from app.storage import Storage
-from tests.app.web import WEBHOOK, Answer, Web, free_port, in_thread, prediction
+from tests.app.web import WEBHOOK, Answer, Web, in_thread, prediction
 
 TOKEN = "the-token-of-the-admin"
 PATH = file_path(Kind.PREDICTION, "abc", "output-0.png")

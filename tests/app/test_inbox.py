@@ -19,11 +19,12 @@ from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.prediction import parse
+from app.demo.stage import free_port
 from app.inbox import MAX_BATCH, Inbox, connect
 from app.records import Arrival, Records
 from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import BOUND, WEBHOOK, Answer, Web, free_port, prediction, signed, wait_until
+from tests.app.web import BOUND, WEBHOOK, Answer, Web, prediction, signed, wait_until
 
 # Without a spool, so that what Redis did not confirm is seen; with one, see test_spool.py.
 in_thread = partial(webs.in_thread, OUTKEEP_SPOOL="off")

@@ -11,19 +11,10 @@ from redis import Redis
 
 from app.core.keys import parse_signing_keys
 from app.core.signature import signed_headers
+from app.demo.stage import free_port
 from app.limits import Limits
 from app.simulator import Simulator
-from tests.app.web import (
-    SECRET,
-    WEBHOOK,
-    Answer,
-    Web,
-    free_port,
-    in_process,
-    in_thread,
-    prediction,
-    wait_until,
-)
+from tests.app.web import SECRET, WEBHOOK, Answer, Web, in_process, in_thread, prediction, wait_until
 
 SECRET_PATH = "/v1/webhooks/default/secret"
 OTHER = "whsec_b3RoZXIgc2VjcmV0IG9mIDI0IGJ5dGVz"

@@ -14,10 +14,10 @@ from app import queues
 from app.core import vocabulary as words
 from app.core.manifest import Receipt
 from app.core.names import COUNTERS, RECORDS, Kind
+from app.demo.stage import free_port
 from app.metrics import Metrics
 from app.spool import Spool, Spooled
 from app.tally import Tally
-from tests.app.web import free_port
 
 NO_SPOOL = Spool(Path("/nonexistent"), disk_floor=0)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)

@@ -23,12 +23,13 @@ from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.policy import HOUR, PERSIST_MARGIN
+from app.demo.stage import free_port
 from app.drain import MAX_BATCH
 from app.records import Records
 from app.spool import Spool, Spooled
 from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import BOUND, WEBHOOK, Web, free_port, prediction, signed, wait_until
+from tests.app.web import BOUND, WEBHOOK, Web, prediction, signed, wait_until
 
 in_thread = partial(webs.in_thread, OUTKEEP_DISK_FLOOR="0")
 in_process = partial(webs.in_process, OUTKEEP_DISK_FLOOR="0")

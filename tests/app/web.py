@@ -16,6 +16,7 @@ from typing import Any
 
 from app.core.keys import parse_signing_keys
 from app.core.signature import signed_headers
+from app.demo.stage import free_port
 from app.deployment import connect, prepare
 from app.limits import Limits
 from app.main import LIMITS, server
@@ -165,13 +166,6 @@ def wait_until(holds: Callable[[], bool], *, timeout: float = 30) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _lives(web: Web) -> bool:

@@ -15,10 +15,11 @@ from redis import Redis
 from app.core.lifecycle import State
 from app.core.manifest import Receipt
 from app.core.names import COUNTERS, FIRST_START, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
+from app.demo.stage import free_port
 from app.simulator import Simulator
 from app.spool import Spool, Spooled
 from tests.app.reconciliation import PREDICTION, Desk, create
-from tests.app.web import free_port, in_thread, wait_until
+from tests.app.web import in_thread, wait_until
 from workers.reconciler import reconciling
 
 

@@ -9,6 +9,7 @@ from threading import Thread
 import httpx
 import pytest
 
+from app.demo.stage import free_port
 from app.simulator import Simulator
 
 FOREGROUND = """
@@ -47,9 +48,7 @@ def test_it_stops_at_once_while_predictions_run_and_webhooks_wait() -> None:
 
 
 def test_token_secret_port_and_public_url_can_be_given() -> None:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
+    port = free_port()
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     with Simulator(port=port, token="t", secret=secret, public_url="http://localhost:1") as own:
         answer = httpx.get(
