@@ -19,14 +19,13 @@ from app.core.names import Kind
 from app.core.signature import verify
 from tests.e2e.file_host import FileHost
 from tests.e2e.recorder import Received, Recorder
-from tests.e2e.running import Up
+from tests.e2e.running import Up, unfinished
 from tests.e2e.traffic import TEXT, Traffic
-
-LOOKS = 5
-"""How often in a row nothing may be left to do before all is done."""
 
 SETTLING = 180.0
 """Seconds that all work gets to end; what is not done then is reported as it stands."""
+
+QUEUES = ("persist", "notify")
 
 FAULTS = ("lost", "differing", "untold", "ambiguous", "strange", "unfinished")
 
@@ -67,7 +66,7 @@ def balance(traffic: Traffic, up: Up, host: FileHost, recorder: Recorder) -> Bal
     traffic.wait_until_settled()
     acknowledged = traffic.acknowledged()
     assert not up.has_ended(), f"up has ended\n{up.text()[-3000:]}"
-    _wait(lambda: acknowledged <= recorder.ids() and not _work_left(up) and not _temporary(up))
+    _wait(lambda: acknowledged <= recorder.ids() and not _works(up) and not _temporary(up))
     manifests = _manifests(up)
     stored = {identity for _, identity in manifests}
     known = {place: manifests[place] for place in manifests if place in traffic.sources}
@@ -104,11 +103,8 @@ def require_nothing_lost(traffic: Traffic, up: Up, host: FileHost, recorder: Rec
 
 
 def _wait(holds: Callable[[], bool]) -> None:
-    """Until it holds, look after look: RQ takes a job from one list before it puts it into the next one."""
     deadline = time.monotonic() + SETTLING
-    looks = 0
-    while looks < LOOKS and time.monotonic() < deadline:
-        looks = looks + 1 if holds() else 0
+    while not holds() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
@@ -182,12 +178,18 @@ def _files_below(up: Up, folder: str) -> set[str]:
     return {str((Path(where) / name).relative_to(up.data)) for where, _, names in walk for name in names}
 
 
+def _works(up: Up) -> bool:
+    """Whether any job waits or runs, or is listed by RQ although it does not."""
+    with up.redis() as redis:
+        return bool(unfinished(redis, *QUEUES) or _work_left(up))
+
+
 def _work_left(up: Up) -> list[str]:
     """Where jobs stand that are not done."""
     with up.redis() as redis:
         return [
             f"{name} {place}: {count}"
-            for name in ("persist", "notify")
+            for name in QUEUES
             for place, count in _places(name, redis).items()
             if count
         ]

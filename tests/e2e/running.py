@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import httpx
 import psutil
 from redis import Redis
 
+from app.backlog import ENDED
 from app.core.keys import generate_secret
 from app.demo.stage import free_port
 from app.embedded import running_url
@@ -172,6 +174,26 @@ def running_up(
         require_no_secret(up)
     finally:
         up.clear()
+
+
+def unfinished(redis: Redis, *queues: str) -> list[str]:
+    """The jobs of these queues that wait or run, as they say themselves: RQ moves them from list to list in
+    two steps, and in between one stands in none."""
+    while True:
+        keys = cast(list[bytes], redis.keys("rq:job:*"))
+        with redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.hmget(key, "origin", "status")
+            found = pipeline.execute()
+        wanted = {name.encode() for name in queues}
+        left = [
+            key.decode()
+            for key, (origin, status) in zip(keys, found, strict=True)
+            if origin in wanted and status is not None and status.decode() not in ENDED
+        ]
+        # What ended while we looked may have made another one before.
+        if left or set(cast(list[bytes], redis.keys("rq:job:*"))) <= set(keys):
+            return left
 
 
 def require_no_secret(up: Up) -> None:

@@ -14,11 +14,10 @@ import httpx
 import pytest
 from replicate.client import Client
 
-from app.backlog import backlog
 from app.core.names import AWAITED_HERE, NOTIFY_QUEUE
 from app.simulator import Simulator
 from tests.api_host import ApiHost, Hanging, api_host
-from tests.e2e.running import PATIENCE, Up, until
+from tests.e2e.running import PATIENCE, Up, unfinished, until
 from tests.e2e.test_demo import OUTKEEP
 
 pytestmark = pytest.mark.slow
@@ -145,8 +144,8 @@ def show(up: Up, prediction_id: str) -> str:
 
 def is_idle(up: Up) -> bool:
     """Whether no notify job waits or runs: those of killed workers have run again."""
-    found = backlog(NOTIFY_QUEUE, up.redis())
-    return not (found.queued or found.running or found.scheduled)
+    with up.redis() as redis:
+        return not unfinished(redis, NOTIFY_QUEUE)
 
 
 def kill_and_await_another(up: Up, victim: str) -> None:

@@ -12,13 +12,12 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from app.backlog import backlog
 from app.core.manifest import format_time
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.simulator import Simulator
 from tests.app.web import prediction, signed
 from tests.e2e.recorder import DEFAULT_SECRET, Received, Recorder, recorder
-from tests.e2e.running import Up, running_up, until
+from tests.e2e.running import Up, running_up, unfinished, until
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
 ENDED = {"dispatched", "failed"}
@@ -84,10 +83,16 @@ def told(up: Up, prediction_id: str, handler: str = "recorder", kind: str = "pre
 
 
 def works(up: Up) -> bool:
-    """Whether any job runs."""
+    """Whether any job waits or runs."""
     with up.redis() as redis:
-        jobs = [backlog(name, redis) for name in (PERSIST_QUEUE, NOTIFY_QUEUE)]
-    return any(one.queued or one.running for one in jobs)
+        return bool(unfinished(redis, PERSIST_QUEUE, NOTIFY_QUEUE))
+
+
+def empty_redis(up: Up) -> None:
+    """Let Redis forget all, once nobody is about to write down how a job has ended."""
+    until(lambda: not works(up), "all jobs have ended")
+    with up.redis() as redis:
+        redis.flushall()
 
 
 def picture(up: Up, ids: Mapping[str, str]) -> list[str]:
@@ -124,8 +129,7 @@ def test_lists_and_outcomes_are_the_same_after_redis_was_emptied_and_rebuilt(
     assert {json.loads(line)["state"] for line in before[0].splitlines()} <= ENDED
     assert [json.loads(line)["error"] for line in before[2].splitlines()] == ["status_410"]
 
-    with up.redis() as redis:
-        redis.flushall()
+    empty_redis(up)
     assert outkeep(up, "ls", "--json") == ""
     summary = json.loads(outkeep(up, "rebuild", "--json"))
 
@@ -143,8 +147,7 @@ def test_what_is_owed_and_what_was_given_up_is_told_after_a_rebuild(
     assert told(up, "owed", "gone")["outcome"] == "off"
     assert told(up, "owed")["outcome"] == "delivered"
     (up.outputs / "predictions/owed/told-recorder.json").unlink()
-    with up.redis() as redis:
-        redis.flushall()
+    empty_redis(up)
     outkeep(up, "rebuild")
     downstream.wait_for(lambda them: len(recorded(them, "owed")) == 2, "the handler is told what it was owed")
     assert len({request.header("webhook-id") for request in recorded(downstream, "owed")}) == 1
@@ -177,8 +180,7 @@ def test_a_replay_tells_days_later_with_redis_empty_and_links_that_are_good(
     assert told(up, one)["outcome"] == "delivered"
     [first] = recorded(downstream, one)
     age(up.outputs / "predictions" / one / "prediction.json", timedelta(days=days))
-    with up.redis() as redis:
-        redis.flushall()
+    empty_redis(up)
 
     wanted = [one] if how == "id" else ["--since", f"{days}d", "--handler", "recorder"]
     if how == "since":

@@ -20,7 +20,7 @@ from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, notify_job_id, per
 from app.core.prediction import TERMINAL
 from app.simulator import Simulator
 from tests.e2e.recorder import Recorder, recorder
-from tests.e2e.running import Up, running_up, until
+from tests.e2e.running import Up, running_up, unfinished, until
 
 pytestmark = pytest.mark.slow
 
@@ -141,8 +141,7 @@ def has_ended(up: Up, queue: str, job_id: str) -> bool:
 
 def is_idle(up: Up) -> bool:
     with up.redis() as redis:
-        both = [queues.queue(name, redis) for name in (PERSIST_QUEUE, NOTIFY_QUEUE)]
-        return not any(queue.count or queue.started_job_registry.count for queue in both)
+        return not unfinished(redis, PERSIST_QUEUE, NOTIFY_QUEUE)
 
 
 def test_every_sample_that_ended_is_kept_byte_for_byte_and_told(
