@@ -70,7 +70,7 @@ async def again(client: redis.asyncio.Redis, job: Job) -> Retry | str:
 
 
 async def block(client: redis.asyncio.Redis, job: Job) -> None:
-    time.sleep(2.5)  # noqa: ASYNC251  # the fault that the watchdog is for
+    time.sleep(5)  # noqa: ASYNC251  # the fault that the watchdog is for
 
 
 async def leave(client: redis.asyncio.Redis, job: Job) -> None:
