@@ -320,7 +320,7 @@ def test_a_spool_that_is_off_or_not_empty_is_warned_of(tmp_path: Path) -> None:
     spool._keep("abc", Spooled(Kind.PREDICTION, b"{}", receipt))
     spool.close()
     assert re.match(
-        r"warn spool: 1 deliveries wait for Redis, or, if large, for the storage; the oldest for 12[0-9] s",
+        r"warn spool: 1 deliveries wait for Redis, or, if large, for the storage; the oldest for 1[2-9]\d s",
         doctor(tmp_path, **settings).line("spool"),
     )
 
@@ -336,7 +336,7 @@ def test_queues_that_wait_and_dead_letters_are_named(valkey: OwnValkey, tmp_path
     dead.set_status(JobStatus.FAILED)
     valkey.redis.zadd(queues.queue(PERSIST_QUEUE, valkey.redis).failed_job_registry.key, {dead.id: 2e9})
     report = doctor(tmp_path, **environment(valkey.url, tmp_path))
-    assert re.match(r"fail queue notify: 2 waiting, the oldest for 70\d s", report.line("queue notify"))
+    assert re.match(r"fail queue notify: 2 waiting, the oldest for 7\d\d s", report.line("queue notify"))
     assert report.line("queue persist") == "ok   queue persist: 0 waiting"
     assert report.line("dead letters of persist").startswith("warn dead letters of persist: 1; look at")
     assert report.line("dead letters of notify") == "ok   dead letters of notify: none"
@@ -346,7 +346,7 @@ def test_a_sweep_that_stands_still_is_warned_of(valkey: OwnValkey, tmp_path: Pat
     valkey.start()
     valkey.redis.set(SWEPT, str(time.time() - 1000))
     report = doctor(tmp_path, **environment(valkey.url, tmp_path))
-    assert re.match(r"warn sweep: the last one was 100\d s ago; look at", report.line("sweep"))
+    assert re.match(r"warn sweep: the last one was 10\d\d s ago; look at", report.line("sweep"))
 
 
 HANDLERS = """
@@ -445,7 +445,8 @@ def test_an_idle_stock_worker_counts_and_an_end_that_nobody_told_is_named(
         valkey.redis.hset(key, field, ago.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
     report = doctor(tmp_path, **environment(valkey.url, tmp_path))
     assert re.match(
-        r"ok   workers of thumbs: 1 registered, last heard of 13\d s ago", report.line("workers of thumbs")
+        r"ok   workers of thumbs: 1 registered, last heard of 1[3-9]\d s ago",
+        report.line("workers of thumbs"),
     )
     assert report.line("ends of jobs").startswith(
         f"warn ends of jobs: 1 jobs of handlers have ended, and no outcome says so ({job.id})"
