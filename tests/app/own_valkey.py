@@ -31,7 +31,7 @@ class OwnValkey:
 
     def __init__(self, folder: Path) -> None:
         self.url = f"unix://{folder}/s"
-        self.redis = Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        self.redis = Redis.from_url(self.url, socket_timeout=30, retry=Retry(NoBackoff(), 0))
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 

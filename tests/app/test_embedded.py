@@ -77,7 +77,7 @@ def until_cut(write: Callable[[], None]) -> None:
 def gone(pid: int) -> None:
     """Wait until `pid` has ended."""
     if psutil.pid_exists(pid):
-        psutil.Process(pid).wait(20)
+        psutil.Process(pid).wait(60)
 
 
 def test_settings_are_durable_and_nothing_listens_on_tcp(tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_every_acknowledged_write_survives_a_kill_and_the_url_stays(tmp_path: Pa
 
         writer = threading.Thread(target=until_cut, args=(write,))
         writer.start()
-        assert killed.wait(20)
+        assert killed.wait(60)
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
         writer.join()
         # Its connections are cut a moment before the process counts as ended.
-        assert wait_until(lambda: server.poll() is not None, timeout=20)
+        assert wait_until(lambda: server.poll() is not None, timeout=60)
         server.start()
         assert server.url == url
         with client(server) as redis:
@@ -402,7 +402,7 @@ def test_a_swept_socket_makes_the_server_end_for_a_restart(tmp_path: Path) -> No
         shutil.rmtree(Path(trace.socket).parent)
         assert server.poll() is None
         assert server.pid is not None
-        psutil.Process(server.pid).wait(20)
+        psutil.Process(server.pid).wait(60)
         assert server.poll() == 0
         server.start()
         with client(server) as redis:

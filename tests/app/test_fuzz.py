@@ -18,7 +18,7 @@ def test_no_input_makes_the_receiver_fail(valkey_url: str, redis: Redis, tmp_pat
             statuses = Counter(pool.map(partial(attack, web), range(1500)))
         assert web.outcome(prediction("afterwards")) == "accepted"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
     assert set(statuses) - {0} <= GOOD - {503}, statuses
     assert statuses[202] > 100

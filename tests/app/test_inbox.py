@@ -308,7 +308,7 @@ def kill_in_the_middle(web: Web, kill: Callable[[], None], *, count: int = 400) 
 
     with ThreadPoolExecutor(16) as pool:
         sent = [pool.submit(send, number) for number in range(count)]
-        assert enough.wait(30)
+        assert enough.wait(60)
         kill()
         for one in sent:
             one.result()
@@ -322,7 +322,7 @@ def test_a_receiver_stopped_under_traffic_ends_with_0_and_has_lost_nothing(
     with in_process(valkey.url, tmp_path) as (web, process):
         acknowledged = kill_in_the_middle(web, lambda: process.send_signal(signal.SIGTERM))
 
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
         assert all(is_whole(valkey.redis, identity) for identity in acknowledged)
         assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
 
@@ -340,7 +340,7 @@ def test_deliveries_in_flight_at_sigterm_are_made_durable_and_answered(
         answers = [connection.recv(4096) for connection in connections]
 
         assert all(answer.startswith(b"HTTP/1.1 202") for answer in answers)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
     assert all(is_whole(valkey.redis, f"p{number}") for number in range(100))
 
 
@@ -349,7 +349,7 @@ def in_flight(web: Web, body: bytes) -> Iterator[socket.socket]:
     """A delivery whose body the receiver waits for: it has said so by `100 Continue`."""
     headers = {**signed(body), "Content-Length": str(len(body)), "Expect": "100-continue"}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    with socket.create_connection(("127.0.0.1", web.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", web.port), timeout=60) as connection:
         connection.sendall(f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
         yield connection

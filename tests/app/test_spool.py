@@ -298,7 +298,7 @@ def test_a_killed_receiver_feeds_back_after_its_restart(valkey: OwnValkey, tmp_p
         wait_until(lambda: drained(tmp_path))
         assert count(valkey.redis, "waits") == 1
         process.terminate()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
         assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
 
 
@@ -528,12 +528,12 @@ def test_a_redis_killed_under_traffic_loses_nothing_that_was_acknowledged(
 
     def send(web: Web, name: str) -> None:
         if name == "p100":
-            half.wait(30)
+            half.wait(60)
         assert web.outcome(prediction(name)) in {"accepted", "spooled"}
 
     with in_thread(valkey.url, tmp_path) as web, ThreadPoolExecutor(17) as pool:
         sent = [pool.submit(send, web, name) for name in names]
-        half.wait(30)
+        half.wait(60)
         valkey.kill()
         for one in sent:
             one.result()

@@ -111,14 +111,14 @@ class Supervised:
                 if told[:2] == (name, event):
                     self.seen.remove(told)
                     return told[2]
-            self.seen.append(self.told.get(timeout=30))
+            self.seen.append(self.told.get(timeout=60))
 
     def order(self, *events: tuple[str, str]) -> list[tuple[str, str]]:
         """Wait for all of these; the order in which they came."""
         self.seen.clear()
         came: list[tuple[str, str]] = []
         while len(came) < len(events):
-            name, event, _ = self.told.get(timeout=30)
+            name, event, _ = self.told.get(timeout=60)
             came.extend(each for each in events if each == (name, event))
         return came
 
@@ -138,16 +138,19 @@ class Supervised:
 
     def code(self) -> int:
         assert self.process is not None
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @pytest.fixture
 def supervised(tmp_path: Path) -> Iterator[Supervised]:
     started = Supervised(tmp_path)
     yield started
-    if started.process is not None and started.process.poll() is None:
+    if started.process is not None:
         started.process.terminate()
-        started.process.wait(60)
+        with suppress(subprocess.TimeoutExpired):
+            started.process.wait(60)
+        started.process.kill()
+        started.process.wait()
     for pid in started.pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -157,7 +160,7 @@ def ended(*pids: int) -> bool:
     """Whether all of these end within moments."""
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
-            psutil.Process(pid).wait(20)
+            psutil.Process(pid).wait(60)
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 

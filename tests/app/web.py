@@ -56,7 +56,7 @@ class Web:
         body: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         *,
-        timeout: float = 10,
+        timeout: float = 30,
     ) -> Answer:
         """One request; its socket times out after `timeout` seconds of silence."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -74,7 +74,7 @@ class Web:
         path: str = WEBHOOK,
         headers: Mapping[str, str] | None = None,
         *,
-        timeout: float = 10,
+        timeout: float = 30,
     ) -> Answer:
         """A signed delivery; `headers` replace or add to those of the signature."""
         return self.ask("POST", path, body, {**signed(body), **(headers or {})}, timeout=timeout)
@@ -160,7 +160,7 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
     return kept | dict(settings)
 
 
-def wait_until(holds: Callable[[], bool], *, timeout: float = 30) -> None:
+def wait_until(holds: Callable[[], bool], *, timeout: float = 60) -> None:
     """Look again and again until `holds`; fails the test after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not holds():

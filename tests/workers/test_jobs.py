@@ -27,7 +27,7 @@ from app.simulator import Simulator
 from tests.app.own_valkey import own_valkey
 from tests.e2e.recorder import Recorder, recorder
 from tests.workers.desk import ID, PNG, Desk, Quick
-from tests.workers.worker_process import ROOT, failure, wait_until
+from tests.workers.worker_process import PATIENCE, ROOT, failure, wait_until
 from workers.services import persist_jobs
 
 JOB = persist_job_id(Kind.PREDICTION, ID)
@@ -198,7 +198,7 @@ class Process:
 
     def end(self) -> int:
         """Wait for an end that comes by itself."""
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_worker_processes_keep_a_prediction_and_tell_its_handler_and_rq_info_is_
             capture_output=True,
             text=True,
             check=True,
-            timeout=30,
+            timeout=PATIENCE,
         ).stdout
         assert "queue persist 0" in info
         assert "queue notify 0" in info
@@ -268,7 +268,7 @@ def test_a_worker_process_starts_its_delayed_retries_itself(
         wait_until(lambda: present(desk).get_status() == JobStatus.SCHEDULED)
         (obstacle / "x").rmdir()
         obstacle.rmdir()
-        wait_until(lambda: present(desk).get_status() == JobStatus.FINISHED, seconds=40)
+        wait_until(lambda: present(desk).get_status() == JobStatus.FINISHED)
     assert desk.file("output-0.png") == PNG
 
 

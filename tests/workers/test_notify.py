@@ -151,7 +151,7 @@ def raw(*answers: bytes | Script, tls: ssl.SSLContext | None = None) -> Iterator
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield found[0]
     finally:

@@ -204,6 +204,8 @@ def test_a_worker_removes_what_is_too_old_by_itself_and_says_so(past: Deployment
         wait_until(lambda: b"retention_removed" in log.read_bytes(), seconds=60)
         assert ids(past) == {"young"}
         assert '"prediction": 1' in log.read_text()
-    finally:
         process.terminate()
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()

@@ -20,10 +20,13 @@ from tests.workers.sample_worker import QUEUE
 
 ROOT = Path(__file__).parents[2]
 
+PATIENCE = 60.0
+"""Seconds, for processes that start one after another on a busy machine."""
+
 FAST = {"beat": 1, "silence": 3, "maintenance": 1, "stuck": 1, "worker_ttl": 4}
 
 
-def wait_until(condition: Callable[[], Any], *, seconds: float = 20) -> float:
+def wait_until(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> float:
     """Poll until `condition` holds; return the seconds that took. A Redis that is away means `not yet`."""
     began = time.monotonic()
     while True:
@@ -56,7 +59,7 @@ class WorkerProcess:
         self.process.kill()
         self.process.wait()
 
-    def wait(self, *, seconds: float = 20) -> int:
+    def wait(self, *, seconds: float = PATIENCE) -> int:
         return self.process.wait(timeout=seconds)
 
 

@@ -30,5 +30,5 @@ def client(simulator: Simulator) -> Iterator[Client]:
 @pytest.fixture(scope="package")
 def http(simulator: Simulator) -> Iterator[httpx.Client]:
     """A plain client without a token."""
-    with httpx.Client(base_url=simulator.url, timeout=10) as plain:
+    with httpx.Client(base_url=simulator.url, timeout=60) as plain:
         yield plain

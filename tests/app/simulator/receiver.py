@@ -30,7 +30,7 @@ class Receiver:
             self._changed.notify_all()
             return self._answers.pop(0) if self._answers else 200
 
-    def wait(self, count: int, timeout: float = 10.0) -> list[Received]:
+    def wait(self, count: int, timeout: float = 60.0) -> list[Received]:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.received) >= count, timeout)
             return list(self.received)

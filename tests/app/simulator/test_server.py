@@ -24,9 +24,9 @@ def test_in_the_foreground_it_serves_until_a_signal(number: signal.Signals, code
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        assert httpx.get(f"{url}/v1/account", timeout=10).status_code == 401
+        assert httpx.get(f"{url}/v1/account", timeout=60).status_code == 401
         process.send_signal(number)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (code, "")
 
 
@@ -43,7 +43,7 @@ def test_it_stops_at_once_while_predictions_run_and_webhooks_wait() -> None:
         silent.accept()[0].close()
         leaving = Thread(target=own.__exit__, args=(None, None, None))
         leaving.start()
-        leaving.join(20)  # the model would run for ten minutes
+        leaving.join(60)  # the model would run for ten minutes
         assert not leaving.is_alive()
 
 
