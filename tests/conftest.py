@@ -21,8 +21,11 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 def pytest_configure() -> None:
-    """Listen to Ctrl-C: a shell that runs us in the background has it ignored, and children inherit that."""
+    """Listen to Ctrl-C and to hang-ups: a shell that runs us in the background has the one ignored, `nohup`
+    the other, and children inherit that; what has a handler here is at its default in them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
