@@ -453,16 +453,14 @@ def test_a_read_only_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_pat
 
 def test_a_loading_redis_is_answered_from_the_spool(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
-    with valkey.redis.pipeline(transaction=False) as pipeline:
-        for number in range(20_000):
-            pipeline.set(f"key-{number}", "x")
-        pipeline.execute()
+    valkey.redis.eval("for n = 1, 60000 do redis.call('SET', 'key-' .. n, 'x') end", 0)
     valkey.kill()
     valkey.launch("--key-load-delay", "100")  # microseconds
     with in_thread(valkey.url, tmp_path) as web:
         wait_until(valkey.is_loading)
         spools(web)
         assert "warn redis: loading its data; deliveries wait" in web.ask("GET", "/readyz").body.decode()
+        valkey.redis.config_set("key-load-delay", 0)
         wait_until(lambda: drained(tmp_path))
         assert count(valkey.redis, "waits") == 1
 
