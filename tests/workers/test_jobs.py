@@ -254,8 +254,11 @@ def test_worker_processes_keep_a_prediction_and_tell_its_handler_and_rq_info_is_
     assert workers_of(desk.redis) == {}
     assert present(desk).get_status() == JobStatus.FINISHED
     assert desk.file("output-0.png") == PNG
-    for line in (persist.log + notify.log).splitlines():
-        assert json.loads(line)["level"] == "info"
+    lines = [json.loads(line) for line in (persist.log + notify.log).splitlines()]
+    # The watchdog notices it when the machine stands still, too.
+    assert {line["level"] for line in lines if line["event"] not in {"loop_blocked", "loop_freed"}} == {
+        "info"
+    }
 
 
 def test_a_worker_process_starts_its_delayed_retries_itself(
