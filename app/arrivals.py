@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -9,9 +10,10 @@ from redis import Redis
 
 from app import queues
 from app.core.manifest import Receipt
+from app.core.outline import outline
 from app.core.policy import PERSIST_MARGIN, keep_until
 from app.core.prediction import Prediction
-from app.records import Arrival
+from app.records import LARGE, Arrival
 
 
 def body_of(raw: Mapping[str, Any]) -> bytes:
@@ -38,3 +40,12 @@ def make_arrival(
         timeout = int(max(left, 0)) + PERSIST_MARGIN
         job = queues.persist_job(redis, prediction.kind, prediction.id, timeout=timeout)
     return Arrival(prediction, body, receipt, job, is_asked_for=is_asked_for)
+
+
+def outlined(arrival: Arrival) -> Arrival | None:
+    """What can be accepted already of a large terminal event that the storage does not take.
+
+    Its outputs are fetched then, while there is time. None when there are none to fetch.
+    """
+    short = outline(arrival.prediction.raw, limit=LARGE)
+    return None if short is None else replace(arrival, body=b"", outline=short)

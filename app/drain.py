@@ -9,9 +9,9 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.arrivals import make_arrival
+from app.arrivals import make_arrival, outlined
 from app.claim_check import ClaimCheck
-from app.core.errors import Transient, Unusable
+from app.core.errors import StorageFailure, Transient, Unusable
 from app.core.prediction import parse
 from app.records import LARGE, Arrival, Records
 from app.spool import Spool, Waiting
@@ -24,6 +24,9 @@ TIMEOUT = 5.0
 
 MAX_BATCH = 64
 MAX_BATCH_BYTES = 8 << 20
+OUTLINES_AT_ONCE = 8
+"""Each may be read from many megabytes, while small ones wait."""
+
 MAX_FAILURES = 4
 """Failures in a row after which Redis is taken for unwell; fewer may be the fault of single deliveries."""
 
@@ -49,6 +52,7 @@ class Drainer:
         self._clock = clock
         # Accepted, but the disk lets go of nothing: they would stand before the others again and again.
         self._accepted: set[Path] = set()
+        self._outlined: set[Path] = set()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -107,12 +111,30 @@ class Drainer:
                 fed = self._feed([one])
             except Transient as error:
                 log.debug("a large delivery waits on in the spool", extra={"code": error.code})
+                if isinstance(error, StorageFailure):
+                    self._outline(waiting[number - 1 :])
                 return
             facts = {"count": fed, "left": len(waiting) - number}
             log.info("deliveries from the spool are accepted", extra=facts)
 
+    def _outline(self, waiting: Sequence[Waiting]) -> None:
+        """Let the outputs of what waits for the storage be fetched: their hour does not wait."""
+        self._outlined &= {one.path for one in waiting}
+        fresh = [one for one in waiting if one.path not in self._outlined]
+        for one in fresh[:OUTLINES_AT_ONCE]:
+            arrival = self._read(one)
+            short = None if arrival is None else outlined(arrival)
+            if short is not None:
+                try:
+                    self._records.accept([short], self._clock())
+                except Transient:
+                    return
+                log.info("outputs of a delivery that waits are fetched", extra={"id": short.prediction.id})
+            self._outlined.add(one.path)
+
     def _feed(self, batch: Sequence[Waiting]) -> int:
-        arrivals = [(one, arrival) for one in batch if (arrival := self._arrival(one)) is not None]
+        read = [(one, arrival) for one in batch if (arrival := self._read(one)) is not None]
+        arrivals = [(one, self._claims.check_in(arrival)) for one, arrival in read]
         self._records.accept([arrival for _, arrival in arrivals], self._clock())
         self._remove({one.path for one, _ in arrivals})
         return len(arrivals)
@@ -131,7 +153,7 @@ class Drainer:
             log.warning("deliveries from the spool are accepted and cannot be removed from it", extra=facts)
         self._accepted = (self._accepted - paths) | left
 
-    def _arrival(self, one: Waiting) -> Arrival | None:
+    def _read(self, one: Waiting) -> Arrival | None:
         spooled = self._spool.read(one.path)
         if spooled is None:
             return None
@@ -141,8 +163,7 @@ class Drainer:
             log.error("a delivery in the spool cannot be used; it is set aside", extra={"code": error.code})  # noqa: TRY400  # fmt: skip
             self._spool.set_aside(one.path)
             return None
-        arrival = make_arrival(self._redis, prediction, spooled.body, spooled.receipt, self._clock())
-        return self._claims.check_in(arrival)
+        return make_arrival(self._redis, prediction, spooled.body, spooled.receipt, self._clock())
 
 
 def _next_batch(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:

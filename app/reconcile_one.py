@@ -10,7 +10,7 @@ from datetime import datetime
 from redis import Redis
 
 from app.api_answers import Object
-from app.arrivals import body_of, make_arrival
+from app.arrivals import body_of, make_arrival, outlined
 from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
 from app.core.awaited import Awaited, Origin, asked_again_in
@@ -26,7 +26,7 @@ from app.created_here import CreatedHere
 from app.follow_ups import FollowUps
 from app.pace import Pace
 from app.reconcile_memory import Memory
-from app.records import Accepted, Record, Records
+from app.records import Accepted, Arrival, Record, Records
 from app.replicate import Api
 from app.tally import Tally
 
@@ -115,19 +115,31 @@ class Asker:
         if not is_ours and judgement.expected_for(prediction, now) > 0:
             return Found.EXPECTED, prediction
         record = self.records.get(kind, prediction.id)
+        if record is not None and record.receipt.quiet:
+            record = None  # an outline of our own: nobody waits for it
         is_known = is_ours or record is not None
         if not is_known and self._may_follow(prediction, now):
             return Found.EXPECTED, prediction
         if judgement.is_foreign(prediction, self.rules, has_record=is_known, whole=True):
             return Found.FOREIGN, prediction
         receipt = self._receipt(prediction, record, now, awaited.origin)
-        arrival = self.claims.check_in(make_arrival(self.redis, prediction, body, receipt, now))
+        arrival = self._check_in(make_arrival(self.redis, prediction, body, receipt, now), now)
         [outcome] = self.records.accept([arrival], now)
         if outcome is not Accepted.ACCEPTED:
             return Found.KNOWN, prediction
         facts = {"kind": str(kind), "id": prediction.id, "status": prediction.status, "quiet": receipt.quiet}
         log.info("taken in from the API, since no webhook told of it", extra=facts)
         return Found.LATE if judgement.is_late(prediction, now) else Found.NEW, prediction
+
+    def _check_in(self, arrival: Arrival, now: datetime) -> Arrival:
+        """As the claim check does it; where that fails, the outputs at least are fetched."""
+        try:
+            return self.claims.check_in(arrival)
+        except StorageFailure:
+            short = outlined(arrival)
+            if short is not None:
+                self.records.accept([short], now)
+            raise
 
     def _may_follow(self, prediction: Prediction, now: datetime) -> bool:
         """Whether it may be a follow-up whose job was killed: only that job can tell what it follows."""

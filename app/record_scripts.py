@@ -6,10 +6,10 @@ expire; one without does.
 
 ACCEPT = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed,
---       for 'finish' 4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs;
+--       where there is a job 4 job, 5 queue of the job, 6 RQ's set of queues, 7 its failed jobs;
 --       the last two: where it is awaited, and where it is not
--- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id, 7 channel,
---       8 state 'running', 9 state 'received', 10 its score where it is awaited ('': it is not),
+-- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id or '',
+--       7 channel, 8 state 'running', 9 state 'received', 10 its score where it is awaited ('': it is not),
 --       11 whether handlers are to be told ('': nobody), 12 state of what was passed by, 13 state to tell it,
 --       14 how many arguments are fields of the record, then those, then the fields of the job
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -30,7 +30,13 @@ if again then redis.call('HSET', KEYS[1], 'state', ARGV[13]) end
 local last = 14 + tonumber(ARGV[14])
 if outcome == 'accepted' or outcome == 'progress' then
   redis.call('HSET', KEYS[1], unpack(ARGV, 15, last))
-  if outcome == 'accepted' then redis.call('PERSIST', KEYS[1]) else redis.call('EXPIRE', KEYS[1], ARGV[4]) end
+  if outcome == 'accepted' then
+    redis.call('HDEL', KEYS[1], 'outline')
+    if ARGV[11] ~= '' then redis.call('HDEL', KEYS[1], 'quiet') end
+    redis.call('PERSIST', KEYS[1])
+  else
+    redis.call('EXPIRE', KEYS[1], ARGV[4])
+  end
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
 end
@@ -44,6 +50,7 @@ elseif ARGV[1] == 'finish' then
 end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
 local waits = outcome == 'accepted' or again or (ARGV[1] == 'finish' and state == ARGV[9])
+  or (ARGV[6] ~= '' and (outcome == 'progress' or outcome == 'duplicate' and not over))
 local live = {queued = true, started = true, scheduled = true, deferred = true}
 if waits and not live[redis.call('HGET', KEYS[4], 'status')] then
   redis.call('DEL', KEYS[4])
@@ -77,7 +84,7 @@ for _ = 1, tonumber(ARGV[6]) do
   local count = tonumber(take())
   if legal then
     redis.call('HSET', KEYS[1], 'state', to, unpack(ARGV, at, at + count - 1))
-    if to == 'stored' then redis.call('HDEL', KEYS[1], 'body', 'body_at', 'error') end
+    if to == 'stored' then redis.call('HDEL', KEYS[1], 'body', 'body_at', 'outline', 'error') end
     if redis.call('HEXISTS', KEYS[1], 'body') + redis.call('HEXISTS', KEYS[1], 'body_at') == 0 then
       redis.call('EXPIRE', KEYS[1], ARGV[1])
     end

@@ -3,8 +3,8 @@
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
 `received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `quiet` (set: no handler is
 told, unless its own event comes after all), until stored `body` (as received) or `body_at` (the object that
-holds it), `error` (a code), `files` and `lost` (counts), and `kept:<number>` for each file that has ended
-while others are still tried.
+holds it) or, while neither is here, `outline` (see `Arrival`), `error` (a code), `files` and `lost` (counts),
+and `kept:<number>` for each file that has ended while others are still tried.
 """
 
 import hashlib
@@ -43,6 +43,9 @@ from app.record_scripts import ACCEPT, KEEP, MOVE
 
 PAGE = 200
 
+OUTLINE_RANK = "9"
+"""Newer than any progress."""
+
 LARGE = 1 << 20
 """Bytes of the largest body that may stand in Redis; see `app.claim_check`."""
 
@@ -50,6 +53,7 @@ _REMOVED, _TO_BE_TOLD = -1, -2
 """What `MOVE` answers when it does nothing."""
 
 _Hash = Mapping[bytes, bytes]
+_BODIES = frozenset({b"body", b"outline"})
 
 
 class Accepted(StrEnum):
@@ -74,6 +78,18 @@ class Arrival:
     """The object in storage that holds the body, in the place of `body`."""
     is_asked_for: bool = False
     """Whether it was created here without a webhook: then nothing tells of its end but asking for it."""
+    outline: bytes | None = None
+    """In the place of `body`, what of it is needed to fetch the outputs; the end itself is yet to come."""
+
+    @property
+    def move(self) -> Move:
+        """What it does to its record."""
+        return Move.PROGRESS if self.job is None or self.outline is not None else Move.FINISH
+
+    @property
+    def rank(self) -> str:
+        """Its place among the progress of one prediction."""
+        return self.prediction.progress_rank if self.outline is None else OUTLINE_RANK
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,8 @@ class Record:
     body: bytes | None
     body_at: str | None
     """The object in storage that holds the body; None when the record does, or it is stored."""
+    outline: bytes | None
+    """See `Arrival.outline`; there is no body beside it."""
     receipt: Receipt
     files: int
     lost: int
@@ -131,8 +149,7 @@ class Records:
 
     def _add(self, pipeline: Pipeline, arrival: Arrival, now: datetime) -> None:
         prediction, job = arrival.prediction, arrival.job
-        move = Move.FINISH if job else Move.PROGRESS
-        fields = _fields(arrival, move, now)
+        fields = _fields(arrival, now)
         member = record_member(prediction.kind, prediction.id)
         place = (prediction.kind, prediction.id)
         keys = [record_key(*place), RECORDS, removed_key(*place)]
@@ -142,7 +159,7 @@ class Records:
             job_fields = queues.fields(job)
         keys += [AWAITED_HERE, AWAITED] if arrival.is_asked_for else [AWAITED, AWAITED_HERE]
         arguments = [
-            move, prediction.progress_rank, member, self._ttl, now.timestamp(), job.id if job else "",
+            arrival.move, arrival.rank, member, self._ttl, now.timestamp(), job.id if job else "",
             EVENTS, State.RUNNING, State.RECEIVED, _score(arrival, now), "" if arrival.receipt.quiet else "1",
             *map(str, origins(Move.TELL)), target(Move.TELL), len(fields), *fields, *job_fields,
         ]  # fmt: skip
@@ -246,18 +263,18 @@ def _require_small(arrival: Arrival) -> None:
 
 
 def _score(arrival: Arrival, now: datetime) -> float | str:
-    """When it was heard of, or will be asked for; nothing for what Replicate does not know."""
-    if arrival.receipt.source == "cog":
+    """When it was heard of, or will be asked for; nothing for what Replicate does not know, or has ended."""
+    if arrival.receipt.source == "cog" or arrival.outline is not None:
         return ""
     return now.timestamp() + (ask_delay(0.0) if arrival.is_asked_for else 0.0)
 
 
-def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:
+def _fields(arrival: Arrival, now: datetime) -> list[str | bytes]:
     prediction, receipt = arrival.prediction, arrival.receipt
     fields: dict[str, str | bytes | None] = {
-        "state": target(move),
+        "state": target(arrival.move),
         "status": prediction.status,
-        "rank": prediction.progress_rank,
+        "rank": arrival.rank,
         "model": prediction.model,
         "received_at": format_time(receipt.received_at),
         "updated_at": format_time(now),
@@ -268,14 +285,15 @@ def _fields(arrival: Arrival, move: Move, now: datetime) -> list[str | bytes]:
         "context": json.dumps(receipt.context) if receipt.context is not None else None,
         "parent": receipt.parent,
         "quiet": "1" if receipt.quiet else None,
-        "body": arrival.body if move is Move.FINISH and arrival.body_at is None else None,
+        "body": arrival.body if arrival.move is Move.FINISH and arrival.body_at is None else None,
         "body_at": arrival.body_at,
+        "outline": arrival.outline,
     }
     return [item for name, value in fields.items() if value is not None for item in (name, value)]
 
 
 def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:
-    texts = {name.decode(): value.decode() for name, value in raw.items() if name != b"body"}
+    texts = {name.decode(): value.decode() for name, value in raw.items() if name not in _BODIES}
     receipt = Receipt(
         received_at=datetime.fromisoformat(texts["received_at"]),
         webhook_id=texts.get("webhook_id"),
@@ -295,6 +313,7 @@ def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:
         updated_at=datetime.fromisoformat(texts["updated_at"]),
         body=raw.get(b"body"),
         body_at=texts.get("body_at"),
+        outline=raw.get(b"outline"),
         receipt=receipt,
         files=int(texts.get("files", 0)),
         lost=int(texts.get("lost", 0)),

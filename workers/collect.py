@@ -76,6 +76,8 @@ class Run:
         named = max_files + NAMED_SURPLUS
         places = list(islice(find_files(prediction.output), named + 1))
         files = [Wanted.of(record.kind, record.id, *numbered) for numbered in enumerate(places[:named])]
+        if record.outline is not None:  # what is inside the event, or too much, is for the whole of it
+            files = [one for one in files[:max_files] if not one.place.is_inline]
         ends = keep_until(prediction.completed_at, record.received_at).timestamp()
         return cls(record, prediction, files, tries, attempt, began, ends, more=len(places) > named)
 
@@ -184,7 +186,7 @@ class Collector:
                 kept = await self.keeper.keep(wanted, held, timeout=timeout)
             except OutkeepError as error:
                 return self._failed(run, wanted, error, began, jitter)
-            if len(run.files) > 1:
+            if len(run.files) > 1 or run.record.outline is not None:
                 # What Redis does not remember is fetched once more, and that is all.
                 with suppress(RedisError):
                     await asyncio.to_thread(self._remember, run, {wanted.number: kept})
@@ -193,15 +195,21 @@ class Collector:
     def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
         """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
         ended = [result for result in results if isinstance(result, KeptFile)]
-        dues = [result.due for result in results if isinstance(result, _Later)]
-        if not dues:
+        if len(ended) == len(results):
             return ended
+        return self.put_off(run, results)
+
+    def put_off(self, run: Run, results: Sequence[Result]) -> float:
+        """Remember what is lost; seconds to wait before the next run."""
         lost = {
             wanted.number: result
             for wanted, result in zip(run.files, results, strict=True)
             if isinstance(result, KeptFile) and result.error
         }
         self._remember(run, lost)
+        dues = [result.due for result in results if isinstance(result, _Later)]
+        if not dues:
+            return store_delay(attempt=run.attempt, jitter=self.jitter())
         return max(0.0, min(dues) - self._now())
 
     def _failed(self, run: Run, wanted: Wanted, error: OutkeepError, began: float, jitter: float) -> Result:

@@ -81,6 +81,8 @@ class Persist:
         loaded = await asyncio.to_thread(self._load, kind, prediction_id, record, tries, attempt)
         if isinstance(loaded, Run):
             outputs = self.collector.collect(loaded)
+            if loaded.record.outline is not None:
+                return await asyncio.to_thread(self._await_the_whole, loaded, await outputs)
             results, inputs = (
                 await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
             )
@@ -88,6 +90,16 @@ class Persist:
         quiet = record is not None and record.receipt.quiet
         await asyncio.to_thread(partial(self.dispatcher.dispatch, loaded, quiet=quiet))
         return None
+
+    def _await_the_whole(self, run: Run, results: Sequence[Result]) -> float:
+        """Seconds to wait before the next run, when no more than the outline of an event is here."""
+        kind, prediction_id = run.record.kind, run.record.id
+        wait = self.collector.put_off(run, results)
+        if self.records.is_removed(kind, prediction_id):
+            raise Removed(f"{kind} {prediction_id} was removed meanwhile")
+        record = self.records.get(kind, prediction_id)
+        has_come = record is None or record.outline is None
+        return 0.0 if has_come else wait
 
     def conclude(self, run: Run, results: Sequence[Result], inputs: Sequence[Tried]) -> float | None:
         """What follows when each file was tried; seconds to wait before the next run, or None.
@@ -193,12 +205,14 @@ class Persist:
         try:
             return self.storage.read_manifest(kind, prediction_id)
         except StorageFailure:
-            if record is None or record.body is None:
+            if record is None or (record.body is None and record.outline is None):
                 raise
             return None
 
     def _body(self, record: Record) -> bytes | None:
-        return record.body if record.body_at is None else claimed(self.storage, record.body_at)
+        if record.body_at is not None:
+            return claimed(self.storage, record.body_at)
+        return record.body or record.outline
 
     def _put_off(self, kind: Kind, prediction_id: str, error: Transient | RedisError, attempt: int) -> float:
         delay = store_delay(attempt=attempt, jitter=self.jitter())

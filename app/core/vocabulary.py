@@ -25,6 +25,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "a large delivery waits on in the spool": "delivery_waits_on",
     "progress is dropped while Redis is away": "progress_dropped",
     # spool
+    "outputs of a delivery that waits are fetched": "delivery_outlined",
     "deliveries from the spool are accepted": "spool_drained",
     "deliveries from the spool are accepted and cannot be removed from it": "spool_not_removed",
     "the spool waits for Redis": "spool_waiting",

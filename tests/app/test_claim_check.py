@@ -183,6 +183,40 @@ def test_while_the_storage_fails_large_ones_wait_in_the_spool_and_small_ones_pas
     ]
 
 
+URL = "https://replicate.delivery/x/out-0.png"
+
+
+def test_while_the_storage_fails_what_large_ones_produced_is_fetched_all_the_same(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    mend = break_storage(tmp_path)
+    records = Records(valkey.redis, ttl=60)
+    jobs = queue(PERSIST_QUEUE, valkey.redis)
+    with in_thread(valkey.url, tmp_path) as web:
+        assert web.outcome(large("text")) == "spooled"
+        for name in ("one", "two"):
+            assert web.outcome(large(name, output=URL)) == "spooled"
+        wait_until(lambda: len(jobs.job_ids) == 2)
+    with in_thread(valkey.url, tmp_path) as web:  # also after a start, and once only
+        assert web.outcome(large("three", output=URL)) == "spooled"
+        wait_until(lambda: len(jobs.job_ids) == 3)
+        outlines = {name: records.get(Kind.PREDICTION, name) for name in ("one", "two", "three", "text")}
+        mend()
+        wait_until(lambda: not spooled(tmp_path))
+
+    assert outlines.pop("text") is None
+    for name, record in outlines.items():
+        assert record is not None
+        assert (record.body, record.body_at) == (None, None)
+        outline = json.loads(record.outline or b"")
+        assert (outline["id"], outline["output"]) == (name, URL)
+        whole = records.get(Kind.PREDICTION, name)
+        assert whole is not None
+        assert whole.outline is None
+        assert whole.body_at in claims_in(web)
+    assert sorted(jobs.job_ids) == [f"persist-prediction-{name}" for name in ("one", "text", "three", "two")]
+
+
 def test_without_a_spool_a_large_delivery_is_refused_while_the_storage_fails(
     valkey: OwnValkey, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from app.api_answers import MAX_ANSWER
 from app.arrivals import make_arrival
 from app.core.context import Lineage, context_keys, followed, webhook_url
 from app.core.creations import SOUGHT_FOR, fingerprint
-from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.errors import OutkeepError, Permanent, StorageFailure, Transient
 from app.core.lifecycle import Move, State
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import (
@@ -625,6 +625,33 @@ def test_a_storage_that_fails_keeps_nobody_from_fetching(desk: Desk) -> None:
     assert desk.ask() == {"new": 1}
     assert desk.run()["new"] == 1
     assert sorted(desk.jobs()) == [persist_job_id(PREDICTION, name) for name in ("elsewhere", "here")]
+
+
+@pytest.mark.parametrize("source", ["api", "web"])
+def test_the_outputs_of_large_ones_are_fetched_while_the_storage_does_not_take_their_events(
+    desk: Desk, source: str
+) -> None:
+    desk.run()
+    url = "https://replicate.delivery/x/out-0.png"
+    desk.finish("a", output=url, logs="x" * (2 << 20), source=source)
+    folder = desk.storage.folder
+    assert folder is not None
+    (folder / "claims").write_text("no folder")
+    for _ in range(2):
+        with pytest.raises(StorageFailure):
+            desk.run()
+    record = desk.record("a")
+    assert record.state is State.RUNNING
+    assert json.loads(record.outline or b"")["output"] == url
+    assert desk.jobs() == [persist_job_id(PREDICTION, "a")]
+
+    (folder / "claims").unlink()
+    desk.run()
+    record = desk.record("a")
+    assert (record.state, record.outline) == (State.RECEIVED, None)
+    assert record.body_at is not None
+    assert desk.jobs() == [persist_job_id(PREDICTION, "a")]
+    assert record.receipt.quiet == (source == "web")  # as if it had been taken in at once
 
 
 def test_a_removed_prediction_does_not_come_back(desk: Desk) -> None:

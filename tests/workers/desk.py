@@ -13,6 +13,7 @@ from redis import Redis
 from rq.queue import Queue
 
 from app import queues
+from app.arrivals import outlined
 from app.claim_check import ClaimCheck
 from app.core.handlers import Handler
 from app.core.hosts import HostRules
@@ -94,6 +95,28 @@ class Desk:
         **keys: Any,
     ) -> dict[str, Any]:
         """Accept the event of a prediction that ended just now, as the receiver does; its object."""
+        arrival = self.arrival(output, kind=kind, context=context, **keys)
+        checked_in = ClaimCheck(self.storage, patience=30).check_in(arrival)
+        [outcome] = self.records.accept([checked_in], self.now)
+        assert outcome is Accepted.ACCEPTED
+        return arrival.prediction.raw
+
+    def outline(self, output: Any, **keys: Any) -> Accepted:
+        """Accept the outline of such an event, as the drainer does while the storage fails."""
+        short = outlined(self.arrival(output, **keys))
+        assert short is not None
+        [outcome] = self.records.accept([short], self.now)
+        return outcome
+
+    def arrival(
+        self,
+        output: Any,
+        *,
+        kind: Kind = Kind.PREDICTION,
+        context: Mapping[str, Any] = MappingProxyType({"user": 7}),
+        **keys: Any,
+    ) -> Arrival:
+        """The event of a prediction that ended just now."""
         prediction = {
             "id": ID,
             "status": "succeeded",
@@ -106,12 +129,7 @@ class Desk:
         body = json.dumps(prediction, ensure_ascii=False).encode()
         job = queues.persist_job(self.redis, kind, ID, timeout=4200)
         receipt = Receipt(self.now, "msg_received", query={"customId": "123"}, context=dict(context))
-        arrival = ClaimCheck(self.storage, patience=30).check_in(
-            Arrival(parse(body, kind), body, receipt, job)
-        )
-        [outcome] = self.records.accept([arrival], self.now)
-        assert outcome is Accepted.ACCEPTED
-        return prediction
+        return Arrival(parse(body, kind), body, receipt, job)
 
     @asynccontextmanager
     async def service(self) -> AsyncIterator[Persist]:
