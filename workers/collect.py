@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from app.core.vocabulary import RETRIES
 from app.records import Record, Records
 from app.tally import Tally
 from workers.keep import Keeper, Wanted
-from workers.spill import NOT_FETCHED
+from workers.spill import NOT_FETCHED, require_room
 
 PARALLEL_FILES = 8
 """Downloads of one prediction at a time; one with 249 files must not starve the others."""
@@ -135,7 +134,7 @@ class Collector:
     def require_room(self, run: Run) -> None:
         """Raise `StorageFailure` (`disk_floor`, `disk_error`) when nothing may be downloaded now."""
         if any(not wanted.place.is_inline for wanted in run.files):
-            self._check_disk()
+            require_room(self.folder, self.limits.disk_floor)
 
     async def collect(self, run: Run) -> list[Result]:
         """Try every file; how each one ended, in order of appearance, for `decide`."""
@@ -241,21 +240,6 @@ class Collector:
     def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
         ended = {str(number): asdict(file) for number, file in files.items()}
         self.records.keep(run.record.kind, run.record.id, ended)
-
-    def _check_disk(self) -> None:
-        try:
-            usage = shutil.disk_usage(self.folder)
-        except OSError as error:
-            raise StorageFailure("disk_error", f"{self.folder}: {error.strerror}") from None
-        floor = self.limits.disk_floor
-        if floor is None:
-            floor = max(1 << 30, usage.total // 20)
-        if usage.free < floor:
-            raise StorageFailure(
-                "disk_floor",
-                f"only {usage.free >> 20} MiB are free on the disk of {self.folder}; below {floor >> 20} MiB "
-                "nothing is fetched (OUTKEEP_DISK_FLOOR): make room",
-            )
 
     def _now(self) -> float:
         return self.clock().timestamp()

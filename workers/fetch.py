@@ -60,6 +60,7 @@ class Fetcher:
         folder: Path,
         *,
         max_bytes: int,
+        disk_floor: int | None,
         stall_seconds: float = 30,
         max_redirects: int = 5,
     ) -> None:
@@ -67,6 +68,7 @@ class Fetcher:
         self._rules = rules
         self._folder = folder
         self._max_bytes = max_bytes
+        self._disk_floor = disk_floor
         self._stall_seconds = stall_seconds
         self._max_redirects = max_redirects
 
@@ -125,7 +127,7 @@ class Fetcher:
         host = answer.host
         connection = response.connection.protocol if response.connection else None
         declared = declared_length(answer, max_bytes=self._max_bytes, now=time.time())
-        async with spilled(self._folder) as spill:
+        async with spilled(self._folder, floor=self._disk_floor, expected=declared or 0) as spill:
             await self._copy(response.content, spill, host)
             if connection is not None and _surplus(connection):
                 raise Transient("body_too_long", f"{host} sent more than the length it announced")

@@ -60,7 +60,9 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
             _fetching_inputs(deployment, folder) as inputs,
             _counting(redis) as tally,
         ):
-            fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file)
+            fetcher = Fetcher(
+                session, rules, folder, max_bytes=settings.max_file, disk_floor=settings.disk_floor
+            )
             service = _persist(deployment, redis, fetcher, inputs, tally)
             yield {PERSIST_JOB: partial(jobs.persist, service)}
 
@@ -137,7 +139,7 @@ async def _fetching_inputs(deployment: Deployment, folder: Path) -> AsyncIterato
     uploads = Uploads.at(settings.api_url, token.get_secret_value()) if token else None
     origins = rules.origins | ({uploads.origin} if uploads else set())
     async with guarded_session(origins=origins, proxy=_proxy(deployment)) as session:
-        fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file)
+        fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file, disk_floor=settings.disk_floor)
         yield InputFetcher(fetcher, settings.api_url, uploads)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.core.errors import StorageFailure
+from app.disk import floor_of
 
 HEAD_BYTES = 4096
-NOT_FETCHED = frozenset({"disk_full", "disk_error"})
+NOT_FETCHED = frozenset({"disk_full", "disk_error", "disk_floor"})
 """Codes of a disk that did not take a download: nothing is there then."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -22,11 +24,14 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Spill:
     """A file of ours: `path`, `size` (bytes), `sha256` (hex) and `head`, its first `HEAD_BYTES`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, floor: int | None, expected: int) -> None:
+        """Leave `floor` bytes free (as `floor_of` has it); `expected` bytes are said to come."""
         self.path = folder
         self.size = 0
         self.head = b""
         self._folder = folder
+        self._floor = floor
+        self._expected = expected
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
 
@@ -36,7 +41,7 @@ class Spill:
         return self._digest.hexdigest()
 
     async def open(self) -> None:
-        """Make the file; raise `StorageFailure` (`disk_full`, `disk_error`)."""
+        """Make the file; raise `StorageFailure` (`disk_full`, `disk_error`, `disk_floor`)."""
         await self._in_thread(self._open)
 
     async def write(self, block: bytes) -> None:
@@ -52,12 +57,14 @@ class Spill:
         await self._in_thread(self._remove)
 
     def _open(self) -> None:
+        require_room(self._folder, self._floor, self._expected)
         descriptor, name = tempfile.mkstemp(dir=self._folder, prefix="fetch-", suffix=".part")
         self.path = Path(name)
         self._file = os.fdopen(descriptor, "wb")
 
     def _write(self, block: bytes) -> None:
         assert self._file is not None
+        require_room(self._folder, self._floor, len(block))
         self._file.write(block)
         self._digest.update(block)
         self.size += len(block)
@@ -88,12 +95,13 @@ class Spill:
 
 
 @asynccontextmanager
-async def spilled(folder: Path) -> AsyncIterator[Spill]:
+async def spilled(folder: Path, *, floor: int | None, expected: int) -> AsyncIterator[Spill]:
     """Open a new file of mode 0600 in `folder`; it stays after success and is gone after anything else.
 
-    Raises `StorageFailure` (`disk_full`, `disk_error`), which names the folder.
+    Arguments as for `Spill`. Raises `StorageFailure` (`disk_full`, `disk_error`, `disk_floor`), which names
+    the folder.
     """
-    spill = Spill(folder)
+    spill = Spill(folder, floor=floor, expected=expected)
     try:
         await spill.open()
         yield spill
@@ -101,6 +109,23 @@ async def spilled(folder: Path) -> AsyncIterator[Spill]:
     except BaseException:
         await spill.remove()
         raise
+
+
+def require_room(folder: Path, floor: int | None, size: int = 0) -> None:
+    """Raise `StorageFailure` (`disk_floor`) unless `floor` bytes stay free when `size` more are written.
+
+    What waits in the spool, and Redis' log, must never meet a disk that downloads have filled.
+    """
+    try:
+        free, least = shutil.disk_usage(folder).free, floor_of(folder, floor)
+    except OSError as error:
+        raise disk_error(error, folder) from None
+    if free - size < least:
+        raise StorageFailure(
+            "disk_floor",
+            f"only {free >> 20} MiB are free on the disk of {folder}, and {least >> 20} MiB must stay so "
+            "(OUTKEEP_DISK_FLOOR): make room",
+        )
 
 
 def disk_error(error: OSError, folder: Path) -> StorageFailure:

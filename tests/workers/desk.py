@@ -136,7 +136,9 @@ class Desk:
         rules = HostRules.parse(self.hosts)
         origins = rules.origins | ({self.uploads.origin} if self.uploads else set())
         async with guarded_session(origins=origins) as session:
-            fetcher = Fetcher(session, rules, self.temporary, max_bytes=1_000_000, stall_seconds=5)
+            fetcher = Fetcher(
+                session, rules, self.temporary, max_bytes=1_000_000, disk_floor=0, stall_seconds=5
+            )
             keeper = Keeper(self.storage, fetcher, self.temporary)
             collector = Collector(
                 self.records, keeper, self.temporary, self.limits, lambda: self.now, lambda: 0.0

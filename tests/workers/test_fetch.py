@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.errors import OutkeepError, Permanent, StorageFailure, Transient
 from app.core.hosts import HostRules
 from app.guard import guarded_session
 from tests.raw_host import (
@@ -37,13 +38,19 @@ CHUNKED_START = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 @asynccontextmanager
 async def fetcher_of(
-    *hosts: RawHost, folder: Path, max_bytes: int = 1_000_000, stall_seconds: float = 5
+    *hosts: RawHost,
+    folder: Path,
+    max_bytes: int = 1_000_000,
+    stall_seconds: float = 5,
+    floor: int | None = 0,
 ) -> AsyncIterator[Fetcher]:
     rules = HostRules.parse(
         " ".join(["replicate.delivery", *(f"http://127.0.0.1:{host.port}" for host in hosts)])
     )
     async with guarded_session(origins=rules.origins) as session:
-        yield Fetcher(session, rules, folder, max_bytes=max_bytes, stall_seconds=stall_seconds)
+        yield Fetcher(
+            session, rules, folder, max_bytes=max_bytes, disk_floor=floor, stall_seconds=stall_seconds
+        )
 
 
 async def until_a_file_is_open(running: asyncio.Future[Fetched], folder: Path) -> None:
@@ -69,14 +76,19 @@ def fetched(
 
 
 def failure(
-    folder: Path, *answers: bytes | Script, max_bytes: int = 1_000_000, stall: float = 5, seconds: float = 10
+    folder: Path,
+    *answers: bytes | Script,
+    max_bytes: int = 1_000_000,
+    stall: float = 5,
+    seconds: float = 10,
+    floor: int | None = 0,
 ) -> OutkeepError:
     """Fetch, expect an error, and see that nothing stays behind."""
 
     async def scenario() -> OutkeepError:
         async with (
             raw_host(*answers) as host,
-            fetcher_of(host, folder=folder, max_bytes=max_bytes, stall_seconds=stall) as fetcher,
+            fetcher_of(host, folder=folder, max_bytes=max_bytes, stall_seconds=stall, floor=floor) as fetcher,
         ):
             with pytest.raises(OutkeepError) as caught:
                 await fetcher.fetch(url_of(host), timeout=seconds)
@@ -388,7 +400,7 @@ def over_tls(folder: Path, answer: bytes, *, trusting: bool) -> Fetched | Outkee
             rules = HostRules.parse(f"https://files.test:{host.port}")
             tls = client if trusting else None
             async with guarded_session(origins=rules.origins, tls=tls, names=Names(["127.0.0.1"])) as session:
-                fetcher = Fetcher(session, rules, spool, max_bytes=1_000_000)
+                fetcher = Fetcher(session, rules, spool, max_bytes=1_000_000, disk_floor=0)
                 try:
                     return await fetcher.fetch(f"https://files.test:{host.port}/a.png", timeout=10)
                 except OutkeepError as error:
@@ -424,7 +436,7 @@ def test_a_permitted_name_that_leads_to_a_private_address_is_refused(
         rules = HostRules.parse("replicate.delivery")
         async with guarded_session(origins=rules.origins, names=Names(addresses)) as session:
             with pytest.raises(Permanent) as caught:
-                await Fetcher(session, rules, tmp_path, max_bytes=1).fetch(
+                await Fetcher(session, rules, tmp_path, max_bytes=1, disk_floor=0).fetch(
                     "https://replicate.delivery/x", timeout=10
                 )
             assert caught.value.code == "address_refused"
@@ -444,6 +456,23 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         error = asyncio.run(scenario(folder))
         assert error.code == "disk_error"
         assert str(folder) in error.message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        then_for_ever(CHUNKED_START, b"10000\r\n" + b"a" * 65536 + b"\r\n"),
+        then_silence(SILENT_START.replace(b"1000000", b"%d" % 2**30)),
+    ],
+    ids=["endless", "declared"],
+)
+def test_a_download_stops_at_the_disk_floor_and_does_not_begin_if_it_leads_there(
+    tmp_path: Path, answer: Script
+) -> None:
+    floor = shutil.disk_usage(tmp_path).free - (64 << 20)
+    error = failure(tmp_path, answer, max_bytes=2**30, seconds=60, floor=floor)
+    assert (type(error), error.code) == (StorageFailure, "disk_floor")
+    assert "OUTKEEP_DISK_FLOOR" in error.message
 
 
 ON_A_BAD_DISK = """
