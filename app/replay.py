@@ -121,7 +121,8 @@ class Replay:
             elif record is not None and manifest is None and fault is None:
                 yield _refused(kind, prediction_id, None, f"nothing is stored of it, it is {record.state}")
             if manifest is not None:
-                yield from self._tell_all(manifest)
+                told = list(self._tell_all(manifest))
+                yield from told or [_refused(kind, prediction_id, self._only, self._unwanted())]
             if fault is not None:
                 yield _refused(kind, prediction_id, None, fault)
         if not known:
@@ -139,7 +140,7 @@ class Replay:
             yield _refused(None, job_id, None, "it failed and is no job of ours; `rq info` shows it")
 
     def since(self, moment: datetime) -> Iterator[Replayed]:
-        """Tell the handlers about everything that was stored since `moment`."""
+        """Tell the handlers about everything that was stored since `moment` and that they want."""
         for kind in Kind:
             for name, changed_at in self._storage.listed(kind.folder):
                 if not name.endswith(f"/{MANIFEST_NAME}") or changed_at < moment - CLOCKS_DIFFER:
@@ -165,8 +166,9 @@ class Replay:
         chosen = [name for name in wanted if self._only in {None, name}]
         for name in chosen:
             yield self._tell(name, *place)
-        if not chosen:
-            yield _refused(*place, self._only, "no handler of the handlers file wants it")
+
+    def _unwanted(self) -> str:
+        return f"{self._only} does not want it" if self._only else "no handler of the handlers file wants it"
 
     def _tell(self, handler: str, kind: Kind, prediction_id: str) -> Replayed:
         place = (handler, kind, prediction_id)
