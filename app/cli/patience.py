@@ -3,7 +3,8 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TypeVar
 
 from app.core.errors import Transient
@@ -34,10 +35,17 @@ def patiently(
 
 
 @contextmanager
-def interrupts_held() -> Iterator[list[int]]:
-    """Note Ctrl-C and go on: what is half done here could cost money and be known to nobody."""
+def interrupts_held(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Note Ctrl-C, say so, and go on: what is half done here could cost money and be known to nobody."""
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            with suppress(RuntimeError):  # it came in the middle of another line
+                say("waiting until it is known whether the prediction was created")
+
+    before = signal.signal(signal.SIGINT, note)
     try:
         yield came
     finally:

@@ -82,7 +82,7 @@ class _Running:
         if wait > 0:
             reason = "Replicate takes no more creations in this minute"
             raise Transient("creations_limited", reason, retry_after=wait)
-        with interrupts_held() as interrupts:
+        with interrupts_held(self.display.warn) as interrupts:
             raw = asyncio.run(self._create(model, given))
             try:
                 # Should this process die now, Outkeep knows what to look for.

@@ -51,10 +51,12 @@ def test_what_may_have_been_done_is_not_done_again() -> None:
     assert len(calls) == 1
 
 
-def test_ctrl_c_waits_until_it_may_be_heard() -> None:
-    with interrupts_held() as came:
+def test_ctrl_c_waits_until_it_may_be_heard_and_is_answered_once() -> None:
+    said: list[str] = []
+    with interrupts_held(said.append) as came:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert came == [signal.SIGINT] * 2
+    assert said == ["waiting until it is known whether the prediction was created"]
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)

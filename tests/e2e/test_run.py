@@ -465,7 +465,9 @@ def test_an_interrupt_while_it_is_created_waits_until_it_is_known(up: Up, simula
             creation.release.set()
             _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    prediction_id = said.splitlines()[0].removeprefix("prediction ")
-    assert said.splitlines()[-1] == f"outkeep: {prediction_id} goes on; see `outkeep show {prediction_id}`"
+    answer, created, *_, end = said.splitlines()
+    assert answer == "waiting until it is known whether the prediction was created"
+    prediction_id = created.removeprefix("prediction ")
+    assert end == f"outkeep: {prediction_id} goes on; see `outkeep show {prediction_id}`"
     with up.redis() as redis:
         assert redis.hget(record_key(Kind.PREDICTION, prediction_id), "source") == b"run"
