@@ -43,6 +43,8 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
       outkeep ls --lost --json
       outkeep ls --failed
     """
+    if sum([lost, failed, quarantine]) > 1:
+        raise click.UsageError("give one of --lost, --failed and --quarantine")
     settings = load(os.environ)
     if quarantine:
         for name in sorted(Storage(settings.storage_url).names("quarantine"), reverse=True)[:limit]:
@@ -58,7 +60,7 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
             click.echo(json.dumps(summary(record)))
         return
     if not records:
-        click.echo("nothing yet", err=True)
+        click.echo("nothing was lost" if lost else "nothing yet", err=True)
     rows = [_row(record, datetime.now(UTC)) for record in records]
     table(["ID", "KIND", "STATUS", "STATE", "FILES", "LOST", "AGE", "MODEL"], rows)
 

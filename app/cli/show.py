@@ -77,10 +77,11 @@ def _records(settings: Settings, prediction_id: str) -> dict[Kind, Record | None
         records = open_records(settings)
         return {kind: records.get(kind, prediction_id) for kind in Kind}
     except ConfigurationError:
-        return {}
+        reason = f"no embedded server answers on {settings.data}"
     except RedisError as error:
-        click.echo(f"Redis does not answer ({type(error).__name__}): shown from storage alone", err=True)
-        return {}
+        reason = f"Redis does not answer ({type(error).__name__})"
+    say(f"{reason}: shown from storage alone", err=True)
+    return {}
 
 
 def _look(storage: Storage, kind: Kind, prediction_id: str, record: Record | None) -> _Known:

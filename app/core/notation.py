@@ -11,6 +11,7 @@ from app.core.hosts import is_host
 _DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)?", re.ASCII)
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 100 * 365 * 86400
+_DATABASE = re.compile(r"/?|/[0-9]{1,6}/?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(b|kb|mb|gb|tb|kib|mib|gib|tib)?", re.ASCII)
 _LARGEST = 1 << 60
 _BYTES = {
@@ -61,14 +62,14 @@ def in_words(seconds: int) -> str:
 
 
 def http_url(text: str) -> str:
-    """An http or https URL without a slash at its end; raises `Permanent`."""
+    """An http or https URL, exactly as given; raises `Permanent`."""
     _require_host(_split(text, ("https", "http")))
-    return text.rstrip("/")
+    return text
 
 
 def base_url(text: str) -> str:
-    """What URLs begin with: scheme, host, perhaps a port and a path; raises `Permanent`."""
-    url = http_url(text)
+    """What URLs begin with: scheme, host, perhaps port and path, no slash at the end; raises `Permanent`."""
+    url = http_url(text).rstrip("/")
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise Permanent("bad_url", "it must not hold a user name or password: whoever gets a link sees it")
@@ -114,6 +115,11 @@ def redis_url(text: str) -> str:
         raise Permanent("bad_url", "it names no socket; write unix:///path/of/the/socket")
     if parts.hostname:
         _require_host(parts)
+    if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):
+        # The client would take another database without a word.
+        raise Permanent(
+            "bad_url", "what follows its host is no number of a database, such as redis://host:6379/0"
+        )
     return text.rstrip("/")
 
 

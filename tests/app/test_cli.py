@@ -82,6 +82,7 @@ def test_every_command_shows_an_example() -> None:
         ("work", "nonsense"),
         ("show",),
         ("ls", "--limit", "0"),
+        ("ls", "--lost", "--failed"),
     ],
 )
 def test_misuse_ends_with_2(arguments: tuple[str, ...]) -> None:
@@ -256,6 +257,15 @@ def test_send_takes_a_file_or_standard_input(settings: dict[str, str], tmp_path:
 
     ids = {record.id for record in Records(redis, ttl=60).newest()}
     assert ids == {"from-a-file", "from-a-pipe"}
+
+
+def test_send_sends_exactly_where_it_is_told(settings: dict[str, str], web: Web) -> None:
+    """A slash too much loses every event at Replicate, which follows no redirect: here it must show."""
+    url = f"http://127.0.0.1:{web.port}/webhooks/replicate/"
+
+    done = outkeep("send", "--to", url, settings=settings)
+
+    assert (done.returncode, done.stdout) == (1, '404 {"error":"not_found","message":"Not Found"}\n')
 
 
 def test_send_that_is_refused_ends_with_1(settings: dict[str, str]) -> None:
@@ -497,6 +507,19 @@ def test_show_needs_no_redis(settings: dict[str, str], kept: Manifest) -> None:
     assert done.returncode == 0
     assert "output-0.png" in done.stdout
     assert done.stderr == "Redis does not answer (ConnectionError): shown from storage alone\n"
+
+
+def test_show_says_that_it_saw_the_storage_alone(settings: dict[str, str], tmp_path: Path) -> None:
+    """Somebody in the wrong folder must not believe that a prediction is lost."""
+    elsewhere = {name: value for name, value in settings.items() if name != "REDIS_URL"}
+
+    done = outkeep("show", "x", settings={**elsewhere, "OUTKEEP_DATA": str(tmp_path)})
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"no embedded server answers on {tmp_path}: shown from storage alone",
+        "outkeep: nothing is known of x",
+    ]
 
 
 def test_show_of_an_unknown_id_ends_with_1(settings: dict[str, str]) -> None:

@@ -144,6 +144,8 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("REDIS_URL", "redis://:hunter2@[::1", "host or port cannot be read"),
         ("REDIS_URL", "redis://:hunter2@host?db=x", "client cannot read it"),
         ("REDIS_URL", "redis://:hunter2@host?sokket_timeout=1", "client cannot read it"),
+        ("REDIS_URL", "redis://:hunter2@host/abc", "no number of a database"),
+        ("REDIS_URL", "rediss://host/1/2", "no number of a database"),
         ("REDIS_URL", "unix://", "names no socket"),
         ("REDIS_URL", "redis://:hunter2@a..b", "neither an address nor a name"),
         ("REDIS_URL", f"redis://{'a' * 64}", "neither an address nor a name"),
