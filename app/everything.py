@@ -12,7 +12,7 @@ from app.core.handlers import Handler, job_queues
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import prepare
 from app.embedded import Embedded
-from app.listening import IN_USE, listen
+from app.listening import IN_USE, free_port, listen
 from app.redaction import secrets_of
 from app.service import Child
 from app.settings import Settings
@@ -35,7 +35,8 @@ def run(environment: Mapping[str, str]) -> int:
     settings, handlers = prepare(environment, receives=True)
     telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
     with claim(settings.data):
-        port = _free_port(settings.host, settings.port)
+        port = settings.port or free_port(settings.host)
+        _await_port(settings.host, port)
         log.info("starting", extra=_facts(settings, handlers))
         foundation = [] if settings.redis_url else [Embedded(settings.data)]
         if settings.port == 0:
@@ -59,18 +60,18 @@ def _children(environment: Mapping[str, str], handlers: Sequence[Handler]) -> li
     ]
 
 
-def _free_port(host: str, port: int) -> int:
-    """The port, any for 0, once nobody listens on it any more; raises `Permanent`."""
+def _await_port(host: str, port: int) -> None:
+    """Wait until nobody listens on it any more; raises `Permanent`."""
     until = time.monotonic() + ORPHANS_LEAVE
     while True:
         try:
-            with listen(host, port) as probe:
-                found: int = probe.getsockname()[1]
-                return found
+            listen(host, port).close()
         except Permanent as error:
             if error.code != IN_USE or time.monotonic() >= until:
                 raise
             time.sleep(0.1)
+        else:
+            return
 
 
 def _report(name: str, change: Change, detail: str) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import socket
 from ipaddress import IPv6Address, ip_address
 
@@ -9,6 +10,9 @@ from app.core.errors import Permanent
 
 IN_USE = "port_in_use"
 """Code of the error when another program listens there; it may go away."""
+
+PORTS = range(20_000, 32_000)
+"""Below those that systems give away themselves."""
 
 _BACKLOG = 2048
 """Connections that the system holds for us until we take them."""
@@ -25,6 +29,22 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
     except OSError as error:
         raise refusal(host, port, error, host_option="HOST", port_option="PORT") from None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on, and that nobody gets who asks for any, as each connection does.
+
+    Raises `Permanent` (`port_unusable`).
+    """
+    while True:
+        port = secrets.choice(PORTS)
+        try:
+            listen(host, port).close()
+        except Permanent as error:
+            if error.code != IN_USE:
+                raise
+        else:
+            return port
 
 
 def refusal(host: str, port: int, error: OSError, *, host_option: str, port_option: str) -> Permanent:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.demo.stage import free_port
+from app.listening import free_port
 from tests.app.web import wait_until
 
 NAME = "keep"

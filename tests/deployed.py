@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.demo.stage import free_port
 from app.embedded_program import program
+from app.listening import free_port
 from tests import container
 
 SERVICES: dict[str, dict[str, Any]] = container.compose()["services"]

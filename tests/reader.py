@@ -17,7 +17,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.processes import members
 from app.settings import VARIABLES
 

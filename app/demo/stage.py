@@ -1,13 +1,11 @@
 """Sets the demonstration up: `outkeep up` as a process of its own, on free ports and a folder of its own."""
 
 import os
-import secrets
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis
@@ -23,9 +21,6 @@ PATIENCE = 60.0
 """Seconds after which a step counts as failed."""
 
 POLL = 0.1
-PORTS = range(20_000, 32_000)
-"""Below those that systems give away themselves."""
-
 HANDLER = "demo"
 LOG = "outkeep.log"
 
@@ -97,15 +92,3 @@ def failure(what: str, data: Path) -> Permanent:
     said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("outkeep: ")]
     reason = f": {said[-1].removeprefix('outkeep: ')}" if said else ""
     return Permanent("demo_failed", f"{what}{reason}; its log is {log}")
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on.
-
-    Nor will it until we do: it is none of those that are given to whoever asks for any, as each connection
-    does.
-    """
-    while True:
-        port = secrets.choice(PORTS)
-        with suppress(OSError), closing(socket.create_server(("127.0.0.1", port))):
-            return port

@@ -21,6 +21,7 @@ from app.core.manifest import KeptFile
 from app.core.names import Kind
 from app.demo import stage, words
 from app.demo.downstream import downstream
+from app.listening import free_port
 from app.records import Record, Records
 from app.simulator import Simulator
 from app.storage import Storage
@@ -78,7 +79,7 @@ def run(data: Path | None, *, stay: bool) -> int:
     heard, secret = _Heard(), generate_secret(os.urandom(32))
     click.echo("Outkeep, from a webhook to your next step. Replicate is simulated here, all else is real.")
     with Simulator(pace=1.0) as simulator, downstream(secret, heard.hear) as handler_url:
-        url = f"http://127.0.0.1:{(port := stage.free_port())}"
+        url = f"http://127.0.0.1:{(port := free_port())}"
         settings = stage.environment(simulator, data, port, (handler_url, secret))
         words.title("1. Outkeep starts: receiver, workers, a durable queue, storage")
         with stage.running(settings, data) as process:

@@ -16,7 +16,7 @@ import pytest
 
 from app.core.errors import Permanent, Transient
 from app.core.names import Kind
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.storage import Storage
 from tests.app.test_storage_everywhere import manifest
 from tests.bucket import KEY, S3, SECRET, Asked, FaultyProxy, Refusal, faulty_proxy

@@ -7,9 +7,9 @@ import pytest
 
 from app.core.errors import ConfigurationError
 from app.core.findings import Level
-from app.demo.stage import free_port
 from app.deployment import prepare
 from app.doctor import diagnose
+from app.listening import free_port
 from app.redaction import Redactor, secrets_of
 from app.settings import load
 from tests.app.web import SECRET, environment, in_thread, wait_until

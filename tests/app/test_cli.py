@@ -18,7 +18,7 @@ from app.core.context import Lineage, followed
 from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import Kind
 from app.core.prediction import parse
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.records import Records
 from app.storage import Storage
 from tests.app.own_valkey import own_valkey

@@ -15,7 +15,7 @@ from app.core.context import context_keys, unseal
 from app.core.keys import parse_signing_keys
 from app.core.prediction import from_object
 from app.core.reconciling import Found
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.reconcile_one import Report
 from app.simulator import Simulator
 from tests.app.reconciliation import PREDICTION, TRAINING, Desk

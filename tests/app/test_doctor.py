@@ -29,8 +29,8 @@ from app.core.names import (
     handle_job_id,
     notify_job_id,
 )
-from app.demo.stage import free_port
 from app.handler_states import HandlerStates
+from app.listening import free_port
 from app.spool import Spool, Spooled
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.app.redis_proxy import rewriting

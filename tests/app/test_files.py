@@ -9,7 +9,7 @@ import pytest
 
 from app.core.links import file_path, link_keys, sign_path
 from app.core.names import Kind
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.storage import Storage
 from tests.app.web import SECRET_KEY, Answer, Web, in_thread
 

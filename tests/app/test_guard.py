@@ -6,8 +6,8 @@ import pytest
 
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.hosts import Origin
-from app.demo.stage import free_port
 from app.guard import guarded_session, network_errors
+from app.listening import free_port
 from tests.raw_host import Names, RawHost, Script, ok, raw_host, then_reset, then_silence
 
 

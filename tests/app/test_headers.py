@@ -7,8 +7,8 @@ import pytest
 
 from app.core.links import file_path
 from app.core.names import Kind
-from app.demo.stage import free_port
 from app.guesses import LIMIT, MOST_ADDRESSES, WINDOW, Guesses
+from app.listening import free_port
 from app.storage import Storage
 from tests.app.web import WEBHOOK, Answer, Web, in_thread, prediction
 

@@ -14,8 +14,8 @@ from rq.serializers import JSONSerializer
 
 from app import queues
 from app.core.names import HANDLE_QUEUE, KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
-from app.demo.stage import free_port
 from app.handler_states import HandlerStates
+from app.listening import free_port
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.app.web import BOUND, SECRET_KEY, WEBHOOK, Answer, Web, in_thread, prediction, signed, wait_until
 

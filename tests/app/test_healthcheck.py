@@ -9,8 +9,8 @@ from rq import Worker
 from rq.serializers import JSONSerializer
 
 from app.core.errors import Permanent
-from app.demo.stage import free_port
 from app.healthcheck import check
+from app.listening import free_port
 from app.settings import Settings, load
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import environment, in_process, in_thread

@@ -19,8 +19,8 @@ from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.prediction import parse
-from app.demo.stage import free_port
 from app.inbox import MAX_BATCH, Inbox, connect
+from app.listening import free_port
 from app.records import Arrival, Records
 from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey

@@ -11,8 +11,8 @@ from redis import Redis
 
 from app.core.keys import parse_signing_keys
 from app.core.signature import signed_headers
-from app.demo.stage import free_port
 from app.limits import Limits
+from app.listening import free_port
 from app.simulator import Simulator
 from tests.app.web import SECRET, WEBHOOK, Answer, Web, in_process, in_thread, prediction, wait_until
 

@@ -14,7 +14,7 @@ from app import queues
 from app.core import vocabulary as words
 from app.core.manifest import Receipt
 from app.core.names import COUNTERS, RECORDS, Kind
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.metrics import Metrics
 from app.spool import Spool, Spooled
 from app.tally import Tally

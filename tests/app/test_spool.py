@@ -23,8 +23,8 @@ from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.policy import HOUR, PERSIST_MARGIN
-from app.demo.stage import free_port
 from app.drain import MAX_BATCH
+from app.listening import free_port
 from app.records import Records
 from app.spool import Spool, Spooled
 from tests.app import web as webs

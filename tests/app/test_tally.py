@@ -10,7 +10,7 @@ from redis.retry import Retry
 
 from app.core.names import COUNTERS
 from app.core.vocabulary import BYTES, HOUR_LEFT, NOTIFIED, RECEIVED, REFUSED
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.tally import MOST_SERIES, Tally
 from tests.app.web import wait_until
 

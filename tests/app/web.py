@@ -16,9 +16,9 @@ from typing import Any
 
 from app.core.keys import parse_signing_keys
 from app.core.signature import signed_headers
-from app.demo.stage import free_port
 from app.deployment import connect, prepare
 from app.limits import Limits
+from app.listening import free_port
 from app.main import LIMITS, server
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

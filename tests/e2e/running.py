@@ -16,8 +16,8 @@ from redis import Redis
 
 from app.backlog import ENDED
 from app.core.keys import generate_secret
-from app.demo.stage import free_port
 from app.embedded import running_url
+from app.listening import free_port
 from tests.e2e.canary import SECRET_SETTINGS, leaks
 
 PATIENCE = 120.0

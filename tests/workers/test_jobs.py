@@ -20,8 +20,8 @@ from rq.worker.base import BaseWorker
 from app.core import names
 from app.core.lifecycle import State
 from app.core.names import NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE, Kind, notify_job_id, persist_job_id
-from app.demo.stage import free_port
 from app.deployment import Deployment
+from app.listening import free_port
 from app.settings import load
 from app.simulator import Simulator
 from tests.app.own_valkey import own_valkey

@@ -25,9 +25,9 @@ from app.core.links import check_path, link_keys
 from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, Kind, notification_id, notify_job_id
 from app.core.policy import NOTIFY_DELAYS
-from app.demo.stage import free_port
 from app.deployment import Deployment
 from app.handler_states import HandlerStates
+from app.listening import free_port
 from app.settings import load
 from app.storage import Storage
 from tests.e2e.recorder import DEFAULT_SECRET, recorder

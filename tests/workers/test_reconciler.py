@@ -15,7 +15,7 @@ from redis import Redis
 from app.core.lifecycle import State
 from app.core.manifest import Receipt
 from app.core.names import COUNTERS, FIRST_START, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.simulator import Simulator
 from app.spool import Spool, Spooled
 from tests.app.reconciliation import PREDICTION, Desk, create

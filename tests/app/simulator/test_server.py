@@ -9,7 +9,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from app.demo.stage import free_port
+from app.listening import free_port
 from app.simulator import Simulator
 
 FOREGROUND = """
