@@ -124,11 +124,12 @@ class Up:
 
     def pids(self) -> dict[str, int]:
         """Name → process id of `up`, `valkey`, `receiver` and the workers, as far as they live."""
-        named = {}
+        found = {}
         for process in self.processes():
             with suppress(psutil.Error):
-                named[_name(process)] = process.pid
-        return named
+                found[process.pid] = (_name(process), process.ppid())
+        # Between its fork and its program a child bears the name of its parent, and a work-horse always does.
+        return {name: pid for pid, (name, parent) in found.items() if found.get(parent, ("",))[0] != name}
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask `up` to stop; its exit code, once it has ended."""

@@ -134,7 +134,7 @@ def test_an_end_in_the_middle_is_one_line_and_leaves_no_process(tmp_path: Path) 
     data = tmp_path / "data"
     with demo(data) as process:
         read_until(process, "2. ")
-        (up,) = [one for one in processes_of(data) if "up" in one.cmdline()]
+        (up,) = [one for one in processes_of(data) if one.ppid() == process.pid]
         up.terminate()
         line = one_line(process)
         assert processes_of(data) == []
