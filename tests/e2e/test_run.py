@@ -366,7 +366,7 @@ def seated(up: Up, *words: str) -> Iterator[Seat]:
 
 
 def test_a_terminal_shows_a_bar_and_then_the_files(up: Up) -> None:
-    with seated(up, "outkeep/image", "-i", "seconds=3") as seat:
+    with seated(up, "outkeep/image", "-i", "seconds=6") as seat:
         seat.wait_for(b"#")
         assert seat.end() == 0
     assert b"output-0.png" in seat.shown.splitlines()[-1]
@@ -418,23 +418,23 @@ def test_ctrl_c_while_the_outputs_are_kept_cancels_nothing(up: Up) -> None:
     try:
         with seated(up, "outkeep/image") as seat:
             seat.wait_for(b"succeeded")
-            until(lambda: "received" in states(up), "it is handed in")
+            prediction_id = seat.shown.split(b"prediction ")[1].split()[0].decode()
+            until(lambda: states(up).get(prediction_id) == "received", "it is handed in")
             os.kill(seat.process.pid, signal.SIGINT)
             assert seat.end() == 1
     finally:
         os.kill(worker, signal.SIGCONT)
-    prediction_id = seat.shown.split(b"prediction ")[1].split()[0].decode()
     assert f"{prediction_id} has ended, and Outkeep keeps what it made".encode() in seat.shown
     assert b"Cancel" not in seat.shown
     until((folder_of(up, prediction_id) / "prediction.json").exists, "it is kept")
 
 
-def states(up: Up) -> list[str]:
-    """Those of all that is known."""
+def states(up: Up) -> dict[str, str]:
+    """Those of all that is known, by id."""
     done = subprocess.run(
         [OUTKEEP, "ls", "--json"], cwd=up.folder, env=up.environment, capture_output=True, check=True
     )
-    return [json.loads(line)["state"] for line in done.stdout.splitlines()]
+    return {line["id"]: line["state"] for line in map(json.loads, done.stdout.splitlines())}
 
 
 def test_an_interrupt_without_a_terminal_leaves_it_running(up: Up, simulator: Simulator) -> None:
