@@ -162,7 +162,7 @@ def api_host(simulator: Simulator) -> Iterator[ApiHost]:
 def predictions(simulator: Simulator) -> list[dict[str, Any]]:
     """All predictions of the account, whole, the oldest first."""
     headers = {"authorization": f"Bearer {simulator.token}"}
-    with httpx.Client(base_url=simulator.url, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=simulator.url, headers=headers, timeout=60, trust_env=False) as client:
         path, found = "/v1/predictions", []
         while path:
             page = client.get(path).json()

@@ -100,7 +100,7 @@ def test_files_of_every_size_are_kept_and_their_links_lead_to_the_bytes(
     for file, content in zip(event["data"]["files"], contents, strict=True):
         assert file["sha256"] == hashlib.sha256(content).hexdigest()
         assert file["url"].startswith(up.url)
-        assert httpx.get(file["url"]).headers["location"].startswith(proxy.s3.endpoint)
+        assert httpx.get(file["url"], timeout=60).headers["location"].startswith(proxy.s3.endpoint)
         with urlopen(file["url"], timeout=60) as answer:
             assert answer.read() == content
             assert answer.headers["content-type"] == "image/png"

@@ -255,7 +255,7 @@ def tries(downstream: Recorder) -> int:
 
 def metric(run: Run, name: str) -> float:
     """One sample of `/metrics`; 0 when it is not there."""
-    lines = httpx.get(f"{run.up.url}/metrics", trust_env=False).text.splitlines()
+    lines = httpx.get(f"{run.up.url}/metrics", timeout=60, trust_env=False).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
 
 

@@ -40,7 +40,8 @@ def test_a_lost_output_is_said_everywhere_and_the_others_are_kept(
     urls = [simulator.add_file("kept.txt", b"kept"), simulator.add_file("lost.png", b"lost")]
     simulator.remove_file(urls[1])
     body = prediction("partly", output=urls)
-    assert httpx.post(up.hook, content=body, headers=signed(body), trust_env=False).status_code == 202
+    answer = httpx.post(up.hook, content=body, headers=signed(body), timeout=60, trust_env=False)
+    assert answer.status_code == 202
     downstream.wait_for(lambda them: "partly" in them.ids(), "the handler is told")
 
     lost = {"pointer": "/output/1", "source": urls[1], "error": "not_found"}
@@ -60,6 +61,8 @@ def test_a_lost_output_is_said_everywhere_and_the_others_are_kept(
     [line] = [json.loads(text) for text in listed.stdout.splitlines()]
     assert (line["id"], line["files"], line["lost"]) == ("partly", 1, 1)
     until(
-        lambda: 'outkeep_files_lost_total{code="not_found"} 1' in httpx.get(f"{up.url}/metrics").text,
+        lambda: (
+            'outkeep_files_lost_total{code="not_found"} 1' in httpx.get(f"{up.url}/metrics", timeout=60).text
+        ),
         "metrics count it",
     )

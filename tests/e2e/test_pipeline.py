@@ -112,7 +112,7 @@ def up(tmp_path: Path, api: ApiHost) -> Iterator[Up]:
 def created(simulator: Simulator) -> list[dict[str, Any]]:
     """All predictions that Replicate knows of."""
     headers = {"authorization": f"Bearer {simulator.token}"}
-    answer = httpx.get(f"{simulator.url}/v1/predictions", headers=headers, trust_env=False)
+    answer = httpx.get(f"{simulator.url}/v1/predictions", headers=headers, timeout=60, trust_env=False)
     results: list[dict[str, Any]] = answer.json()["results"]
     return results
 

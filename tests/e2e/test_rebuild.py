@@ -69,7 +69,7 @@ def outkeep(up: Up, *arguments: str) -> str:
 
 
 def deliver(up: Up, body: bytes, path: str = "/webhooks/replicate?order=17") -> str:
-    answer = httpx.post(f"{up.url}{path}", content=body, headers=signed(body), trust_env=False)
+    answer = httpx.post(f"{up.url}{path}", content=body, headers=signed(body), timeout=60, trust_env=False)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["outcome"])
 
@@ -192,7 +192,7 @@ def test_a_replay_tells_days_later_with_redis_empty_and_links_that_are_good(
     downstream.verify(again)
     assert again.header("webhook-id") == first.header("webhook-id")
     [file] = again.event["data"]["files"]
-    assert httpx.get(file["url"], trust_env=False).content == IMAGE
+    assert httpx.get(file["url"], timeout=60, trust_env=False).content == IMAGE
     expires = int(parse_qs(urlsplit(file["url"]).query)["expires"][0])
     assert expires > datetime.now(UTC).timestamp() + 7 * 86400
     assert again.event["data"]["query"] == {"order": "17"}
@@ -214,7 +214,7 @@ def test_what_was_removed_is_gone_and_a_late_delivery_brings_nothing_back(
     assert deliver(up, prediction("private", status="processing", output=None)) == "stale"
     assert not (up.outputs / "predictions/private").exists()
     link = downstream.of("private")[0].event["data"]["files"][0]["url"]
-    assert httpx.get(link, trust_env=False).status_code == 404
+    assert httpx.get(link, timeout=60, trust_env=False).status_code == 404
     with up.redis() as redis:
         outkeep(up, "rebuild")
         left = [key for key in redis.scan_iter() if b"private" in key]

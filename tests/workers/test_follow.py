@@ -264,7 +264,7 @@ def test_without_a_public_url_the_file_itself_is_uploaded(studio: Studio) -> Non
     assert "webhook" not in child
     url = child["input"]["image"].replace(studio.api.url, studio.api.simulator.url)
     headers = {"authorization": f"Bearer {studio.api.simulator.token}"}
-    uploaded = httpx.get(url, headers=headers, trust_env=False).json()
+    uploaded = httpx.get(url, headers=headers, timeout=60, trust_env=False).json()
     assert (uploaded["size"], uploaded["name"]) == (len(PNG), "output-0.png")
     assert uploaded["content_type"] == "image/png"
     assert uploaded["checksums"]["sha256"] == hashlib.sha256(PNG).hexdigest()

@@ -85,7 +85,7 @@ def test_an_upload_without_a_file_is_422(http: httpx.Client, headers: dict[str, 
 
 
 def test_lists_are_filtered_by_time_and_source(http: httpx.Client) -> None:
-    with Simulator() as own, httpx.Client(base_url=own.url) as plain:
+    with Simulator() as own, httpx.Client(base_url=own.url, timeout=60) as plain:
         times = ["2026-01-01T00:00:00Z", "2026-01-01T00:00:01.123456789Z", "2026-01-01T01:00:02+01:00"]
         for name, at in zip("abc", times, strict=True):
             source = "web" if name == "b" else "api"

@@ -93,7 +93,7 @@ def test_data_goes_when_the_hour_is_over(client: Client, simulator: Simulator, h
 
 
 def test_the_hour_is_a_parameter() -> None:
-    with Simulator(keep=0.0) as own, httpx.Client(base_url=own.url) as plain:
+    with Simulator(keep=0.0) as own, httpx.Client(base_url=own.url, timeout=60) as plain:
         url = own.add_file("a.bin", b"x")
         own.finish(
             Kind.PREDICTION,
