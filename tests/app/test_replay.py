@@ -326,7 +326,9 @@ def test_the_command_speaks_json(past: Past, settings: dict[str, str]) -> None:
     }
 
 
-@pytest.mark.parametrize("since", ["1h", (NOW - timedelta(hours=1)).isoformat(), "2026-01-01"])
+@pytest.mark.parametrize(
+    "since", ["1h", pytest.param((NOW - timedelta(hours=1)).isoformat(), id="a moment"), "2026-01-01"]
+)
 def test_a_time_is_a_duration_or_a_date(past: Past, settings: dict[str, str], since: str) -> None:
     past.store("abc")
     done = outkeep("replay", "--since", since, "--handler", "mail", settings=settings)
