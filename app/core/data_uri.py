@@ -11,6 +11,8 @@ from app.core.errors import Permanent
 _DEFAULT_TYPE = "text/plain"
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _SPACE = b" \t\r\n\f"
+_AT_ONCE = 1 << 16
+"""Bytes of which the escapes are undone together: each takes forty times its size meanwhile."""
 
 
 def decode_data_uri(uri: str) -> tuple[str, bytes]:
@@ -43,7 +45,14 @@ def _unescaped(data: str) -> bytes:
         return raw
     if _BAD_ESCAPE.search(raw):
         raise _malformed("a percent sign is not followed by two hexadecimal digits")
-    return unquote_to_bytes(raw)
+    unescaped, at = bytearray(), 0
+    while at < len(raw):
+        end = at + _AT_ONCE
+        split = raw.rfind(b"%", end - 2, end) if end < len(raw) else -1
+        end = end if split < 0 else split
+        unescaped += unquote_to_bytes(raw[at:end])
+        at = end
+    return bytes(unescaped)
 
 
 def _from_base64(data: bytes) -> bytes:

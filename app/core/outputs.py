@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _URL = re.compile(r"https?://\S+", re.IGNORECASE)
-# Without a media type only base64 tells a `data:` URI from prose.
+# Without a media type only base64 tells a `data:` URI from prose. What repeats gives nothing back: each place
+# to return to takes memory, and a text may have millions.
 _DATA_URI = re.compile(
-    r"data:(?:[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[^,;\r\n]*)*|(?:;[^,;\r\n]*)*;base64),",
+    r"data:(?:[\w!#$&^.+-]++/[\w!#$&^.+-]++(?:;[^,;\r\n]*+)*+"
+    r"|(?:;(?!base64,)[^,;\r\n]*+)*+;base64),",
     re.IGNORECASE | re.ASCII,
 )
 

@@ -1,4 +1,5 @@
 import base64
+import tracemalloc
 
 import pytest
 
@@ -46,3 +47,14 @@ def test_a_malformed_one_is_an_error(uri: str) -> None:
     with pytest.raises(Permanent) as caught:
         decode_data_uri(uri)
     assert caught.value.code == "data_uri_malformed"
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_long_one_is_decoded_whole_within_little_memory(before: int) -> None:
+    uri = f"data:x/y,{'a' * before}{'%41' * 500_000}"
+    tracemalloc.start()
+    decoded = decode_data_uri(uri)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert decoded == ("x/y", b"a" * before + b"A" * 500_000)
+    assert peak < 20_000_000

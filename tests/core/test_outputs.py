@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -183,6 +184,18 @@ def test_text_that_only_looks_like_a_file_is_text(text: str) -> None:
 def test_a_long_text_that_begins_like_a_data_uri_is_told_quickly() -> None:
     for text in ("data:" + "a" * 200_000, "data:a/b" + ";a" * 100_000, "data:" + "a/" * 100_000):
         assert not is_file(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["data:a/b" + ";" * 200_000, "data:" + ";" * 200_000, "data:" + ";base64" * 30_000]
+)
+def test_no_text_takes_many_times_its_size(text: str) -> None:
+    tracemalloc.start()
+    assert not is_file(text)
+    assert is_file(f"{text};base64,")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 @settings(deadline=None)
