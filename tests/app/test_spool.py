@@ -19,17 +19,20 @@ from typing import cast
 import pytest
 from redis import Redis
 
+from app.claim_check import ClaimCheck
 from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.policy import HOUR, PERSIST_MARGIN
-from app.drain import MAX_BATCH
+from app.drain import MAX_BATCH, MAX_FAILURES, Drainer
+from app.inbox import connect
 from app.listening import free_port
 from app.records import Records
 from app.spool import Spool, Spooled
+from app.storage import Storage
 from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import BOUND, WEBHOOK, Web, prediction, signed, wait_until
+from tests.app.web import BOUND, ENDING, WEBHOOK, Web, prediction, signed, wait_until
 
 in_thread = partial(webs.in_thread, OUTKEEP_DISK_FLOOR="0")
 in_process = partial(webs.in_process, OUTKEEP_DISK_FLOOR="0")
@@ -205,6 +208,28 @@ def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
         assert refusal.value.code == "spool_full"
         assert spool.trouble() == refusal.value.message
         assert spool.waiting() == []
+
+
+def test_the_spool_may_use_half_of_what_downloads_leave_free(tmp_path: Path) -> None:
+    between = shutil.disk_usage(tmp_path).free * 3 // 2
+    with closing(Spool(tmp_path / "spool", disk_floor=between)) as spool:
+        keep(spool, spooled())
+        assert spool.trouble() is None
+        assert len(spool.waiting()) == 1
+
+
+def test_a_delivery_must_fit_into_what_is_free(spool: Spool) -> None:
+    with pytest.raises(Transient) as refusal:
+        spool._require_room(1 << 60)
+    assert refusal.value.code == "spool_full"
+
+
+def test_what_cannot_be_read_now_waits_on(spool: Spool) -> None:
+    unreadable = spool.folder / "prediction-abc-00.delivery"
+    unreadable.mkdir(parents=True)
+
+    assert spool.read(unreadable) is None
+    assert [one.path for one in spool.waiting()] == [unreadable]
 
 
 @pytest.mark.parametrize(
@@ -385,18 +410,58 @@ def test_a_disk_that_became_read_only_holds_up_no_delivery(valkey: OwnValkey, tm
     assert [count(valkey.redis, name) for name in names] == [1] * len(names)
 
 
-def test_a_delivery_that_redis_refuses_does_not_hold_up_the_others(valkey: OwnValkey, tmp_path: Path) -> None:
+def test_deliveries_that_redis_refuses_do_not_hold_up_the_others(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
-    valkey.redis.set("outkeep:record:prediction:stuck", "of another type than a record")
+    pairs = [(f"stuck{number}", f"p{number}") for number in range(MAX_FAILURES + 1)]
     with closing(Spool(tmp_path / "spool", disk_floor=0)) as spool:
-        for name in ("stuck", "p1", "p2"):
-            keep(spool, spooled(prediction(name), at=datetime.now(UTC)), identity=name)
+        for stuck, passes in pairs:
+            valkey.redis.set(f"outkeep:record:prediction:{stuck}", "of another type than a record")
+            for name in (stuck, passes):
+                keep(spool, spooled(prediction(name), at=datetime.now(UTC)), identity=name)
         with in_thread(valkey.url, tmp_path):
-            wait_until(lambda: len(files(tmp_path)) == 1)
-            assert [count(valkey.redis, name) for name in ("p1", "p2")] == [1, 1]
-            valkey.redis.delete("outkeep:record:prediction:stuck")
+            wait_until(lambda: len(files(tmp_path)) == len(pairs))
+            assert [count(valkey.redis, name) for _, name in pairs] == [1] * len(pairs)
+            valkey.redis.delete(*(f"outkeep:record:prediction:{stuck}" for stuck, _ in pairs))
             wait_until(lambda: drained(tmp_path))
-        assert count(valkey.redis, "stuck") == 1
+        assert [count(valkey.redis, name) for name, _ in pairs] == [1] * len(pairs)
+
+
+def test_what_is_no_prediction_any_more_is_set_aside(valkey: OwnValkey, tmp_path: Path) -> None:
+    """Another version of Outkeep may have put it there."""
+    valkey.start()
+    with closing(Spool(tmp_path / "spool", disk_floor=0)) as spool:
+        keep(spool, spooled(b"[]"))
+        keep(spool, spooled(prediction("p")), identity="p")
+    with in_thread(valkey.url, tmp_path):
+        wait_until(lambda: [path.suffix for path in files(tmp_path)] == [".damaged"])
+    assert count(valkey.redis, "p") == 1
+
+
+def test_a_receiver_that_ends_leaves_the_rest_of_the_spool_where_it_is(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    redis = connect(valkey.url)
+    spool = Spool(tmp_path / "spool", disk_floor=0)
+    for number in range(2 * MAX_BATCH):
+        keep(spool, spooled(prediction(f"p{number}")), identity=f"p{number}")
+    stopping: list[threading.Thread] = []
+
+    def clock() -> datetime:
+        if not stopping:
+            stopping.append(threading.Thread(target=drainer.stop))
+            stopping[0].start()
+            wait_until(drainer._stopping.is_set)
+        return NOON
+
+    claims = ClaimCheck(Storage((tmp_path / "outputs").as_uri()), patience=1)
+    drainer = Drainer(spool, redis, Records(redis, ttl=60), claims, clock)
+    drainer.start()
+    wait_until(lambda: bool(stopping))
+    stopping[0].join(ENDING)
+
+    assert not stopping[0].is_alive()
+    assert len(spool.waiting()) == MAX_BATCH
 
 
 def test_a_stopped_redis_is_answered_within_the_bound_from_the_spool(
