@@ -29,15 +29,21 @@ class Finding:
     detail: str
 
 
-DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+DURABLE = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
 """How Redis must be configured."""
 
 _LOSSES = {
     "appendonly": "a restart of Redis loses every event that was not yet stored",
     "appendfsync": "a crash of Redis' host loses up to the last second of acknowledged events",
+    "no-appendfsync-on-rewrite": "a crash of its host loses what was acknowledged while it rewrote its log",
     "maxmemory-policy": "Redis may drop queued work without an error when its memory is full",
 }
-_A_CHOICE = frozenset({"appendfsync"})
+_A_CHOICE = frozenset({"appendfsync", "no-appendfsync-on-rewrite"})
 """What somebody may have chosen with open eyes: no more than a warning."""
 
 OLDEST_REDIS = (7, 0)

@@ -21,6 +21,7 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy
 WEAK = (
     ("appendonly", "no", "appendonly is no, not yes: a restart of Redis loses"),
     ("appendfsync", "everysec", "appendfsync is everysec, not always: a crash"),
+    ("no-appendfsync-on-rewrite", "yes", "no-appendfsync-on-rewrite is yes, not no: a crash"),
     ("maxmemory-policy", "allkeys-lru", "maxmemory-policy is allkeys-lru, not noeviction"),
 )
 """Options with which it may lose something, and how what is said of that begins."""

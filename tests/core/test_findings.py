@@ -5,7 +5,12 @@ import pytest
 from app.core import findings
 from app.core.findings import Level
 
-GOOD = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+GOOD = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
 LEVELS = {"ok": Level.OK, "warn": Level.WARN, "fail": Level.FAIL}
 
 
@@ -15,6 +20,7 @@ LEVELS = {"ok": Level.OK, "warn": Level.WARN, "fail": Level.FAIL}
         ("appendonly", "no", Level.FAIL),
         ("appendfsync", "everysec", Level.WARN),
         ("appendfsync", "no", Level.WARN),
+        ("no-appendfsync-on-rewrite", "yes", Level.WARN),
         ("maxmemory-policy", "allkeys-lru", Level.FAIL),
     ],
 )
