@@ -74,7 +74,9 @@ class ClaimCheck:
     def _check_in(self, arrival: Arrival) -> Arrival:
         prediction = arrival.prediction
         name = claim_name(prediction.kind, prediction.id, hashlib.sha256(arrival.body).hexdigest())
-        if not self._is_there(name, len(arrival.body)):
+        if self._is_there(name, len(arrival.body)):
+            self._storage.settle(name)  # that try may have been killed before
+        else:
             self._storage.put_bytes(name, arrival.body)
         return replace(arrival, body=b"", body_at=name)
 

@@ -86,6 +86,11 @@ class Storage:
             obstore.put(self._place.prepare(), name, data, attributes=self._place.attributes(name))
             self._place.settle(name)
 
+    def settle(self, name: str) -> None:
+        """Return when an object that somebody has stored has reached the disk."""
+        with self._asked(name):
+            self._place.settle(name)
+
     def create(self, name: str, data: bytes) -> bool:
         """Store a small object unless `name` exists; whether it was stored.
 

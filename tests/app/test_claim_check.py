@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -93,6 +95,52 @@ def test_the_same_body_again_is_not_sent_again_unless_the_sweep_could_want_it(
     ((_, third),) = storage.listed(CLAIMS)
 
     assert first == second < third
+
+
+def test_half_a_body_is_sent_anew(redis: Redis, storage: Storage, claims: ClaimCheck) -> None:
+    body = large()
+    name = claims.check_in(arrival(redis, body)).body_at
+    assert name is not None
+    storage.put_bytes(name, body[:-1])
+
+    claims.check_in(arrival(redis, body))
+
+    assert claimed(storage, name) == body
+
+
+WITHOUT_FSYNC = """
+import sys
+from redis import Redis
+from app.claim_check import ClaimCheck
+from app.core.errors import StorageFailure
+from app.storage import Storage
+from tests.app.test_claim_check import arrival, large
+from tests.kernel import forbid_fsync
+
+claims = ClaimCheck(Storage(sys.argv[1]), patience=30)
+forbid_fsync()
+try:
+    print(claims.check_in(arrival(Redis(), large())).body_at)
+except StorageFailure as error:
+    print(error.code)
+"""
+
+
+def test_a_body_that_is_there_counts_only_after_its_fsync(redis: Redis, tmp_path: Path) -> None:
+    """Who has put it there may have been killed before that."""
+    storage = Storage((tmp_path / "outputs").as_uri())
+    ClaimCheck(storage, patience=30).check_in(arrival(redis, large()))
+
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FSYNC, storage.url],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert done.stdout == "storage_unavailable\n"
 
 
 def test_a_body_that_is_not_what_was_put_there_counts_as_gone(
