@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,9 @@ from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.prediction import parse
-from app.inbox import MAX_BATCH, Inbox, connect
+from app.inbox import MAX_BATCH, MAX_BATCH_BYTES, Inbox, connect
 from app.listening import free_port
-from app.records import Arrival, Records
+from app.records import LARGE, Accepted, Arrival, Records
 from tests.app import web as webs
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import BOUND, WEBHOOK, Answer, Web, prediction, signed, wait_until
@@ -390,6 +391,48 @@ def test_after_a_failed_batch_nothing_is_sent_until_redis_answers(valkey: OwnVal
 def one_arrival() -> Arrival:
     parsed = parse(prediction(status="processing"), Kind.PREDICTION)
     return Arrival(parsed, prediction(), Receipt(datetime.now(UTC), "msg_1"), None)
+
+
+def test_a_batch_is_no_larger_than_redis_takes_in_time(redis: Redis) -> None:
+    batches = 0
+
+    def counting_clock() -> datetime:
+        nonlocal batches
+        batches += 1
+        return datetime.now(UTC)
+
+    async def accept_large_ones() -> None:
+        inbox = Inbox(redis, Records(redis, ttl=60), counting_clock)
+        large = replace(one_arrival(), body=bytes(LARGE))
+        await asyncio.gather(*(inbox.accept(large) for _ in range(2 * MAX_BATCH_BYTES // LARGE)))
+        await inbox.close()
+
+    asyncio.run(accept_large_ones())
+
+    assert batches == 2
+
+
+def test_a_sender_that_hung_up_spoils_no_batch(redis: Redis) -> None:
+    async def accept_two() -> list[object]:
+        is_on_its_way = asyncio.Event()
+
+        def clock() -> datetime:
+            is_on_its_way.set()
+            return datetime.now(UTC)
+
+        inbox = Inbox(redis, Records(redis, ttl=60), clock)
+        redis.client_pause(300, all=False)  # its answer comes after one has hung up
+        gone, there = (asyncio.create_task(inbox.accept(one_arrival())) for _ in range(2))
+        await is_on_its_way.wait()
+        gone.cancel()
+        outcomes = await asyncio.gather(gone, there, return_exceptions=True)
+        await inbox.close()
+        return list(outcomes)
+
+    gone, there = asyncio.run(accept_two())
+
+    assert isinstance(gone, asyncio.CancelledError)
+    assert there is Accepted.DUPLICATE
 
 
 def test_a_fault_of_our_own_lets_nobody_wait_for_ever(redis: Redis) -> None:

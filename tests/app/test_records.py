@@ -296,6 +296,11 @@ def test_any_number_of_files_can_be_remembered(redis: Redis, records: Records) -
     assert len(record.kept) == 20_000
 
 
+def test_of_a_record_that_is_gone_no_file_is_remembered(records: Records) -> None:
+    records.keep(Kind.PREDICTION, "abc", {"0": {}})
+    assert records.get(Kind.PREDICTION, "abc") is None
+
+
 def test_a_script_that_redis_has_forgotten_is_loaded_again(redis: Redis, records: Records) -> None:
     redis.script_flush()
     assert records.accept([arrival(redis, prediction("abc"))], NOW) == [Accepted.ACCEPTED]
