@@ -238,6 +238,11 @@ class Records:
         """Whether somebody had the prediction removed, so that it must not come back."""
         return bool(self._redis.exists(removed_key(kind, prediction_id)))
 
+    def is_kept(self, kind: Kind, prediction_id: str) -> bool:
+        """Whether all of it is stored and handed on, so that no job works on its files any more."""
+        record = self.get(kind, prediction_id)
+        return record is not None and record.state is State.DISPATCHED and not record.lost
+
     def get(self, kind: Kind, prediction_id: str) -> Record | None:
         """The record of one prediction."""
         raw = cast(_Hash, self._redis.hgetall(record_key(kind, prediction_id)))

@@ -19,8 +19,8 @@ class Strays:
 
     `temporary` is the folder for temporary files, `outputs` the one of stored files (None: a remote store).
     Downloads that wait for the storage stay for `held_for` seconds, and as long as `is_known` says that their
-    prediction has a record: it may wait for the operator. Those of what `is_removed` go at once. `now` tells
-    the Unix time.
+    prediction has a record: it may wait for the operator. Those of what `is_removed`, or `is_kept` by another
+    host, go at once. `now` tells the Unix time.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Strays:
         held_for: float,
         is_known: Callable[[Kind, str], bool],
         is_removed: Callable[[Kind, str], bool],
+        is_kept: Callable[[Kind, str], bool],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._temporary = temporary
@@ -38,6 +39,7 @@ class Strays:
         self._held_for = held_for
         self._is_known = is_known
         self._is_removed = is_removed
+        self._is_kept = is_kept
         self._now = now
 
     def downloads(self) -> Iterator[Path]:
@@ -61,7 +63,8 @@ class Strays:
 
     def _is_stray(self, name: str, age: float) -> bool:
         place = held_place(name)
-        if place is not None and self._is_removed(*place):
+        # Another host may have fetched and stored all of it meanwhile: then nobody comes for this copy.
+        if place is not None and (self._is_removed(*place) or self._is_kept(*place)):
             return True
         stray = is_stray_download(name, age, held_for=self._held_for)
         return stray and not (place is not None and self._is_known(*place))

@@ -86,6 +86,7 @@ def _files(redis: Redis, settings: Settings, outputs: Path | None) -> Iterator[P
         held_for=settings.record_ttl,
         is_known=is_known,
         is_removed=records.is_removed,
+        is_kept=records.is_kept,
     )
     if settings.temporary.is_dir():
         with locked(settings.temporary):

@@ -65,6 +65,7 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
             held_for=settings.record_ttl,
             is_known=is_known,
             is_removed=records.is_removed,
+            is_kept=records.is_kept,
         )
         local = Leftovers(settings.temporary, strays).run
         tidy = _tidying(settings, redis, storage)

@@ -15,6 +15,7 @@ from rq.job import Job
 from app import queues
 from app.arrivals import make_arrival
 from app.core.findings import GAPS, Level
+from app.core.lifecycle import Move
 from app.core.manifest import Receipt
 from app.core.names import (
     NOTIFY_QUEUE,
@@ -167,6 +168,29 @@ def test_a_download_that_waits_for_the_storage_is_left_alone(redis: Redis, deplo
     receive(redis, ago=3600)
     old_file(deployment.temporary / held_name(Kind.PREDICTION, ID, 0, "ab"))
     assert only(redis, deployment).startswith("none")
+
+
+def test_a_download_of_what_another_host_has_stored_is_named(redis: Redis, deployment: Settings) -> None:
+    receive(redis, ago=60)
+    old_file(deployment.temporary / held_name(Kind.PREDICTION, ID, 0, "ab"), 1)
+    assert only(redis, deployment).startswith("none")
+    records = Records(redis, ttl=86400)
+    now = datetime.now(UTC)
+    records.move(Kind.PREDICTION, ID, Move.STORE, now, {"files": 1, "lost": 0})
+    records.move(Kind.PREDICTION, ID, Move.DISPATCH, now)
+    assert GAPS[Repair.FILE_REMOVED] in only(redis, deployment)
+
+
+def test_a_download_is_left_alone_where_another_host_has_lost_something(
+    redis: Redis, deployment: Settings
+) -> None:
+    receive(redis, ago=60)
+    old_file(deployment.temporary / held_name(Kind.PREDICTION, ID, 0, "ab"), 1)
+    records = Records(redis, ttl=86400)
+    now = datetime.now(UTC)
+    records.move(Kind.PREDICTION, ID, Move.STORE, now, {"files": 0, "lost": 1})
+    records.move(Kind.PREDICTION, ID, Move.DISPATCH, now)
+    assert GAPS[Repair.FILE_REMOVED] not in only(redis, deployment)
 
 
 def test_a_removal_that_was_cut_off_is_named(redis: Redis, deployment: Settings) -> None:

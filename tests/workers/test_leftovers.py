@@ -26,12 +26,14 @@ class Disk:
         self.now = time.time()
         self.known: set[tuple[Kind, str]] = set()
         self.gone: set[tuple[Kind, str]] = set()
+        self.kept: set[tuple[Kind, str]] = set()
         strays = Strays(
             self.temporary,
             self.outputs,
             held_for=WEEK,
             is_known=lambda *place: place in self.known,
             is_removed=lambda *place: place in self.gone,
+            is_kept=lambda *place: place in self.kept,
             now=lambda: self.now,
         )
         self.leftovers = Leftovers(self.temporary, strays, now=lambda: self.now)
@@ -58,7 +60,14 @@ def test_folders_that_do_not_exist_yet_hold_nothing(disk: Disk) -> None:
 
 
 def test_a_remote_store_has_no_folder_to_walk(tmp_path: Path) -> None:
-    strays = Strays(tmp_path, None, held_for=WEEK, is_known=lambda *_: True, is_removed=lambda *_: False)
+    strays = Strays(
+        tmp_path,
+        None,
+        held_for=WEEK,
+        is_known=lambda *_: True,
+        is_removed=lambda *_: False,
+        is_kept=lambda *_: False,
+    )
     assert Leftovers(tmp_path, strays).run()[Repair.FILE_REMOVED] == 0
 
 
@@ -92,6 +101,14 @@ def test_a_download_whose_prediction_still_waits_for_the_storage_stays_however_o
     disk.known.add((Kind.PREDICTION, "abc"))
     assert disk.removed() == 0
     disk.known.clear()
+    assert disk.removed() == 1
+
+
+def test_a_download_of_what_another_host_has_stored_meanwhile_goes(disk: Disk) -> None:
+    disk.put(disk.temporary / "held.prediction.abc.0.d1e2", age=1)
+    disk.known.add((Kind.PREDICTION, "abc"))
+    assert disk.removed() == 0
+    disk.kept.add((Kind.PREDICTION, "abc"))
     assert disk.removed() == 1
 
 

@@ -36,7 +36,14 @@ def remove(desk: Desk) -> None:
 def tidy(desk: Desk) -> None:
     """What the sweep does on the host that has downloads which wait."""
     is_removed = desk.records.is_removed
-    strays = Strays(desk.temporary, desk.outputs, held_for=1e9, is_known=is_removed, is_removed=is_removed)
+    strays = Strays(
+        desk.temporary,
+        desk.outputs,
+        held_for=1e9,
+        is_known=is_removed,
+        is_removed=is_removed,
+        is_kept=desk.records.is_kept,
+    )
     Leftovers(desk.temporary, strays).run()
 
 
