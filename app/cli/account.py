@@ -19,7 +19,7 @@ from app.settings import load
 TIMEOUT = 15.0
 
 
-@click.command()
+@click.command(short_help="Print the secret that Replicate signs webhooks with.")
 @click.option("--new", is_flag=True, help="Make a new one instead, for a handler or a sender of your own.")
 @click.option("--json", "as_json", is_flag=True, help="As a JSON object.")
 def secret(*, new: bool, as_json: bool) -> None:
@@ -44,7 +44,7 @@ def secret(*, new: bool, as_json: bool) -> None:
     click.echo(json.dumps({"secret": found}) if as_json else found)
 
 
-@click.command()
+@click.command(short_help="Print the address to give to Replicate as `webhook`.")
 @click.option(
     "--context", "pairs", multiple=True, metavar="KEY=VALUE", help="What comes back as `context`; repeatable."
 )

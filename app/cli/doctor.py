@@ -13,7 +13,7 @@ from app.core.findings import Level
 from app.doctor import diagnose
 
 
-@click.command()
+@click.command(short_help="Say what could lose data or hide trouble here.")
 @click.option(
     "--path",
     "code",

@@ -16,7 +16,9 @@ from app.handler_states import HandlerState, HandlerStates
 from app.inbox import connect
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    invoke_without_command=True, short_help="List the handlers: their state, what waits, dead letters."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_context
 def handlers(context: click.Context, *, as_json: bool) -> None:
@@ -52,7 +54,7 @@ def handlers(context: click.Context, *, as_json: bool) -> None:
     table(["HANDLER", "STATE", "WAITING", "DEAD", "LAST"], rows)
 
 
-@handlers.command()
+@handlers.command(short_help="Switch a handler on again that was switched off.")
 @click.argument("name")
 def enable(name: str) -> None:
     """Switch the handler NAME on again, after it was switched off because it answered 410.

@@ -65,7 +65,7 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
     table(["ID", "KIND", "STATUS", "STATE", "FILES", "LOST", "AGE", "MODEL"], rows)
 
 
-@click.command()
+@click.command(short_help="Show every setting, where it comes from, and what is wrong.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def config(*, as_json: bool) -> None:
     """Show every setting, where it comes from, and what keeps `up` from starting. Secrets are not shown.

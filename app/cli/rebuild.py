@@ -20,7 +20,7 @@ TIMEOUT = 30.0
 """Seconds for one round trip, which carries some hundred predictions."""
 
 
-@click.command()
+@click.command(short_help="Restore from storage what Redis has lost.")
 @click.option("--all", "everything", is_flag=True, help="Records of any age, not only OUTKEEP_RECORD_TTL.")
 @click.option("--json", "as_json", is_flag=True, help="What was done as one JSON object.")
 def rebuild(*, everything: bool, as_json: bool) -> None:

@@ -46,7 +46,7 @@ _WORDS = {
 }
 
 
-@click.command()
+@click.command(short_help="Find what finished at Replicate and never arrived.")
 @click.option("--since", help="What was created since then: 1h, 2d, or 2026-03-16T10:00:00Z.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def reconcile(*, since: str | None, as_json: bool) -> None:

@@ -26,7 +26,7 @@ _WORDS = {
 }
 
 
-@click.command()
+@click.command(short_help="Tell handlers again, from what is stored.")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--failed", is_flag=True, help="All that was given up: what `outkeep ls --failed` lists.")
 @click.option("--since", help="All that was stored since then: 1h, 2d, or 2026-03-16T10:00:00Z.")

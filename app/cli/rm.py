@@ -27,7 +27,7 @@ ASKED = "asked"
 """The cause, as metrics name it."""
 
 
-@click.command()
+@click.command(short_help="Remove everything of predictions and trainings.")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @click.option(
     "--kind",

@@ -14,7 +14,7 @@ from app.redaction import secrets_of
 _QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 
 
-@click.command()
+@click.command(short_help="Run everything in one terminal.")
 @click.option("--lifeline", "on_lifeline", is_flag=True, hidden=True)
 def up(*, on_lifeline: bool) -> None:
     """Run everything in one terminal: receiver, workers, scheduler, and an embedded Valkey.
@@ -52,7 +52,7 @@ def serve(*, on_lifeline: bool) -> None:
     main.serve(deployment.connect(settings, handlers, find))
 
 
-@click.command()
+@click.command(short_help="Run one worker process: persist, notify or handle.")
 @click.argument("queue", type=click.Choice(_QUEUES))
 @click.option("--path", default=".", type=click.Path(), help="Folder from which handler code is imported.")
 def work(queue: str, path: str) -> None:
@@ -71,10 +71,10 @@ def work(queue: str, path: str) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "workers", queue, "--path", path])  # noqa: S606
 
 
-@click.command()
+@click.command(short_help="Tell whether a part of this host lives; for containers.")
 @click.argument("part", type=click.Choice(["receiver", *_QUEUES]), default="receiver")
 def healthcheck(part: str) -> None:
-    """Exit 0 when PART of this host lives, 1 when not; for containers.
+    """Exit 0 when a part of this host lives, by default the receiver, and 1 when not; for containers.
 
     \b
     Examples:
@@ -89,7 +89,7 @@ def healthcheck(part: str) -> None:
     click.echo(f"{part} is alive")
 
 
-@click.command()
+@click.command(short_help="See it work, with a simulated Replicate.")
 @click.option("--stay", is_flag=True, help="Keep running afterwards, until Ctrl-C.")
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Folder to keep things in; by default a new one."
@@ -118,16 +118,34 @@ def _signing_secret(_: click.Context, __: click.Parameter, secret: str | None) -
     return secret
 
 
-@click.command()
+def _seconds(_: click.Context, __: click.Parameter, pace: float) -> float:
+    if not 0 <= pace <= 3600:  # noqa: PLR2004
+        raise click.BadParameter("write a number of seconds from 0 to 3600")
+    return pace
+
+
+@click.command(short_help="Run a local Replicate, for development without paying.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8100, show_default=True, type=click.IntRange(0, 65535))
 @click.option(
     "--secret", callback=_signing_secret, help="Webhook signing secret (whsec_...); by default a new one."
 )
 @click.option("--token", help="API token that clients must send; by default a new one.")
-@click.option("--pace", default=3.0, show_default=True, help="Seconds that a model takes.")
+@click.option(
+    "--pace",
+    default=3.0,
+    show_default=True,
+    callback=_seconds,
+    help="Seconds that a model takes, an hour at most.",
+)
 def simulate(host: str, port: int, secret: str | None, token: str | None, pace: float) -> None:
     """Run a local Replicate: predictions, output files and signed webhooks, for development without paying.
+
+    Any model, owner/name, makes a picture, and so does any deployment. What else a model can do show those
+    of the owner outkeep: llama (streamed text), caption (text), images, separate, files, nested, mixed, names
+    and inline (other shapes of output), copy (gives its file `image` back), community (runs by its version
+    only), nothing, fails, aborts, slow and train. `seconds` and `num_outputs` in the input say how long it
+    takes and how much it makes.
 
     \b
     Example:

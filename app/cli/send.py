@@ -28,7 +28,7 @@ TIMEOUT = 15.0
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
-@click.command()
+@click.command(short_help="Send one signed delivery, to try a receiver out.")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True), required=False)
 @click.option("--to", "url", help="Where to send it; by default the receiver of this configuration.")
 @click.option("--secret", help="Secret to sign with; by default that of the receiver.")

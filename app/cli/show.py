@@ -32,7 +32,7 @@ class _Known:
     trouble: OutkeepError | None = None
 
 
-@click.command()
+@click.command(short_help="Show one prediction or training, and who was told.")
 @click.argument("prediction_id", metavar="ID")
 @click.option(
     "--kind",

@@ -20,6 +20,7 @@ from app.core.names import Kind
 from app.core.prediction import parse
 from app.listening import free_port
 from app.records import Records
+from app.simulator.models import MODELS
 from app.storage import Storage
 from tests.app.own_valkey import own_valkey
 from tests.app.web import SECRET, SECRET_KEY, Web, clean_environment, environment, in_thread, prediction
@@ -69,7 +70,9 @@ def test_every_command_shows_an_example() -> None:
         assert done.returncode == 0
         assert "Example" in done.stdout
         assert f"outkeep {name}" in done.stdout, name
-    assert "outkeep up" in outkeep("--help").stdout
+    shown = outkeep("--help").stdout
+    assert "outkeep up" in shown
+    assert "..." not in shown.partition("Commands:")[2]
     assert outkeep("--version").stdout.startswith("outkeep")
 
 
@@ -303,6 +306,19 @@ def test_a_simulator_with_a_mistaken_secret_ends_with_2(secret: str) -> None:
     assert "Invalid value for '--secret'" in done.stderr
     assert "Traceback" not in done.stderr
     assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize("pace", ["-1", "nan", "inf", "3601", "slow"])
+def test_a_simulator_with_a_mistaken_pace_ends_with_2(pace: str) -> None:
+    done = outkeep("simulate", "--port", "0", "--pace", pace)
+
+    assert done.returncode == 2
+    assert "Invalid value for '--pace'" in done.stderr
+
+
+def test_the_help_of_the_simulator_names_its_models() -> None:
+    shown = outkeep("simulate", "--help").stdout
+    assert [name for name in MODELS if name.partition("/")[2] not in shown] == []
 
 
 @pytest.mark.parametrize(
