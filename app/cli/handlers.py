@@ -12,6 +12,8 @@ from app import deployment
 from app.backlog import backlog, by_place, telling_queues
 from app.cli.look import TIMEOUT
 from app.cli.terminal import table
+from app.core.handlers import Handler
+from app.core.targets import Call, Target
 from app.handler_states import HandlerState, HandlerStates
 from app.inbox import connect
 
@@ -26,7 +28,8 @@ def handlers(context: click.Context, *, as_json: bool) -> None:
 
     STATE is on, slow (it did not answer several times in a row, and is asked every 30 seconds whether it does
     again), off (it answered 410 and is told nothing more) or unknown (no longer in the handlers file).
-    WAITING counts notifications on their way, DEAD those that were given up.
+    WAITING counts notifications on their way and functions that have not ended, DEAD what was given up. LAST
+    tells of a function only when it was handed to its queue: `outkeep show` tells how it ended.
 
     \b
     Examples:
@@ -35,7 +38,9 @@ def handlers(context: click.Context, *, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    redis, names = _open()
+    redis, found = _open()
+    targets = {handler.name: handler.target for handler in found}
+    names = list(targets)
     waiting, dead = _counts(redis)
     states = HandlerStates(redis)
     rows = []
@@ -46,7 +51,7 @@ def handlers(context: click.Context, *, as_json: bool) -> None:
             counts = {"waiting": waiting[name], "dead": dead[name]}
             off = {"off_since": state.off_since}
             click.echo(json.dumps({"handler": name, "state": word, **counts, **off, "last": state.last}))
-        rows.append([name, word, str(waiting[name]), str(dead[name]), _last(state)])
+        rows.append([name, word, str(waiting[name]), str(dead[name]), _last(state, targets.get(name))])
     if as_json:
         return
     if not rows:
@@ -66,9 +71,9 @@ def enable(name: str) -> None:
       outkeep handlers enable gallery
       outkeep replay --failed --handler gallery
     """
-    redis, names = _open()
+    redis, found = _open()
     was_off = HandlerStates(redis).switch_on(name)
-    if not was_off and name not in names:
+    if not was_off and name not in {handler.name for handler in found}:
         raise click.BadParameter(f"the handlers file has no handler {name!r}")
     click.echo(f"{name} is switched on" if was_off else f"{name} is on already")
     _, dead = _counts(redis)
@@ -76,10 +81,10 @@ def enable(name: str) -> None:
         click.echo(f"to send its {dead[name]} dead letters: outkeep replay --failed --handler {name}")
 
 
-def _open() -> tuple[Redis, list[str]]:
-    """Redis, and the names of the handlers file in its order."""
+def _open() -> tuple[Redis, tuple[Handler, ...]]:
+    """Redis, and the handlers of the file in its order."""
     settings, found = deployment.prepare(os.environ)
-    return connect(deployment.find_redis(settings), timeout=TIMEOUT), [handler.name for handler in found]
+    return connect(deployment.find_redis(settings), timeout=TIMEOUT), found
 
 
 def _counts(redis: Redis) -> tuple[Counter[str], Counter[str]]:
@@ -94,9 +99,11 @@ def _counts(redis: Redis) -> tuple[Counter[str], Counter[str]]:
     return waiting, dead
 
 
-def _last(state: HandlerState) -> str:
+def _last(state: HandlerState, target: Target | None) -> str:
     last: dict[str, Any] = dict(state.last or {})
     if not last:
         return "-"
-    result = "told" if last["error"] is None else last["error"]
+    # How a run of a function ends is not known yet when the job is handed on: DEAD counts those that gave up.
+    done = "handed to its queue" if isinstance(target, Call) else "told"
+    result = done if last["error"] is None else last["error"]
     return f"{result} at {last['at']}"

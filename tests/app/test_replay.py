@@ -401,6 +401,18 @@ def test_handlers_are_listed_with_their_state_and_what_waits_for_them(
     assert first == {"handler": "gallery", "state": "off", "waiting": 0, "dead": 1, "last": attempt}
 
 
+def test_a_function_that_was_only_handed_to_its_queue_is_not_called_told(
+    past: Past, settings: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "jobs.toml").write_text('[[handler]]\nname = "thumbnail"\njob = "my.tasks.thumbnail"\n')
+    done = {"at": "2026-03-16T10:00:00.000Z", "status": None, "error": None, "detail": "", "milliseconds": 4}
+    HandlerStates(past.redis).report("thumbnail", done, 0)
+
+    shown = outkeep("handlers", settings={**settings, "OUTKEEP_HANDLERS": str(tmp_path / "jobs.toml")}).stdout
+
+    assert shown.splitlines()[1].endswith("handed to its queue at 2026-03-16T10:00:00.000Z")
+
+
 def test_a_handler_is_switched_on_by_name(past: Past, settings: dict[str, str]) -> None:
     past.kill("abc", "gallery")
     HandlerStates(past.redis).switch_off("gallery", NOW)
