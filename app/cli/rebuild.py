@@ -26,10 +26,10 @@ TIMEOUT = 30.0
 def rebuild(*, everything: bool, as_json: bool) -> None:
     """Restore from storage what Redis has lost: the list of predictions, owed notifications, dead letters.
 
-    Handlers are told that were not told yet, however old the prediction. Running it again, or beside live
-    traffic, does no harm. What was never stored is not restored: predictions that still run, and events that
-    waited in Redis; of those, reconciliation finds what Replicate still lists. Exit code 1 when a manifest
-    could not be read.
+    Handlers are told that were not told yet, however old the prediction: also one that you have added since,
+    and follow-ups of the kind `predict` cost money. Running it again, or beside live traffic, does no harm.
+    What was never stored is not restored: predictions that still run, and events that waited in Redis; of
+    those, reconciliation finds what Replicate still lists. Exit code 1 when a manifest could not be read.
 
     \b
     Examples:
