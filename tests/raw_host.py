@@ -5,7 +5,7 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -109,10 +109,16 @@ def then_for_ever(start: bytes, piece: bytes, *, every: float = 0) -> Script:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(start)
         gone = asyncio.ensure_future(reader.read())
-        while not gone.done():
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.wait([gone], timeout=every)
+        try:
+            while not gone.done():
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.wait([gone], timeout=every)
+        finally:
+            gone.cancel()
+            # What nobody asks it for would be logged whenever it is collected, during another test.
+            with suppress(OSError, asyncio.CancelledError):
+                await gone
 
     return script
 
