@@ -1,6 +1,7 @@
 """Outputs are fetched while a bucket refuses us, since their hour does not wait until it is mended."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from redis import Redis
 
 from app.core.lifecycle import State
 from app.core.policy import HOUR
-from app.silence import Silence
+from app.silence import REST, Silence
 from app.simulator import Simulator
 from app.storage import Storage
 from tests.app.web import wait_until
@@ -79,7 +80,8 @@ def test_nobody_waits_for_a_bucket_that_is_silent_and_outputs_are_fetched_meanwh
         released.wait(60)
 
     desk = Desk(redis, tmp_path)
-    desk.storage = Storage(proxy.s3.url, Silence(rest=1.0))
+    rested = 0.0
+    desk.storage = Storage(proxy.s3.url, Silence(now=lambda: time.monotonic() + rested))
     desk.trust(simulator.url)
     urls = [simulator.add_file("a.png", PNG), simulator.add_file("b.txt", b"text")]
     desk.receive(urls)
@@ -89,6 +91,7 @@ def test_nobody_waits_for_a_bucket_that_is_silent_and_outputs_are_fetched_meanwh
     assert [simulator.downloads(url) for url in urls] == [1, 1]
     asked = len(proxy.asked)
     desk.forward(first)
+    rested += REST
     assert desk.work() is not None
     assert len(proxy.asked) <= asked + 3  # one question, for all
     for url in urls:
@@ -98,7 +101,9 @@ def test_nobody_waits_for_a_bucket_that_is_silent_and_outputs_are_fetched_meanwh
     proxy.mend()
 
     def is_kept() -> bool:
+        nonlocal rested
         desk.forward(600)
+        rested += REST
         return desk.work() is None
 
     wait_until(is_kept)
