@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,15 @@ from tests.app.own_valkey import OwnValkey
 from tests.app.web import BOUND, Web, in_process, prediction, wait_until
 
 SENDERS = 4
+STALLS = 3
+"""How often the machine may stand still, which makes each sender wait: nobody else may."""
+
 RATE = 25.0
 """Deliveries a second of each sender."""
 
 
 class Traffic:
-    """Ends of ever new predictions, each of which must be acknowledged within the bound."""
+    """Ends of ever new predictions, each of which must be acknowledged; `late` are those beyond the bound."""
 
     def __init__(self, web: Web) -> None:
         self._web = web
@@ -27,6 +31,7 @@ class Traffic:
         self._ending = threading.Event()
         self.outcomes: dict[str, str] = {}
         self.faults: list[str] = []
+        self.late: list[str] = []
 
     @contextmanager
     def flowing(self) -> Iterator[None]:
@@ -51,11 +56,15 @@ class Traffic:
     def _send(self) -> None:
         while not self._ending.wait(1 / RATE):
             name = f"p{next(self._numbers)}"
+            began = time.monotonic()
             try:
-                answer = self._web.deliver(prediction(name), timeout=BOUND)
+                answer = self._web.deliver(prediction(name))
             except OSError as error:
                 self.faults.append(f"{name}: {error!r}")
                 continue
+            took = time.monotonic() - began
+            if took > BOUND:
+                self.late.append(f"{name}: {took:.1f} s")
             if answer.status == 202:
                 self.outcomes[name] = answer.json()["outcome"]
             else:
@@ -84,6 +93,7 @@ def require_an_outage_loses_nothing(valkey: OwnValkey, folder: Path, *, seconds:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert traffic.faults == []
+    assert len(traffic.late) <= SENDERS * STALLS, traffic.late
     lost, doubled = _missing(valkey, list(traffic.outcomes))
     assert (lost, doubled) == ([], [])
     assert b"Traceback" not in (folder / "serve.log").read_bytes()
