@@ -121,6 +121,34 @@ def test_a_job_that_stands_in_no_list_goes_back_to_its_queue(desk: Desk, status:
     assert sweeping.run() == Counter()
 
 
+@pytest.mark.parametrize("where", ["queue", "taken", "started", "scheduled", "deferred"])
+def test_a_job_that_turns_up_between_look_and_repair_is_left_where_it_is(desk: Desk, where: str) -> None:
+    queues.enqueue_notify(desk.redis, "gallery", *PLACE)
+    [found] = desk.told
+    queue = queues.queue(NOTIFY_QUEUE, desk.redis)
+    desk.redis.delete(queue.key)
+    sweeping = sweep(desk)
+    sweeping.run()
+    desk.forward(60)
+    [gap] = sweeping._gaps.look()
+    lists = {"queue": queue.key, "taken": queue.intermediate_queue_key}
+    sets = {
+        "started": queue.started_job_registry.key,
+        "scheduled": queue.scheduled_job_registry.key,
+        "deferred": queue.deferred_job_registry.key,
+    }
+    if where in lists:
+        desk.redis.rpush(lists[where], found)
+    else:
+        desk.redis.zadd(sets[where], {f"{found}:run" if where == "started" else found: 4e9})
+
+    assert not sweeping._mend(gap)
+
+    assert desk.told == ([found] if where == "queue" else [])
+    desk.redis.delete(*lists.values(), *sets.values())
+    assert sweeping.run() == Counter(), "it is missed for the first time again"
+
+
 @pytest.mark.parametrize("list_name", ["key", "intermediate_queue_key"])
 def test_a_job_that_was_on_its_way_was_never_lost(desk: Desk, list_name: str) -> None:
     queues.enqueue_notify(desk.redis, "gallery", *PLACE)
