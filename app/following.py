@@ -107,7 +107,7 @@ class Follower:
                 return manifest
             if waited > SLOW and not hinted:
                 hinted = True
-                self.warn(f"keeping the outputs takes long; `outkeep show {prediction.id}` tells more")
+                self.warn("keeping the outputs takes long; the log of the persist worker says why")
             await asyncio.sleep(LOOK)
 
     def _keep_others_from_asking(self, prediction_id: str) -> None:
