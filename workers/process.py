@@ -65,6 +65,7 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
     if queue == HANDLE_QUEUE:
         sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
         storage = Storage(deployment.settings.storage_url)
+        log.info("worker started", extra={"queue": queue})
         handle.worker(redis, handle.listed(deployment.handlers), storage).work(logging_level="WARNING")
         return
     opened = ASYNCHRONOUS[queue]

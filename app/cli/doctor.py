@@ -18,7 +18,7 @@ from app.doctor import diagnose
     "--path",
     "code",
     default=".",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder from which handler code is imported, as for `work handle`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")

@@ -54,7 +54,12 @@ def serve(*, on_lifeline: bool) -> None:
 
 @click.command(short_help="Run one worker process: persist, notify or handle.")
 @click.argument("queue", type=click.Choice(_QUEUES))
-@click.option("--path", default=".", type=click.Path(), help="Folder from which handler code is imported.")
+@click.option(
+    "--path",
+    default=".",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder from which handler code is imported.",
+)
 def work(queue: str, path: str) -> None:
     """Run one worker process for QUEUE: persist keeps outputs, notify tells handlers, handle runs their jobs.
 
