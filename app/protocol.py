@@ -91,8 +91,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter(Phase.HEAD, self._limits.head_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header; what comes behind a body is none, and is not kept."""
-        if self._phase is Phase.HEAD:
+        """Count a header; those beyond the limit are not kept, nor what comes behind a body: it is none."""
+        if self._phase is Phase.HEAD and len(self.headers) <= self._limits.headers:
             super().on_header(name, value)
             self._parsed_bytes += len(name) + len(value) + 4
 

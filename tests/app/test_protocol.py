@@ -236,6 +236,16 @@ def test_a_head_without_end_is_refused(patient: Web) -> None:
 CHUNKED = f"POST {WEBHOOK} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
 
 
+def test_headers_of_a_head_without_end_take_no_memory(valkey_url: str, tmp_path: Path) -> None:
+    many = b"GET / HTTP/1.1\r\n" + b"x:y\r\n" * 13_000  # just below the limit of a head
+    with in_process(valkey_url, tmp_path) as (web, process), ExitStack() as stack:
+        before = psutil.Process(process.pid).memory_info().rss
+        for _ in range(100):
+            stack.enter_context(connect(web)).sendall(many)
+        assert answers(web)  # so what was sent before that is read
+        assert psutil.Process(process.pid).memory_info().rss - before < 40 << 20
+
+
 @pytest.mark.parametrize("piece", [b"x-more: y\r\n", b"y"])
 def test_trailers_without_end_are_refused(patient: Web, piece: bytes) -> None:
     with connect(patient) as connection:
