@@ -142,8 +142,7 @@ class FaultyProxy:
 @contextmanager
 def faulty_proxy(target: S3) -> Iterator[FaultyProxy]:
     """Run a proxy before `target` until the end of the block."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     proxy = FaultyProxy(target, f"http://127.0.0.1:{server.server_address[1]}")
     server.proxy = proxy  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -153,6 +152,11 @@ def faulty_proxy(target: S3) -> Iterator[FaultyProxy]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # a connection that finds no place waits for a second
 
 
 class _Handler(BaseHTTPRequestHandler):
