@@ -18,6 +18,9 @@ from tests.e2e.traffic import RETRY_DELAYS, Traffic
 pytestmark = pytest.mark.slow
 
 COUNT = 200
+RATE = 10.0
+"""Deliveries a second, of which there are as many as are needed."""
+
 SEED = int(os.environ.get("SEED", "1"))
 BELOW = ("receiver", "persist", "notify", "valkey")
 
@@ -64,7 +67,8 @@ def test_kills_of_every_process_below_up_lose_nothing(
     """Each kind is killed twice, in an order drawn from the seed, while work is in flight."""
     victims = [*BELOW, *BELOW]
     random.Random(SEED).shuffle(victims)
-    traffic = Traffic(COUNT, seed=SEED, host=host, simulator=simulator, up=up)
+    # No end of it, so that work is in flight however long the restarts take.
+    traffic = Traffic(None, seed=SEED, host=host, simulator=simulator, up=up, rate=RATE)
     with traffic.flowing():
         for number, victim in enumerate(victims, start=1):
             traffic.wait_until_acknowledged(20 * number)
