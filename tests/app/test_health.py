@@ -84,7 +84,7 @@ def test_what_hides_trouble_is_warned_of_while_deliveries_are_acknowledged(
     queue = queues.queue(PERSIST_QUEUE, valkey.redis)
     job = queue.enqueue("workers.jobs.persist", "prediction", "abc")
     valkey.redis.hset(job.key, "enqueued_at", "2020-01-01T00:00:00.000000Z")
-    with in_thread(valkey.url, tmp_path, OUTKEEP_DISK_FLOOR="1PiB") as web:
+    with in_thread(valkey.url, tmp_path, OUTKEEP_DISK_FLOOR="1024TiB") as web:
         answer = ready(web)
 
     assert answer.status == 200
