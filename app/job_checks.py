@@ -48,6 +48,8 @@ def ages(redis: Redis, users: Sequence[str] = ()) -> Iterator[Finding]:
     for name in _all(users):
         queue = queues.queue(name, redis)
         yield rules.waiting(name, queue.count, _waited(redis, queue.key))
+        if name == PERSIST_QUEUE and (put_off := queue.scheduled_job_registry.get_job_count(cleanup=False)):
+            yield rules.put_off(put_off)
 
 
 def dead_letters(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:

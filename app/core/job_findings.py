@@ -46,6 +46,12 @@ def waiting(queue: str, count: int, oldest: float) -> Finding:
     return Finding(level, f"queue {queue}", detail)
 
 
+def put_off(count: int) -> Finding:
+    """Warn of `count` predictions whose outputs could not be kept yet: their hour passes meanwhile."""
+    detail = f"{count} predictions wait for the next try; the log of the persist workers says what failed"
+    return Finding(Level.WARN, "outputs put off", detail)
+
+
 def dead_letters(queue: str, count: int) -> Finding:
     """Judge how many jobs of a queue have failed for good."""
     if not count:

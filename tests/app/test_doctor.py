@@ -325,6 +325,20 @@ def test_a_spool_that_is_off_or_not_empty_is_warned_of(tmp_path: Path) -> None:
     )
 
 
+def test_predictions_whose_outputs_are_put_off_are_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    settings = environment(valkey.url, tmp_path)
+    assert doctor(tmp_path, **settings).of("outputs put off") == []
+    later = queues.persist_job(valkey.redis, Kind.PREDICTION, "abc", timeout=60)
+    later.set_status(JobStatus.SCHEDULED)
+    persist = queues.queue(PERSIST_QUEUE, valkey.redis)
+    valkey.redis.zadd(persist.scheduled_job_registry.key, {later.id: 2e9})
+    report = doctor(tmp_path, **settings)
+    assert report.line("outputs put off").startswith(
+        "warn outputs put off: 1 predictions wait for the next try"
+    )
+
+
 def test_queues_that_wait_and_dead_letters_are_named(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     for handler in ("one", "two"):
