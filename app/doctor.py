@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
-from app import deployment, reconcile_memory
+from app import deployment, embedded_trace, reconcile_memory
 from app.backlog import queues_of_users
 from app.core import findings as rules
 from app.core import job_findings
@@ -42,6 +42,7 @@ def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
     settings, handlers, findings = _configuration(environment)
     findings += _credentials(settings)
     findings += _redis(settings, handlers)
+    findings += _left_behind(settings)
     findings += _spool(settings)
     if not any(finding.detail.startswith(_STORAGE) for finding in findings):
         findings += _storage(settings)
@@ -110,6 +111,19 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
             f"no answer ({type(error).__name__}): nothing is stored until it is back; is REDIS_URL right?"
         )
     return [Finding(Level.FAIL, "redis", detail)]
+
+
+def _left_behind(settings: Settings) -> list[Finding]:
+    """What waited in the embedded server when `REDIS_URL` was set: nobody works on it."""
+    folder = settings.data / embedded_trace.FOLDER
+    if settings.redis_url is None or not folder.is_dir():
+        return []
+    detail = (
+        f"{folder} is what an embedded server has left, and what waited there is not in the Redis of "
+        "REDIS_URL: run `outkeep up` without REDIS_URL until `outkeep ls` and `outkeep handlers` show "
+        "nothing that waits, then remove it"
+    )
+    return [Finding(Level.WARN, "embedded server", detail)]
 
 
 def _users(redis: Redis, handlers: Sequence[Handler]) -> Sequence[str]:

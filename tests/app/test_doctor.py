@@ -247,6 +247,22 @@ def test_a_data_folder_on_which_nothing_runs_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "secret.key").exists(), "a doctor makes nothing"
 
 
+def test_what_an_embedded_server_has_left_is_named_once_another_one_is_used(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey.start()
+    (tmp_path / "valkey").mkdir()
+    settings = environment(valkey.url, tmp_path)
+    assert (
+        doctor(tmp_path, **settings).line("embedded server").startswith(f"warn embedded server: {tmp_path}")
+    )
+    (tmp_path / "valkey").rmdir()
+    assert doctor(tmp_path, **settings).of("embedded server") == []
+    embedded = {name: text for name, text in settings.items() if name != "REDIS_URL"}
+    (tmp_path / "valkey").mkdir()
+    assert doctor(tmp_path, **embedded).of("embedded server") == []
+
+
 def test_a_configuration_that_is_refused_fails_with_every_mistake(tmp_path: Path) -> None:
     report = doctor(tmp_path, OUTKEEP_SLOTS="many", OUTKEEP_STORRAGE="x", REDIS_URL="unix:///nowhere")
     assert report.code == 1
