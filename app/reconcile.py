@@ -6,8 +6,8 @@ next one, and only a complete pass moves the mark.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -70,9 +70,12 @@ class Reconciler:
         With `since` it looks at what was created since then, and leaves the mark alone. `report` is filled as
         it goes, so that it tells of a pass that failed, too. Raises `OutkeepError` and redis-py's errors.
         """
-        await self._ask_for_silent(report)
-        for kind in Kind:
-            await self._look_through(kind, since, report)
+        with _raised_at_the_end() as later:
+            with later():
+                await self._ask_for_silent(report)
+            for kind in Kind:
+                with later():
+                    await self._look_through(kind, since, report)
         if since is None:
             await asyncio.to_thread(self._memory.completed, self._now())
 
@@ -86,13 +89,15 @@ class Reconciler:
         await self._ask_for(await asyncio.to_thread(self.asker.here.due, now, MOST_DUE), report)
 
     async def _ask_for(self, awaited: Sequence[Awaited], report: Report) -> None:
-        for kind in Kind:
-            of_kind = [one for one in awaited if one.kind is kind]
-            known = await asyncio.to_thread(self._known, kind, [one.id for one in of_kind])
-            for one in of_kind:
-                if one.id in known:
-                    await asyncio.to_thread(self.asker.forget, one)
-            await self._settle(kind, [one for one in of_kind if one.id not in known], report)
+        with _raised_at_the_end() as later:
+            for kind in Kind:
+                of_kind = [one for one in awaited if one.kind is kind]
+                known = await asyncio.to_thread(self._known, kind, [one.id for one in of_kind])
+                for one in of_kind:
+                    if one.id in known:
+                        await asyncio.to_thread(self.asker.forget, one)
+                with later():
+                    await self._settle(kind, [one for one in of_kind if one.id not in known], report)
 
     async def _look_through(self, kind: Kind, since: datetime | None, report: Report) -> None:
         began = self._now()
@@ -159,25 +164,27 @@ class Reconciler:
                 self.asker.count(report, kind, Found.UNREADABLE)
 
     async def _settle(self, kind: Kind, wanted: Sequence[Awaited], report: Report) -> None:
-        """Settle all of them, several at a time; the first error ends it."""
+        """Settle all of them, several at a time; the first error ends it, one of the storage at its end."""
         waiting = iter(wanted)
         done = 0
 
-        async def work() -> None:
+        async def work(later: "_Later") -> None:
             nonlocal done
             for awaited in waiting:
-                await self.asker.settle(awaited, report)
-                done += 1
-                self.tell(kind, done, len(wanted))
+                with later():
+                    await self.asker.settle(awaited, report)
+                    done += 1
+                    self.tell(kind, done, len(wanted))
 
         self.tell(kind, 0, len(wanted))
-        tasks = [asyncio.create_task(work()) for _ in range(min(AT_ONCE, len(wanted)))]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        with _raised_at_the_end() as later:
+            tasks = [asyncio.create_task(work(later)) for _ in range(min(AT_ONCE, len(wanted)))]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def _known(self, kind: Kind, ids: Sequence[str]) -> set[str]:
         """Those that are here: settled by what Redis says, or else with a manifest in storage."""
@@ -203,6 +210,27 @@ class Reconciler:
 
     def _now(self) -> datetime:
         return self.asker.clock()
+
+
+_Later = Callable[[], AbstractContextManager[None]]
+"""A block in it may fail for the storage alone, and what comes behind it goes on."""
+
+
+@contextmanager
+def _raised_at_the_end() -> Iterator[_Later]:
+    """Only large objects meet a storage that fails: the hour of the others does not wait."""
+    failures: list[StorageFailure] = []
+
+    @contextmanager
+    def later() -> Iterator[None]:
+        try:
+            yield
+        except StorageFailure as error:
+            failures.append(error)
+
+    yield later
+    if failures:
+        raise failures[0]
 
 
 def _awaited(item: Prediction) -> Awaited:

@@ -654,6 +654,27 @@ def test_the_outputs_of_large_ones_are_fetched_while_the_storage_does_not_take_t
     assert record.receipt.quiet == (source == "web")  # as if it had been taken in at once
 
 
+def test_however_many_large_ones_the_storage_does_not_take_the_others_are_fetched(desk: Desk) -> None:
+    desk.run()
+    for name in "abcdefgh":
+        desk.finish(name, output=f"https://replicate.delivery/x/{name}.png", logs="x" * (2 << 20))
+    desk.finish("small", output="https://replicate.delivery/x/small.png", completed_at=desk.ago(minutes=4))
+    desk.finish("t", TRAINING)
+    folder = desk.storage.folder
+    assert folder is not None
+    (folder / "claims").write_text("no folder")
+    with pytest.raises(StorageFailure):
+        desk.run()
+
+    expected = [
+        persist_job_id(PREDICTION, name) for name in ("a", "b", "c", "d", "e", "f", "g", "h", "small")
+    ]
+    assert sorted(desk.jobs()) == [*expected, persist_job_id(TRAINING, "t")]
+    (folder / "claims").unlink()
+    desk.run()  # they are looked for again
+    assert {desk.record(name).state for name in "abcdefgh"} == {State.RECEIVED}
+
+
 def test_a_removed_prediction_does_not_come_back(desk: Desk) -> None:
     desk.finish("a")
     desk.redis.set(removed_key(PREDICTION, "a"), 1)
