@@ -40,6 +40,7 @@ from workers.inputs import Inputs
 from workers.keep import Keeper
 from workers.links import Links, signed_links
 from workers.notify import Notify
+from workers.own_files import OwnFiles
 from workers.persist import Persist
 from workers.post import TIMEOUT, Post
 from workers.scratch import scratch
@@ -140,7 +141,15 @@ async def _fetching_inputs(deployment: Deployment, folder: Path) -> AsyncIterato
     origins = rules.origins | ({uploads.origin} if uploads else set())
     async with guarded_session(origins=origins, proxy=_proxy(deployment)) as session:
         fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file, disk_floor=settings.disk_floor)
-        yield InputFetcher(fetcher, settings.api_url, uploads)
+        own = OwnFiles(
+            Storage(settings.storage_url),
+            settings.base_url,
+            link_keys(deployment.secret_keys),
+            folder,
+            settings.disk_floor,
+            _now,
+        )
+        yield InputFetcher(fetcher, settings.api_url, uploads, own)
 
 
 def _persist(

@@ -1,4 +1,4 @@
-"""Fetch inputs: files that were uploaded to Replicate open to our token, all others to anyone.
+"""Fetch inputs: our own files, those that were uploaded to Replicate and open to our token, and all others.
 
 Replicate's OpenAPI document (2026-03-16) says that `GET /v1/files/{id}` describes a file, and that
 `GET /v1/files/{id}/download` gives it to whoever has a signature. What the latter says to the token of the
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from app.core.errors import Permanent, Transient
 from app.core.inputs import Uploads, description, upload_id
 from workers.fetch import Fetched, Fetcher
+from workers.own_files import OwnFiles
 
 MAX_DESCRIPTION = 1 << 20
 """Bytes up to which an answer may be the description of a file."""
@@ -24,24 +25,28 @@ class InputFetcher:
     fetcher: Fetcher
     base_url: str
     uploads: Uploads | None
+    own: OwnFiles
 
     async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - the fetcher's
         """Download an input in at most about `timeout` seconds.
 
         Raises what `Fetcher.fetch` raises, and `Permanent` (`token_missing`, `upload_mismatch`).
         """
-        identity = upload_id(url, self.base_url)
-        if identity is None:
+        name, identity = self.own.name_of(url), upload_id(url, self.base_url)
+        if name is None and identity is None:
             return await self.fetcher.fetch(url, timeout=timeout)
-        if self.uploads is None:
-            raise Permanent("token_missing", "files uploaded to Replicate open to REPLICATE_API_TOKEN only")
         try:
             async with asyncio.timeout(timeout):
-                return await self._open(url, identity, self.uploads, timeout)
+                if name is not None:
+                    return await self.own.copy(name, url)
+                return await self._open(url, identity or "", timeout)
         except TimeoutError:
             raise Transient("deadline", f"the download did not end within {timeout:.0f} s") from None
 
-    async def _open(self, url: str, identity: str, uploads: Uploads, patience: float) -> Fetched:
+    async def _open(self, url: str, identity: str, patience: float) -> Fetched:
+        uploads = self.uploads
+        if uploads is None:
+            raise Permanent("token_missing", "files uploaded to Replicate open to REPLICATE_API_TOKEN only")
         answer = await self.fetcher.fetch(url, timeout=patience, uploads=uploads)
         if answer.size > MAX_DESCRIPTION:
             return answer

@@ -3,17 +3,24 @@
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from app.core.errors import Permanent, Rejected
-from app.core.names import Kind
+from app.core.names import Kind, object_name
 
 MIN_KEY_BYTES = 32
+
+_KINDS = {kind.folder: kind for kind in Kind}
+_LINK = re.compile(
+    rf"(?P<path>/files/(?P<folder>{'|'.join(_KINDS)})/(?P<id>[^/?#]+)/(?P<name>[^/?#]+))"
+    r"\?expires=(?P<expires>[0-9]{1,12})&signature=(?P<signature>[A-Za-z0-9_-]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,18 @@ def check_path(path: str, expires: str, signature: str, keys: LinkKeys, *, now: 
         raise Rejected("link_refused", "the signature of this link is not ours", status=403)
     if int(expires) < now:
         raise Rejected("link_expired", "this link has expired; replay the event for a fresh one", status=403)
+
+
+def linked_object(url: str, base_url: str, keys: LinkKeys, *, now: float) -> str | None:
+    """The name of the object to which a link of ours leads; None for any other URL, or one that is over."""
+    match = _LINK.fullmatch(url.removeprefix(base_url)) if url.startswith(base_url) else None
+    if match is None:
+        return None
+    try:
+        check_path(match["path"], match["expires"], match["signature"], keys, now=now)
+    except Rejected:
+        return None
+    return object_name(_KINDS[match["folder"]], unquote(match["id"]), unquote(match["name"]))
 
 
 def _signature(path: str, expires: str, key: bytes) -> str:

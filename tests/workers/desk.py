@@ -18,6 +18,7 @@ from app.claim_check import ClaimCheck
 from app.core.handlers import Handler
 from app.core.hosts import HostRules
 from app.core.inputs import Uploads
+from app.core.links import link_keys
 from app.core.manifest import Receipt, format_time
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind
 from app.core.prediction import parse
@@ -31,9 +32,12 @@ from workers.dispatch import Dispatcher
 from workers.fetch import Fetcher
 from workers.inputs import Inputs
 from workers.keep import Keeper
+from workers.own_files import OwnFiles
 from workers.persist import Persist
 from workers.uploads import InputFetcher
 
+PUBLIC_URL = "https://outkeep.example/base"
+KEYS = link_keys([b"k" * 32])
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 40
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256)) * 10
@@ -80,7 +84,8 @@ class Desk:
     ) -> None:
         """Keep inputs too; `patience` is how much longer than the outputs they may take."""
         self.uploads = Uploads.at(base_url, token) if token else None
-        self.opening = lambda fetcher: InputFetcher(fetcher, base_url, self.uploads)
+        own = OwnFiles(self.storage, PUBLIC_URL, KEYS, self.temporary, 0, lambda: self.now)
+        self.opening = lambda fetcher: InputFetcher(fetcher, base_url, self.uploads, own)
         self.patience = patience
 
     def forward(self, seconds: float) -> None:

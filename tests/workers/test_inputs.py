@@ -15,10 +15,11 @@ from replicate.client import Client
 
 from app.core import event as events
 from app.core.lifecycle import State
+from app.core.links import file_path, sign_path
 from app.core.names import Kind
 from app.simulator import Simulator
 from tests.raw_host import RawHost, Script, ok, raw_host, then_silence
-from tests.workers.desk import ID, JPEG, PNG, ZIP, Desk
+from tests.workers.desk import ID, JPEG, KEYS, PNG, PUBLIC_URL, ZIP, Desk
 
 FILE = "cneqzikepnug6xezperrr4z55o"
 TOKEN = "canary-token"
@@ -97,6 +98,40 @@ async def keep_failing(desk: Desk, *answers: bytes, path: str = "/in.png") -> No
         desk.keep_inputs(base_url, TOKEN, patience=0.2)
         desk.receive([f"{outputs}/out.png"], input={"image": base_url + path})
         assert await desk.run() is None
+
+
+def link(
+    desk: Desk, name: str = "output-0.png", *, seconds: float = 60.0, kind: Kind = Kind.PREDICTION
+) -> str:
+    """A link of ours to a file of the prediction `earlier`."""
+    path = file_path(kind, "earlier", name)
+    return PUBLIC_URL + sign_path(path, int(desk.now.timestamp() + seconds), KEYS)
+
+
+def test_the_input_of_a_follow_up_is_copied_from_the_storage(desk: Desk, host: Callable[..., str]) -> None:
+    desk.storage.put_bytes("predictions/earlier/output-0.png", PNG)
+    desk.receive([host()], input={"image": link(desk), "gone": link(desk, "output-1.png")})
+    assert desk.work() is None
+    assert codes(desk) == {"/input/image": None, "/input/gone": "not_found"}
+    assert desk.file("input-image-0.png") == PNG
+    assert_the_output_is_told(desk)
+
+
+def test_only_a_link_that_we_have_signed_opens_our_storage(desk: Desk, host: Callable[..., str]) -> None:
+    desk.storage.put_bytes("predictions/earlier/output-0.png", PNG)
+    good = link(desk)
+    refused = {
+        "expired": link(desk, seconds=-1.0),
+        "unsigned": good.partition("?")[0],
+        "forged": good[:-1] + ("A" if good[-1] != "A" else "B"),
+        "another": good.replace("output-0", "output-1"),
+        "elsewhere": good.replace("outkeep.example", "outkeep.example.attacker.example"),
+        "more": f"{good}&x=1",
+    }
+    desk.receive([host()], input=refused)
+    assert desk.work() is None
+    assert codes(desk) == {f"/input/{name}": "host_refused" for name in refused}
+    assert [name for name in desk.files() if "input" in name] == []
 
 
 def test_inputs_are_kept_after_the_outputs_with_pointers(desk: Desk, host: Callable[..., str]) -> None:
