@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence, Set
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from redis import Redis
@@ -26,6 +26,9 @@ MAX_BATCH = 64
 MAX_BATCH_BYTES = 8 << 20
 OUTLINES_AT_ONCE = 8
 """Each may be read from many megabytes, while small ones wait."""
+
+RENEWED = timedelta(hours=1)
+"""After this an outline is sent again: its record must not expire while the event waits."""
 
 MAX_FAILURES = 4
 """Failures in a row after which Redis is taken for unwell; fewer may be the fault of single deliveries."""
@@ -52,7 +55,7 @@ class Drainer:
         self._clock = clock
         # Accepted, but the disk lets go of nothing: they would stand before the others again and again.
         self._accepted: set[Path] = set()
-        self._outlined: set[Path] = set()
+        self._outlined: dict[Path, datetime] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -119,18 +122,22 @@ class Drainer:
 
     def _outline(self, waiting: Sequence[Waiting]) -> None:
         """Let the outputs of what waits for the storage be fetched: their hour does not wait."""
-        self._outlined &= {one.path for one in waiting}
+        now, left = self._clock(), {one.path for one in waiting}
+        self._outlined = {
+            path: at for path, at in self._outlined.items() if path in left and now - at < RENEWED
+        }
         fresh = [one for one in waiting if one.path not in self._outlined]
         for one in fresh[:OUTLINES_AT_ONCE]:
             arrival = self._read(one)
             short = None if arrival is None else outlined(arrival)
             if short is not None:
                 try:
-                    self._records.accept([short], self._clock())
+                    [outcome] = self._records.accept([short], now)
                 except Transient:
                     return
-                log.info("outputs of a delivery that waits are fetched", extra={"id": short.prediction.id})
-            self._outlined.add(one.path)
+                facts = {"id": short.prediction.id, "outcome": outcome}
+                log.info("outputs of a delivery that waits are fetched", extra=facts)
+            self._outlined[one.path] = now
 
     def _feed(self, batch: Sequence[Waiting]) -> int:
         read = [(one, arrival) for one in batch if (arrival := self._read(one)) is not None]

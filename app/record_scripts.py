@@ -40,6 +40,8 @@ if outcome == 'accepted' or outcome == 'progress' then
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
   redis.call('PUBLISH', ARGV[7], ARGV[3])
 end
+-- Nobody asks for what waits in a spool, which lasts as long as the storage fails.
+if outcome == 'duplicate' and not over and ARGV[6] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
 if outcome == 'progress' and ARGV[10] ~= '' then
   redis.call('ZADD', KEYS[#KEYS - 1], ARGV[10], ARGV[3])
   -- Without a token nobody asks for what fell silent.

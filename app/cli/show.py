@@ -135,13 +135,19 @@ def _children(known: _Known) -> Iterator[tuple[str, str]]:
             yield handler, outcome["child"]
 
 
+def _print_record(record: Record) -> None:
+    say(f"  status  {record.status}")
+    say(f"  state   {record.state}")
+    if record.error is not None:
+        say(f"  error   {record.error}")
+    if record.outline is not None:
+        say("  waits   its event for the storage; its outputs are fetched meanwhile")
+
+
 def _print(known: _Known, where: str) -> None:
     record, manifest = known.record, known.manifest
     if record is not None:
-        say(f"  status  {record.status}")
-        say(f"  state   {record.state}")
-        if record.error is not None:
-            say(f"  error   {record.error}")
+        _print_record(record)
     if (line := _lineage(known)) is not None:
         say(f"  follows {line.parent} by {line.handler}")
     if manifest is not None:

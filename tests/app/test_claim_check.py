@@ -1,5 +1,6 @@
 """Large bodies wait in the storage, and never in Redis."""
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -20,8 +21,10 @@ from app.core.errors import Permanent, Transient
 from app.core.manifest import Receipt
 from app.core.names import CLAIMS, PERSIST_QUEUE, Kind, record_key
 from app.core.prediction import parse
+from app.drain import RENEWED, Drainer
 from app.queues import queue
 from app.records import LARGE, Accepted, Arrival, Records
+from app.spool import Spool, Spooled
 from app.storage import Storage
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import BOUND, Web, in_process, in_thread, prediction, wait_until
@@ -263,6 +266,28 @@ def test_while_the_storage_fails_what_large_ones_produced_is_fetched_all_the_sam
         assert whole.outline is None
         assert whole.body_at in claims_in(web)
     assert sorted(jobs.job_ids) == [f"persist-prediction-{name}" for name in ("one", "text", "three", "two")]
+
+
+def test_an_outline_does_not_expire_while_its_event_waits(valkey: OwnValkey, tmp_path: Path) -> None:
+    break_storage(tmp_path)
+    spool, times = Spool(tmp_path / "spool", disk_floor=0), [datetime.now(UTC)]
+    body = large(output=URL)
+    asyncio.run(spool.keep(ID, Spooled(Kind.PREDICTION, body, Receipt(times[0], "msg_1"))))
+    checks = ClaimCheck(Storage((tmp_path / "outputs").as_uri()), patience=5)
+    records = Records(valkey.redis, ttl=7200)
+    drainer = Drainer(spool, valkey.redis, records, checks, lambda: times[0])
+    drainer.start()
+    try:
+        key = record_key(Kind.PREDICTION, ID)
+        wait_until(lambda: bool(valkey.redis.exists(key)))
+        valkey.redis.expire(key, 3600)
+        times[0] += RENEWED
+        wait_until(lambda: int(valkey.redis.ttl(key)) > 3600)
+    finally:
+        drainer.stop()
+        checks.close()
+        spool.close()
+    assert records.get(Kind.PREDICTION, ID) is not None
 
 
 def test_without_a_spool_a_large_delivery_is_refused_while_the_storage_fails(

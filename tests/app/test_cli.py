@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from app.arrivals import make_arrival, outlined
 from app.cli.root import cli
 from app.core.context import Lineage, followed
 from app.core.manifest import KeptFile, Manifest, Receipt
@@ -539,6 +540,16 @@ def test_show_says_that_it_saw_the_storage_alone(settings: dict[str, str], tmp_p
         f"no embedded server answers on {tmp_path}: shown from storage alone",
         "outkeep: nothing is known of x",
     ]
+
+
+def test_show_says_that_an_event_waits_for_the_storage(settings: dict[str, str], redis: Redis) -> None:
+    body = prediction("large", output="https://replicate.delivery/x/a.png", logs="x" * (2 << 20))
+    arrival = make_arrival(redis, parse(body, Kind.PREDICTION), body, Receipt(NOW, "msg_1"), NOW)
+    short = outlined(arrival)
+    assert short is not None
+    Records(redis, ttl=60).accept([short], NOW)
+    done = outkeep("show", "large", settings=settings)
+    assert "  state   running\n  waits   its event for the storage; its outputs are fetched" in done.stdout
 
 
 def test_show_of_an_unknown_id_ends_with_1(settings: dict[str, str]) -> None:

@@ -180,6 +180,9 @@ def test_a_record_with_an_outline_alone_expires(desk: Desk, simulator: Simulator
     url = simulator.add_file("a.png", PNG)
     desk.outline(url, logs=LOGS)
     assert 0 < desk.redis.ttl(KEY) <= 86400
+    desk.redis.expire(KEY, 10)
+    desk.outline(url, logs=LOGS)  # as the drainer does while the event waits
+    assert desk.redis.ttl(KEY) > 10
     desk.receive(url, logs=LOGS)
     assert desk.redis.ttl(KEY) == -1
 
