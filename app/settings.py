@@ -57,6 +57,12 @@ def _token(text: str) -> SecretStr:
     return SecretStr(text)
 
 
+def _own_token(text: str) -> SecretStr:
+    if not text.isprintable() or text != text.strip():
+        raise Permanent("bad_token", "it begins or ends with a blank, or holds a line end; copy it anew")
+    return SecretStr(text)
+
+
 def _record_ttl(text: str) -> int:
     seconds = notation.duration(text)
     if seconds < _SHORTEST_RECORD_TTL:
@@ -82,6 +88,8 @@ def _path(text: str) -> Path:
 Duration = Annotated[int, _with_reason(notation.duration)]
 Size = Annotated[ByteSize, _with_reason(notation.size)]
 Token = Annotated[SecretStr, _with_reason(_token)]
+OwnToken = Annotated[SecretStr, _with_reason(_own_token)]
+"""One that others show to us: of any words."""
 FilePath = Annotated[Path, _with_reason(_path)]
 BaseUrl = Annotated[str, _with_reason(notation.base_url)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _with_reason(str.lower)]
@@ -110,7 +118,7 @@ class Settings(BaseModel):
     data: FilePath = Field(Path("data"), alias="OUTKEEP_DATA")
     storage: Annotated[str, _with_reason(notation.storage_url)] | None = Field(None, alias="OUTKEEP_STORAGE")
     public_url: BaseUrl | None = Field(None, alias="OUTKEEP_PUBLIC_URL")
-    admin_token: Token | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN")
+    admin_token: OwnToken | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN")
     secret_keys: Annotated[tuple[bytes, ...], _with_reason(parse_secret_keys)] | None = Field(
         None, alias="OUTKEEP_SECRET_KEY", repr=False
     )
@@ -136,7 +144,7 @@ class Settings(BaseModel):
     )
     storage_public_url: BaseUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
     proxy: Annotated[SecretStr, _with_reason(_proxy)] | None = Field(None, alias="OUTKEEP_PROXY")
-    cog_token: Token | None = Field(None, alias="OUTKEEP_COG_TOKEN")
+    cog_token: OwnToken | None = Field(None, alias="OUTKEEP_COG_TOKEN")
     store_secrets: tuple[SecretStr, ...] = ()
     """What the storage's own variables hold that nobody may see; the storage reads them itself."""
     host: Annotated[str, _with_reason(notation.listen_host)] = Field("127.0.0.1", alias="HOST")

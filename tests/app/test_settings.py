@@ -178,9 +178,13 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("OUTKEEP_SECRET_KEY", "hunter2", "32 or more"),
         ("OUTKEEP_SECRET_KEY", " ", "it is empty"),
         *(
-            (name, value, "a blank, a line end or a sign that no token has")
-            for name in ("REPLICATE_API_TOKEN", "OUTKEEP_ADMIN_TOKEN", "OUTKEEP_COG_TOKEN")
+            ("REPLICATE_API_TOKEN", value, "a blank, a line end or a sign that no token has")
             for value in (" ", "hunter2 ", "hunter2\nhunter2", "hünter2", "hunter2\x7f")
+        ),
+        *(
+            (name, value, "begins or ends with a blank, or holds a line end")
+            for name in ("OUTKEEP_ADMIN_TOKEN", "OUTKEEP_COG_TOKEN")
+            for value in (" ", "hunter2 ", "hunter2\nhunter2", "hunter2\x7f")
         ),
         ("OUTKEEP_OUTPUT_HOSTS", "*.*", "'*.*' is not a host name"),
         ("OUTKEEP_NOTIFY_PRIVATE", "maybe", "write true or false"),
