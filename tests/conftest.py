@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from tests.app.own_valkey import own_valkey
-from tests.bucket import S3, s3_server
+from tests.bucket import S3, FaultyProxy, faulty_proxy, s3_server
 
 # No test of ours judges by the clock, and the machines of others are slower than ours.
 hypothesis.settings.register_profile("outkeep", deadline=None)
@@ -65,6 +65,14 @@ def s3_here(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name, value in s3.variables().items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture
+def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The same behind a proxy that fails when told to: the usual variables lead there."""
+    with faulty_proxy(s3_here) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
+        yield running
 
 
 @pytest.fixture(scope="session")

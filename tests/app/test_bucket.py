@@ -19,7 +19,7 @@ from app.core.names import Kind
 from app.listening import free_port
 from app.storage import Storage
 from tests.app.test_storage_everywhere import manifest
-from tests.bucket import KEY, S3, SECRET, Asked, FaultyProxy, Refusal, faulty_proxy
+from tests.bucket import KEY, S3, SECRET, Asked, FaultyProxy, Refusal
 
 NAME = "predictions/abc/output-0.png"
 
@@ -27,13 +27,6 @@ NAME = "predictions/abc/output-0.png"
 @pytest.fixture
 def storage(s3_here: S3) -> Storage:
     return Storage(s3_here.url)
-
-
-@pytest.fixture
-def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_here) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
-        yield running
 
 
 @pytest.fixture

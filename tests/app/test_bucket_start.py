@@ -1,6 +1,5 @@
 """A bucket at the start and while we run: mistakes stop the start, outages are shown and waited for."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from app.settings import load
 from tests.app.web import SECRET, environment, in_thread, wait_until
 from tests.bucket import KEY, S3, FaultyProxy, faulty_proxy
 from tests.bucket import SECRET as S3_SECRET
-
-
-@pytest.fixture
-def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_here) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
-        yield running
 
 
 def settings(folder: Path, **more: str) -> dict[str, str]:

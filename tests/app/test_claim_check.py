@@ -28,7 +28,7 @@ from app.spool import Spool, Spooled
 from app.storage import Storage
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import BOUND, Web, in_process, in_thread, prediction, wait_until
-from tests.bucket import S3, Asked, FaultyProxy, faulty_proxy
+from tests.bucket import S3, Asked, FaultyProxy
 
 MARK = "a sentence that stands in no other body"
 ID = "large"
@@ -301,13 +301,6 @@ def test_without_a_spool_a_large_delivery_is_refused_while_the_storage_fails(
 
     assert (refused.status, refused.json()["error"]) == (503, "storage_unavailable")
     assert "retry-after" in refused.headers
-
-
-@pytest.fixture
-def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_here) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
-        yield running
 
 
 def test_a_storage_that_hangs_holds_up_no_other_delivery(

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from app.core.names import CLAIMS, Kind, claim_name, record_key
 from app.core.repairs import CLAIM_AFTER, Repair
 from app.replay import Replay
 from app.storage import Storage
-from tests.bucket import S3, FaultyProxy, Refusal, faulty_proxy
+from tests.bucket import FaultyProxy, Refusal
 from tests.workers.desk import ID, PNG, Desk
 from workers.stray_claims import LOOK_EVERY, StrayClaims
 
@@ -28,13 +27,6 @@ KEY = record_key(Kind.PREDICTION, ID)
 @pytest.fixture
 def desk(redis: Redis, tmp_path: Path) -> Desk:
     return Desk(redis, tmp_path)
-
-
-@pytest.fixture
-def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_here) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
-        yield running
 
 
 @pytest.fixture

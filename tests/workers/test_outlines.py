@@ -16,7 +16,7 @@ from app.records import Accepted
 from app.removal import Removal
 from app.simulator import Simulator
 from app.storage import Storage
-from tests.bucket import S3, FaultyProxy, faulty_proxy
+from tests.bucket import FaultyProxy
 from tests.raw_host import ok, raw_host
 from tests.workers.desk import ID, PNG, Desk
 
@@ -29,13 +29,6 @@ INLINE = "data:image/png;base64,iVBORw0KGgo="
 @pytest.fixture
 def simulator() -> Iterator[Simulator]:
     with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_here) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
         yield running
 
 

@@ -14,7 +14,7 @@ from app.silence import REST, Silence
 from app.simulator import Simulator
 from app.storage import Storage
 from tests.app.web import wait_until
-from tests.bucket import S3, Asked, FaultyProxy, Refusal, Rule, faulty_proxy
+from tests.bucket import Asked, FaultyProxy, Refusal, Rule
 from tests.workers.desk import ID, PNG, Desk
 
 REFUSALS: dict[str, Rule] = {
@@ -28,13 +28,6 @@ REFUSALS: dict[str, Rule] = {
 @pytest.fixture
 def simulator() -> Iterator[Simulator]:
     with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(s3_here: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_here) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3.endpoint)
         yield running
 
 
