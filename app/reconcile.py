@@ -6,8 +6,8 @@ next one, and only a complete pass moves the mark.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -27,6 +27,7 @@ from app.core.reconciling import Found, Rules
 from app.created_here import CreatedHere
 from app.deployment import Deployment
 from app.follow_ups import FollowUps
+from app.late_failures import Later, raised_at_the_end
 from app.pace import Pace
 from app.reconcile_memory import Memory
 from app.reconcile_one import Asker, Report
@@ -70,7 +71,7 @@ class Reconciler:
         With `since` it looks at what was created since then, and leaves the mark alone. `report` is filled as
         it goes, so that it tells of a pass that failed, too. Raises `OutkeepError` and redis-py's errors.
         """
-        with _raised_at_the_end() as later:
+        with raised_at_the_end() as later:
             with later():
                 await self._ask_for_silent(report)
             for kind in Kind:
@@ -89,7 +90,7 @@ class Reconciler:
         await self._ask_for(await asyncio.to_thread(self.asker.here.due, now, MOST_DUE), report)
 
     async def _ask_for(self, awaited: Sequence[Awaited], report: Report) -> None:
-        with _raised_at_the_end() as later:
+        with raised_at_the_end() as later:
             for kind in Kind:
                 of_kind = [one for one in awaited if one.kind is kind]
                 known = await asyncio.to_thread(self._known, kind, [one.id for one in of_kind])
@@ -168,7 +169,7 @@ class Reconciler:
         waiting = iter(wanted)
         done = 0
 
-        async def work(later: "_Later") -> None:
+        async def work(later: Later) -> None:
             nonlocal done
             for awaited in waiting:
                 with later():
@@ -177,7 +178,7 @@ class Reconciler:
                     self.tell(kind, done, len(wanted))
 
         self.tell(kind, 0, len(wanted))
-        with _raised_at_the_end() as later:
+        with raised_at_the_end() as later:
             tasks = [asyncio.create_task(work(later)) for _ in range(min(AT_ONCE, len(wanted)))]
             try:
                 await asyncio.gather(*tasks)
@@ -210,27 +211,6 @@ class Reconciler:
 
     def _now(self) -> datetime:
         return self.asker.clock()
-
-
-_Later = Callable[[], AbstractContextManager[None]]
-"""A block in it may fail for the storage alone, and what comes behind it goes on."""
-
-
-@contextmanager
-def _raised_at_the_end() -> Iterator[_Later]:
-    """Only large objects meet a storage that fails: the hour of the others does not wait."""
-    failures: list[StorageFailure] = []
-
-    @contextmanager
-    def later() -> Iterator[None]:
-        try:
-            yield
-        except StorageFailure as error:
-            failures.append(error)
-
-    yield later
-    if failures:
-        raise failures[0]
 
 
 def _awaited(item: Prediction) -> Awaited:
