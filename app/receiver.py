@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from app.arrivals import make_arrival
 from app.bodies import TOO_LARGE, apart
 from app.claim_check import ClaimCheck
-from app.core.context import ContextKeys, parent, split_query
+from app.core.context import ContextKeys, gathered, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
 from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, quarantine_name
@@ -93,7 +93,7 @@ class Receiver:
             await asyncio.get_running_loop().run_in_executor(self._quarantine, work)
             return "quarantined"
         now = self.clock()
-        query, context = split_query(request.query_params, self.contexts)
+        query, context = split_query(request.query_params.multi_items(), self.contexts)
         receipt = Receipt(
             received_at=now,
             webhook_id=delivery.webhook_id,
@@ -144,7 +144,7 @@ class Receiver:
             "received_at": format_time(now),
             "source": delivery.source,
             "kind": kind,
-            "query": dict(request.query_params),
+            "query": gathered(request.query_params.multi_items()),
             "headers": {k: v for k, v in request.headers.items() if k not in _CREDENTIALS},
             "body": delivery.body.decode("utf-8", "backslashreplace"),
             "body_base64": base64.b64encode(delivery.body).decode(),

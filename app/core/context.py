@@ -9,7 +9,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +27,9 @@ MAX_BYTES = 1024
 """Of the JSON in a token, without what is ours in it: a URL that is much longer is refused here and there."""
 
 Context = dict[str, Any]
+
+Query = dict[str, str | list[str]]
+"""Parameters of a URL: what is given once is a text, what is given more often a list, in its order."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,26 @@ def unseal(token: str, keys: ContextKeys) -> Context | None:
     return context if isinstance(context, dict) else None
 
 
-def split_query(query: Mapping[str, str], keys: ContextKeys) -> tuple[dict[str, str], Context | None]:
+def gathered(pairs: Iterable[tuple[str, str]]) -> Query:
+    """The parameters of a URL by their names."""
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
+
+
+def split_query(pairs: Iterable[tuple[str, str]], keys: ContextKeys) -> tuple[Query, Context | None]:
     """The parameters of a webhook URL that nobody signed, and the context that we did.
 
-    A token that is not ours stays among the parameters: the event itself is Replicate's, and must be kept.
+    A token that is not ours, or not the only one, stays among the parameters: the event itself is
+    Replicate's, and must be kept.
     """
-    context = unseal(query[PARAMETER], keys) if PARAMETER in query else None
-    unsigned = {name: value for name, value in query.items() if context is None or name != PARAMETER}
-    return unsigned, context
+    query = gathered(pairs)
+    token = query.get(PARAMETER)
+    context = unseal(token, keys) if isinstance(token, str) else None
+    if context is not None:
+        del query[PARAMETER]
+    return query, context
 
 
 def webhook_url(base_url: str, kind: Kind, context: Mapping[str, Any] | None, keys: ContextKeys) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
+from app.core.context import Query
 from app.core.errors import Permanent, Removed, Unusable
 from app.core.names import Kind
 from app.core.outputs import OutputFile, with_stored_names
@@ -48,7 +49,7 @@ class Receipt:
     received_at: datetime
     webhook_id: str | None
     source: Source = "webhook"
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Query = field(default_factory=dict)
     """Parameters of the webhook URL: not covered by the signature."""
     context: Any = None
     """What our own signature on the webhook URL vouches for."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from app.core.context import ContextKeys, split_query, webhook_path
+from app.core.context import ContextKeys, Query, split_query, webhook_path
 from app.core.names import Kind
 from app.core.policy import HOUR
 from app.core.prediction import Prediction
@@ -81,7 +81,7 @@ class Named:
     """Whether the key is there: recorded objects often lack it."""
     url: str | None
     is_ours: bool = False
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Query = field(default_factory=dict)
     context: Any = None
 
 
@@ -92,7 +92,7 @@ def webhook_of(prediction: Prediction, rules: Rules) -> Named:
         return Named("webhook" in prediction.raw, None)
     try:
         parts = urlsplit(url)
-        given = dict(parse_qsl(parts.query, keep_blank_values=True))
+        given = parse_qsl(parts.query, keep_blank_values=True)
     except ValueError:
         return Named(is_told=True, url=url)
     query, context = split_query(given, rules.contexts)

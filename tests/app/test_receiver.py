@@ -149,12 +149,38 @@ def test_a_context_that_we_signed_is_told_apart_from_what_anybody_can_write(web:
     assert unsigned.receipt.parent is None
 
 
-def test_query_parameters_are_kept_in_the_record(web: Web, redis: Redis) -> None:
-    web.outcome(prediction(), f"{WEBHOOK}?customId=123&name=a%20b%C3%A9&empty=")
+QUERIES = [
+    ("customId=123&name=a%20b%C3%A9&empty=", {"customId": "123", "name": "a bé", "empty": ""}),
+    ("tag=a&tag=b", {"tag": ["a", "b"]}),
+    ("tag=b&order=7&tag=a&tag=b", {"tag": ["b", "a", "b"], "order": "7"}),
+    ("tag=&tag=", {"tag": ["", ""]}),
+    ("tag&tag=x", {"tag": ["", "x"]}),
+    ("a[]=1&a[]=2&a=3", {"a[]": ["1", "2"], "a": "3"}),
+    ("t%61g=1&tag=2", {"tag": ["1", "2"]}),
+    ("", {}),
+]
+
+
+@pytest.mark.parametrize(("query", "kept"), QUERIES)
+def test_a_parameter_given_once_is_a_text_and_one_given_more_often_a_list(
+    web: Web, redis: Redis, query: str, kept: dict[str, str | list[str]]
+) -> None:
+    web.outcome(prediction(), f"{WEBHOOK}?{query}")
 
     record = Records(redis, ttl=60).get(Kind.PREDICTION, "ype2b3w02xrme0cqadzrms82nm")
     assert record is not None
-    assert record.receipt.query == {"customId": "123", "name": "a bé", "empty": ""}
+    assert record.receipt.query == kept
+
+
+@pytest.mark.parametrize(("query", "kept"), QUERIES)
+def test_parameters_of_what_is_set_aside_are_kept_alike(
+    web: Web, query: str, kept: dict[str, str | list[str]]
+) -> None:
+    body = f"[{query!r}]".encode()
+    assert web.outcome(body, f"{WEBHOOK}?{query}") == "quarantined"
+
+    (aside,) = [one for one in quarantined(web) if base64.b64decode(one["body_base64"]) == body]
+    assert aside["query"] == kept
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/json; charset=utf-16", "a/b/c;;"])

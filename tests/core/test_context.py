@@ -80,12 +80,19 @@ def test_what_fits_for_the_first_prediction_fits_for_all_that_follow_it() -> Non
 
 def test_a_token_of_ours_leaves_the_query_and_becomes_the_context() -> None:
     query = {"customId": "123", PARAMETER: seal({"order": "42"}, KEYS)}
-    assert split_query(query, KEYS) == ({"customId": "123"}, {"order": "42"})
+    assert split_query(query.items(), KEYS) == ({"customId": "123"}, {"order": "42"})
 
 
 def test_a_token_that_is_not_ours_stays_what_it_is_an_unsigned_parameter() -> None:
     query = {PARAMETER: seal({"order": "42"}, OTHERS)}
-    assert split_query(query, KEYS) == (query, None)
+    assert split_query(query.items(), KEYS) == (query, None)
+
+
+def test_of_several_tokens_none_is_believed() -> None:
+    token = seal({"order": "42"}, KEYS)
+    for other in (token, seal({"order": "43"}, KEYS), "x", ""):
+        pairs = [(PARAMETER, token), (PARAMETER, other)]
+        assert split_query(pairs, KEYS) == ({PARAMETER: [token, other]}, None)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_a_token_that_is_not_ours_stays_what_it_is_an_unsigned_parameter() -> No
 def test_a_webhook_url_brings_its_context_back(kind: Kind, path: str) -> None:
     url = urlsplit(webhook_url("https://outkeep.example.com", kind, {"order": "4 & 2"}, KEYS))
     assert (url.netloc, url.path) == ("outkeep.example.com", path)
-    assert split_query(dict(parse_qsl(url.query)), KEYS) == ({}, {"order": "4 & 2"})
+    assert split_query(parse_qsl(url.query), KEYS) == ({}, {"order": "4 & 2"})
 
 
 def test_a_webhook_url_without_a_context_is_bare() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.core.context import Query
 from app.core.errors import Permanent
 from app.core.manifest import KeptFile, Manifest, Receipt, build, format_time, read
 from app.core.names import Kind
@@ -64,7 +65,7 @@ def test_every_sample_comes_back_from_its_manifest_unchanged(samples: list[dict[
 
 @settings(deadline=None)
 @given(JSON, st.dictionaries(st.text(), st.text(), max_size=3), JSON)
-def test_any_object_comes_back_unchanged(value: Any, query: dict[str, str], context: Any) -> None:
+def test_any_object_comes_back_unchanged(value: Any, query: Query, context: Any) -> None:
     manifest = manifest_of(with_output(value, metrics=value))
     manifest = replace(manifest, receipt=replace(RECEIPT, query=query, context=context))
     assert read(manifest.to_json()) == manifest

@@ -102,9 +102,10 @@ def test_our_own_webhook_is_told_from_those_of_others(
 
 
 def test_query_and_context_come_out_of_the_url_that_an_object_names() -> None:
-    url = webhook_url(OURS, Kind.TRAINING, {"order": "42"}, KEYS) + "&customId=1%202&flag="
+    url = webhook_url(OURS, Kind.TRAINING, {"order": "42"}, KEYS) + "&customId=1%202&flag=&tag=a&tag=b"
     named = webhook_of(prediction(Kind.TRAINING, webhook=url), rules())
-    assert (named.query, named.context) == ({"customId": "1 2", "flag": ""}, {"order": "42"})
+    assert named.query == {"customId": "1 2", "flag": "", "tag": ["a", "b"]}
+    assert named.context == {"order": "42"}
 
 
 @pytest.mark.parametrize("webhook", [{}, {"webhook": None}, {"webhook": ""}, {"webhook": 7}])
