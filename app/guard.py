@@ -18,7 +18,7 @@ from yarl import URL
 
 from app.core.addresses import is_private, is_public
 from app.core.errors import OutkeepError, Permanent, Transient
-from app.core.hosts import PORTS, Origin
+from app.core.hosts import PORTS, Origin, is_certified
 from app.core.notation import proxy_url
 
 Endpoint = tuple[str, int]
@@ -62,6 +62,27 @@ def guarded_session(
         trust_env=False,
         proxy=proxy,
     )
+
+
+class _Named(ssl.SSLObject):
+    """Sees to the name in a certificate by our own rules, as soon as its chain has been verified."""
+
+    def do_handshake(self) -> None:
+        """Raise `ssl.SSLCertVerificationError` when the certificate is another host's."""
+        super().do_handshake()
+        names = [
+            str(name) for kind, name in (self.getpeercert() or {}).get("subjectAltName", ()) if kind == "DNS"
+        ]
+        if not is_certified((self.server_hostname or "").lower(), names):
+            raise ssl.SSLCertVerificationError(f"the certificate is not valid for {self.server_hostname!r}")
+
+
+def tls_for_underscores() -> ssl.SSLContext:
+    """What verifies hosts with underscores in their names, such as buckets, as strictly as any other."""
+    context = ssl.create_default_context()
+    context.check_hostname = False  # OpenSSL's check, in the place of which comes that of `_Named`
+    context.sslobject_class = _Named
+    return context
 
 
 class GuardedResolver(AbstractResolver):

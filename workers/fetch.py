@@ -1,9 +1,11 @@
 """Download one output file: guarded, hashed, within a deadline, all of it or nothing."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import aiohttp
@@ -23,7 +25,7 @@ from app.core.answers import (
 from app.core.errors import Permanent, Transient
 from app.core.hosts import HostRules, Target
 from app.core.inputs import Uploads
-from app.guard import network_errors
+from app.guard import network_errors, tls_for_underscores
 from workers.spill import Spill, spilled
 
 STEP_BYTES = 64 * 1024
@@ -119,9 +121,14 @@ class Fetcher:
                 return await self._session.get(
                     _exact(url, target),
                     headers=headers,
+                    ssl=self._tls if "_" in target.host else True,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None),
                 )
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return tls_for_underscores()
 
     async def _receive(self, response: aiohttp.ClientResponse, answer: Answer, url: str) -> Fetched:
         host = answer.host

@@ -7,7 +7,7 @@ Here only a plain 200 with one length, or in chunks, is a file.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from app.core.errors import Permanent, Transient
 from app.core.retry_after import retry_after
@@ -16,6 +16,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OK, _FIRST_SERVER_ERROR = 200, 500
 _LENGTH = re.compile(r"[0-9]{1,19}", re.ASCII)
 _TYPE = re.compile(r"[!#$&^_.+a-z0-9-]{1,64}/[!#$&^_.+a-z0-9-]{1,64}", re.ASCII)
+_UNSENDABLE = re.compile("[ \t\udc80-\udcff]+")
+"""Blanks, and bytes that are not UTF-8 as aiohttp decodes them."""
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*+"
     rb"<(?:!doctype\s+html|html|head|body|title|meta|h1|center|script)[\s>]",
@@ -39,18 +41,24 @@ class Answer:
 def redirection(answer: Answer, url: str) -> str | None:
     """Give the absolute address to which the answer for `url` points, its encoding untouched, or None.
 
-    Raises `Permanent` (`redirect_refused`) for a step from https down to http and for an unreadable address.
+    Only what a request line cannot hold is encoded: blanks, and bytes that are not UTF-8. Raises `Permanent`
+    (`redirect_refused`) for a step from https down to http and for an unreadable address.
     """
-    if answer.status not in _REDIRECTS or not answer.location:
+    location = (answer.location or "").strip(" \t")
+    if answer.status not in _REDIRECTS or not location:
         return None
     try:
-        following = urljoin(url, answer.location)
+        following = urljoin(url, _UNSENDABLE.sub(_encoded, location))
         downgrade = urlsplit(url).scheme == "https" and urlsplit(following).scheme == "http"
     except ValueError:
         raise Permanent("redirect_refused", f"{answer.host} redirects to an unreadable address") from None
     if downgrade:
         raise Permanent("redirect_refused", f"{answer.host} redirects from https to http")
     return following
+
+
+def _encoded(found: re.Match[str]) -> str:
+    return quote(found[0].encode(errors="surrogateescape"))
 
 
 def declared_length(answer: Answer, *, max_bytes: int, now: float) -> int | None:

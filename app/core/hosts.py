@@ -5,6 +5,7 @@ Only the URL is judged here. That a permitted name does not lead to a private ad
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 from typing import Self
@@ -15,11 +16,9 @@ from app.core.errors import Permanent
 SETTING = "OUTKEEP_OUTPUT_HOSTS"
 PORTS = {"http": 80, "https": 443}
 
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}", re.ASCII)
-_SERVICE_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_SERVICE = re.compile(rf"(?=.{{1,253}}\Z)(?:{_SERVICE_LABEL}\.)*{_SERVICE_LABEL}", re.ASCII)
-"""Names on one's own network, such as those of containers, may hold underscores."""
+"""Names of containers and of buckets hold underscores, and are looked up like any other."""
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 """A name whose last label looks like this is an IPv4 address to `inet_aton`."""
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
@@ -152,7 +151,7 @@ def parse_origin(url: str) -> Origin:
 def is_host(text: str) -> bool:
     """Whether the host of a URL, without brackets, is an address or a name that can be looked up at all.
 
-    For hosts that the operator names: one's own network, underscores and names that are not ASCII are fine.
+    For hosts that the operator names: names that are not ASCII are fine.
     """
     try:
         ip_address(text)
@@ -164,7 +163,16 @@ def is_host(text: str) -> bool:
         name = text.lower().removesuffix(".").encode("idna").decode()
     except UnicodeError:  # an empty label, or one of more than 63 characters
         return False
-    return bool(_SERVICE.fullmatch(name)) and not _NUMBER.fullmatch(name.rpartition(".")[2])
+    return _is_name(name)
+
+
+def is_certified(host: str, names: Iterable[str]) -> bool:
+    """Whether a certificate for `names` (DNS names of its subject) is one for `host`, in lower case.
+
+    A wildcard is the whole first label. OpenSSL lets it cover no label with an underscore.
+    """
+    parent = host.partition(".")[2]
+    return any(name.lower() == host or ("." in parent and name.lower() == f"*.{parent}") for name in names)
 
 
 def _canonical_host(text: str) -> str:

@@ -99,6 +99,11 @@ def test_the_wait_that_a_busy_host_asks_for_is_handed_on(status: int) -> None:
         ("//b.test/c", "https://b.test/c"),
         ("https://b.test/é", "https://b.test/é"),
         ("file:///etc/passwd", "file:///etc/passwd"),
+        ("/my file.png", "https://a.test/my%20file.png"),
+        ("  /b\t ", "https://a.test/b"),
+        ("/a  b\tc.png?x=1 2", "https://a.test/a%20%20b%09c.png?x=1%202"),
+        ("https://b.test/out put/%28c%29 d", "https://b.test/out%20put/%28c%29%20d"),
+        ("/caf\udce9 1.png", "https://a.test/caf%E9%201.png"),
     ],
 )
 def test_a_redirect_is_resolved_and_its_encoding_kept(location: str, following: str) -> None:
@@ -109,6 +114,7 @@ def test_a_redirect_is_resolved_and_its_encoding_kept(location: str, following: 
 def test_a_location_without_a_redirect_status_means_nothing() -> None:
     assert redirection(Answer("a.test", 200, location="/b"), URL) is None
     assert redirection(Answer("a.test", 302), URL) is None
+    assert redirection(Answer("a.test", 302, location="  "), URL) is None
 
 
 @pytest.mark.parametrize("location", ["http://a.test/x", "HTTP://a.test/x", "http://[::1/x"])

@@ -1,11 +1,14 @@
 import pytest
 
 from app.core.errors import Permanent
-from app.core.hosts import HostRules, Origin, Target
+from app.core.hosts import HostRules, Origin, Target, is_certified
 
 DEFAULT = "replicate.delivery *.replicate.delivery storage.googleapis.com"
 RULES = HostRules.parse(DEFAULT)
-ORIGINS = HostRules.parse("replicate.delivery http://127.0.0.1:9000 https://minio.lan:9443 http://[::1]:9000")
+ORIGINS = HostRules.parse(
+    "replicate.delivery http://127.0.0.1:9000 https://minio.lan:9443 http://[::1]:9000"
+    " http://project_minio_1:9000 https://files_1.lan:443"
+)
 
 
 def refusal(rules: HostRules, url: str) -> Permanent:
@@ -24,6 +27,8 @@ def refusal(rules: HostRules, url: str) -> Permanent:
         ("https://storage.googleapis.com/bucket/%28x%29?sig=%2F#part", "storage.googleapis.com"),
         ("https://replicate.delivery/é/名.png", "replicate.delivery"),
         ("https://replicate.delivery", "replicate.delivery"),
+        ("https://a_b.replicate.delivery/x", "a_b.replicate.delivery"),
+        ("https://_a_.b_.replicate.delivery/x", "_a_.b_.replicate.delivery"),
     ],
 )
 def test_a_listed_host_is_a_target_that_is_not_trusted(url: str, host: str) -> None:
@@ -36,6 +41,8 @@ def test_a_listed_host_is_a_target_that_is_not_trusted(url: str, host: str) -> N
         ("http://127.0.0.1:9000/a", "127.0.0.1", 9000),
         ("https://minio.lan:9443/a", "minio.lan", 9443),
         ("http://[::1]:9000/a", "::1", 9000),
+        ("http://project_minio_1:9000/a", "project_minio_1", 9000),
+        ("https://Files_1.lan:443/a", "files_1.lan", 443),
     ],
 )
 def test_a_trusted_origin_may_be_an_address_a_port_and_plain_http(url: str, host: str, port: int) -> None:
@@ -70,7 +77,6 @@ def test_trust_covers_exactly_one_origin(url: str, code: str) -> None:
         ("https://x.storage.googleapis.com/x", "host_refused"),
         ("https://.replicate.delivery/x", "host_refused"),
         ("https://-a.replicate.delivery/x", "host_refused"),
-        ("https://a_b.replicate.delivery/x", "host_refused"),
         ("https://replicate.delivery./x", "host_refused"),
         ("https://rеplicate.delivery/x", "host_refused"),  # a Cyrillic letter  # noqa: RUF001
         ("https://replicate%2Edelivery/x", "host_refused"),
@@ -142,6 +148,8 @@ def test_a_wildcard_means_subdomains_only() -> None:
         ("http://cdn.example.com/x", "http://cdn.example.com:80"),
         ("http://10.0.0.5:9000/x", "http://10.0.0.5:9000"),
         ("http://[fd00::5]:9000/x", "http://[fd00::5]:9000"),
+        ("http://project_minio_1:9000/x", "http://project_minio_1:9000"),
+        ("https://my_bucket.storage.googleapis.com/x", "my_bucket.storage.googleapis.com"),
     ],
 )
 def test_a_refusal_holds_the_setting_line_that_would_permit_the_url(url: str, entry: str) -> None:
@@ -158,7 +166,7 @@ def test_a_refusal_shows_no_path_query_or_password() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        "127.0.0.1", "exa_mple.com", "example.com/path", "example.com:443", "*.", "*.*.com", "a*.com",
+        "127.0.0.1", "exa-_.-mple.com", "example.com/path", "example.com:443", "*.", "*.*.com", "a*.com",
         "-x.com", "x.com.", "http://x.com", "http://x.com:80/", "http://x.com:80/p", "http://x.com:80?q",
         "ftp://x.com:21", "http://user@x.com:80", "http://127.1:80", "http://x.com:99999",
         "https://*.x.com:443", "[::1]",
@@ -192,4 +200,29 @@ def test_origins_are_kept_for_the_guard() -> None:
         Origin("http", "127.0.0.1", 9000),
         Origin("https", "minio.lan", 9443),
         Origin("http", "::1", 9000),
+        Origin("http", "project_minio_1", 9000),
+        Origin("https", "files_1.lan", 443),
     }
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "certified"),
+    [
+        ("my_bucket.storage.test", ["*.storage.test"], True),
+        ("my_bucket.storage.test", ["other.test", "*.STORAGE.test"], True),
+        ("my_bucket.storage.test", ["my_bucket.storage.test"], True),
+        ("my_bucket.storage.test", ["my-bucket.storage.test"], False),
+        ("my_bucket.storage.test", ["storage.test"], False),
+        ("my_bucket.storage.test", ["*.test"], False),
+        ("a.my_bucket.storage.test", ["*.storage.test"], False),
+        ("my_bucket.storage.test", ["my*.storage.test", "*bucket.storage.test", "*_*.storage.test"], False),
+        ("my_bucket.storage.test", ["*.*.test", "*"], False),
+        ("my_bucket.test", ["*.test"], False),
+        ("my_bucket", ["*."], False),
+        ("my_bucket.storage.test", [], False),
+    ],
+)
+def test_a_wildcard_in_a_certificate_covers_one_label(
+    host: str, names: list[str], *, certified: bool
+) -> None:
+    assert is_certified(host, names) == certified

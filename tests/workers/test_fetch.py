@@ -357,6 +357,81 @@ def test_a_redirect_is_followed_to_another_permitted_host(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        (b"/my file.png", b"/my%20file.png"),
+        (b"  /b.png\t", b"/b.png"),
+        (b"b  c.png?x=1 2", b"/b%20%20c.png?x=1%202"),
+        (b"/%28c%29 d\te", b"/%28c%29%20d%09e"),
+        (b"/caf\xe9 1.png", b"/caf%E9%201.png"),
+    ],
+)
+def test_blanks_in_a_redirect_are_cut_or_encoded(tmp_path: Path, location: bytes, asked: bytes) -> None:
+    redirect = b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+
+    async def scenario() -> list[bytes]:
+        async with raw_host(redirect, ok(PNG)) as host, fetcher_of(host, folder=tmp_path) as fetcher:
+            await fetcher.fetch(url_of(host), timeout=10)
+            return host.heads
+
+    _, head = asyncio.run(scenario())
+    assert head.split(b"\r\n")[0] == b"GET " + asked + b" HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    "name", ["project_minio_1", "my_bucket.storage.test", "_x.y_", "Files_1.lan", "a_-b.c"]
+)
+def test_a_host_may_have_underscores_in_its_name(tmp_path: Path, name: str) -> None:
+    async def scenario() -> list[bytes]:
+        async with raw_host(ok(PNG)) as host:
+            rules = HostRules.parse(f"http://{name}:{host.port}")
+            async with guarded_session(origins=rules.origins, names=Names(["127.0.0.1"])) as session:
+                fetcher = Fetcher(session, rules, tmp_path, max_bytes=1_000_000, disk_floor=0)
+                await fetcher.fetch(f"http://{name}:{host.port}/a.png", timeout=10)
+            return host.heads
+
+    [head] = asyncio.run(scenario())
+    assert f"\r\nhost: {name}:".encode().lower() in head.lower()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "code"),
+    [
+        ("*.storage.test", None),
+        ("my_bucket.storage.test", None),
+        ("my-bucket.storage.test", "tls_failed"),
+        ("*.test", "tls_failed"),
+        ("storage.test", "tls_failed"),
+    ],
+)
+def test_a_bucket_with_underscores_shows_a_certificate_of_its_own_or_a_wildcard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: str, code: str | None
+) -> None:
+    server, _ = self_signed(tmp_path, certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+
+    async def scenario() -> str | None:
+        async with raw_host(ok(PNG), tls=server) as host:
+            origin = f"https://my_bucket.storage.test:{host.port}"
+            rules = HostRules.parse(origin)
+            async with guarded_session(origins=rules.origins, names=Names(["127.0.0.1"])) as session:
+                fetcher = Fetcher(session, rules, tmp_path, max_bytes=1_000_000, disk_floor=0)
+                try:
+                    await fetcher.fetch(f"{origin}/a.png", timeout=10)
+                except OutkeepError as error:
+                    return error.code
+                return None
+
+    assert asyncio.run(scenario()) == code
+
+
+def test_a_bucket_with_underscores_must_show_a_certificate_that_somebody_vouches_for(tmp_path: Path) -> None:
+    result = over_tls(tmp_path, ok(PNG), trusting=False, name="files_1.test")
+    assert isinstance(result, Transient)
+    assert result.code == "tls_failed"
+
+
+@pytest.mark.parametrize(
     ("location", "code"),
     [
         ("http://127.0.0.1:1/x", "host_refused"),
@@ -369,7 +444,7 @@ def test_a_redirect_is_followed_to_another_permitted_host(tmp_path: Path) -> Non
         ("https://replicate.delivery:22/x", "port_refused"),
         ("https://user@replicate.delivery/x", "userinfo_refused"),
         ("http://[::1/x", "redirect_refused"),
-        ("/a b", "url_malformed"),
+        ("/a\x01b", "url_malformed"),
         ("/a.png", "too_many_redirects"),
     ],
 )
@@ -390,19 +465,21 @@ def test_a_loop_ends_after_five_redirects(tmp_path: Path) -> None:
     assert asyncio.run(scenario()) == 6
 
 
-def over_tls(folder: Path, answer: bytes, *, trusting: bool) -> Fetched | OutkeepError:
-    server, client = self_signed(folder, "files.test")
+def over_tls(
+    folder: Path, answer: bytes, *, trusting: bool, name: str = "files.test"
+) -> Fetched | OutkeepError:
+    server, client = self_signed(folder, name)
     spool = folder / "spool"
     spool.mkdir()
 
     async def scenario() -> Fetched | OutkeepError:
         async with raw_host(answer, tls=server) as host:
-            rules = HostRules.parse(f"https://files.test:{host.port}")
+            rules = HostRules.parse(f"https://{name}:{host.port}")
             tls = client if trusting else None
             async with guarded_session(origins=rules.origins, tls=tls, names=Names(["127.0.0.1"])) as session:
                 fetcher = Fetcher(session, rules, spool, max_bytes=1_000_000, disk_floor=0)
                 try:
-                    return await fetcher.fetch(f"https://files.test:{host.port}/a.png", timeout=10)
+                    return await fetcher.fetch(f"https://{name}:{host.port}/a.png", timeout=10)
                 except OutkeepError as error:
                     return error
 
