@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from socket import AF_UNSPEC, AddressFamily
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -70,9 +71,8 @@ class _Named(ssl.SSLObject):
     def do_handshake(self) -> None:
         """Raise `ssl.SSLCertVerificationError` when the certificate is another host's."""
         super().do_handshake()
-        names = [
-            str(name) for kind, name in (self.getpeercert() or {}).get("subjectAltName", ()) if kind == "DNS"
-        ]
+        certificate: dict[str, Any] = self.getpeercert() or {}
+        names = [name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"]
         if not is_certified((self.server_hostname or "").lower(), names):
             raise ssl.SSLCertVerificationError(f"the certificate is not valid for {self.server_hostname!r}")
 
