@@ -1,12 +1,12 @@
 """HTTP sessions that connect only to addresses we checked, and the names of what can go wrong on them.
 
-A name is looked up once; the addresses that were checked are the ones connected to, so a name that changes
-between check and connect gains nothing. aiohttp does not ask its resolver about literal addresses: a
-middleware, which sees every request, judges those.
+A name is looked up once; of its addresses only those that were checked and found good are connected to, so a
+name that changes between check and connect gains nothing. aiohttp does not ask its resolver about literal
+addresses: a middleware, which sees every request, judges those.
 """
 
 import ssl
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from socket import AF_UNSPEC, AddressFamily
@@ -14,13 +14,13 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from app.core.addresses import is_private, is_public
+from app.core.addresses import FAKE, Address, embedded, is_private, is_public
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.hosts import PORTS, Origin, is_certified
 from app.core.notation import proxy_url
+from app.lookups import Lookups
 
 Endpoint = tuple[str, int]
 """Host (lower case) and port."""
@@ -50,7 +50,7 @@ def guarded_session(
     if proxy is not None:
         trusted.add(_endpoint(URL(proxy_url(proxy))))
     connector = aiohttp.TCPConnector(
-        resolver=GuardedResolver(names or ThreadedResolver(), trusted=trusted, private=private),
+        resolver=GuardedResolver(names or Lookups(), trusted=trusted, private=private),
         ssl=tls or True,
         limit=0,
     )
@@ -86,7 +86,7 @@ def tls_for_underscores() -> ssl.SSLContext:
 
 
 class GuardedResolver(AbstractResolver):
-    """Hands on what `names` finds only when every address may be connected to."""
+    """Hands on, of what `names` finds, the addresses that may be connected to."""
 
     def __init__(self, names: AbstractResolver, *, trusted: Collection[Endpoint], private: bool) -> None:
         self._names = names
@@ -96,12 +96,16 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: AddressFamily = AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Look `host` up; raise `Permanent` (`address_refused`) if a single address must not be reached."""
+        """Look `host` up; raise `Permanent` (`address_refused`) when no address of it may be reached."""
         found = await self._names.resolve(host, port, family)
-        if (host.lower(), port) not in self._trusted:
-            for result in found:
-                _require_reachable(host, result["host"], private=self._private)
-        return found
+        if (host.lower(), port) in self._trusted:
+            return found
+        reachable = [
+            result for result in found if _is_reachable(result["host"], _from_dns, private=self._private)
+        ]
+        if found and not reachable:
+            raise _refusal(host, found[0]["host"])
+        return reachable
 
     async def close(self) -> None:
         """Close the inner resolver."""
@@ -153,8 +157,9 @@ def _literal_gate(origins: frozenset[Origin], *, private: bool) -> aiohttp.Clien
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         host, port = _endpoint(request.url)
-        if _is_literal(host) and Origin(request.url.scheme, host, port) not in origins:
-            _require_reachable(host, host, private=private)
+        trusted = Origin(request.url.scheme, host, port) in origins
+        if _is_literal(host) and not trusted and not _is_reachable(host, ip_address, private=private):
+            raise _refusal(host, host)
         return await handler(request)
 
     return gate
@@ -172,19 +177,28 @@ def _endpoint(url: URL) -> Endpoint:
     return host, url.port or PORTS.get(url.scheme, 0)
 
 
-def _require_reachable(host: str, text: str, *, private: bool) -> None:
+def _is_reachable(text: str, read: Callable[[str], Address], *, private: bool) -> bool:
     try:
-        address = ip_address(text)
+        address = read(text)
     except ValueError:
-        raise _refusal(host, text) from None
-    if not is_public(address) and not (private and is_private(address)):
-        raise _refusal(host, text)
+        return False
+    return is_public(address) or (private and is_private(address))
+
+
+def _from_dns(text: str) -> Address:
+    return embedded(ip_address(text))
 
 
 def _refusal(host: str, address: str) -> OutkeepError:
     where = host if host == address else f"{host} leads to {address}, which"
-    return Permanent(
-        "address_refused",
-        f"{where} is not a public address. An output host on a private network must stand in"
-        " OUTKEEP_OUTPUT_HOSTS with its scheme and port; for handlers set OUTKEEP_NOTIFY_PRIVATE=true",
+    cure = (
+        "An output host on a private network must stand in OUTKEEP_OUTPUT_HOSTS with its scheme and port; for"
+        " handlers set OUTKEEP_NOTIFY_PRIVATE=true"
     )
+    with suppress(ValueError):
+        if _from_dns(address) in FAKE:
+            cure = (
+                "fake-IP proxies (Clash, Surge, sing-box, …) answer such addresses: set OUTKEEP_PROXY to the"
+                " proxy's HTTP port, or except the host from its fake-IP mode"
+            )
+    return Permanent("address_refused", f"{where} is not a public address. {cure}")

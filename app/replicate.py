@@ -23,6 +23,7 @@ from app.core.manifest import format_time
 from app.core.names import Kind
 from app.core.retry_after import http_date
 from app.guard import network_errors
+from app.lookups import Lookups
 
 TIMEOUT = 30.0
 """Seconds that one call may take."""
@@ -135,6 +136,7 @@ async def connected(base_url: str, token: str) -> AsyncIterator[Api]:
         # aiohttp would look for passwords in ~/.netrc as well, and refuse to send our token beside one.
         trust_env=False,
         proxy=_proxy(base_url),
+        connector=aiohttp.TCPConnector(resolver=Lookups()),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE),
     )
     async with session:

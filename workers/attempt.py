@@ -13,7 +13,7 @@ from redis import Redis
 
 from app import queues
 from app.core import event as events
-from app.core.errors import OutkeepError, Permanent, StorageFailure
+from app.core.errors import Crowded, OutkeepError, Permanent, StorageFailure
 from app.core.handlers import Handler
 from app.core.manifest import Manifest, format_time
 from app.core.names import Kind, manifest_name, notification_id
@@ -97,7 +97,7 @@ class Attempts:
             if result.status is not None and not 200 <= result.status < 300:  # noqa: PLR2004
                 failure = Permanent(f"status_{result.status}", f"the handler answered {result.status}")
         except OutkeepError as error:
-            if isinstance(error, StorageFailure) or error.code in UNCOUNTED:
+            if isinstance(error, StorageFailure | Crowded) or error.code in UNCOUNTED:
                 raise
             failure = error
         spent = round((time.monotonic() - began) * 1000)

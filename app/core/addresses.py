@@ -48,6 +48,10 @@ _SPECIAL_V6 = tuple(
     )
 )
 
+_NAT64 = IPv6Network("64:ff9b::/96")
+FAKE = IPv4Network("198.18.0.0/15")
+"""What proxies that answer for the name server (fake IP) give instead of an address."""
+
 _PRIVATE_V4 = tuple(
     map(IPv4Network, ("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 )
@@ -61,6 +65,15 @@ _METADATA = frozenset(
         IPv6Address("fd20:ce::254"),  # Google
     }
 )
+
+
+def embedded(address: Address) -> Address:
+    """The IPv4 address in one that DNS64 has made (RFC 6147), else `address` itself.
+
+    For what a name server gives, where an IPv6-only network reaches IPv4 in no other way. In a URL such an
+    address stays what it is: special.
+    """
+    return IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else address
 
 
 def is_public(address: Address) -> bool:

@@ -39,6 +39,14 @@ class Transient(OutkeepError):
         self.retry_after = retry_after
 
 
+class Crowded(Transient):
+    """Nothing was tried, since others of its kind fill their share: `retry_after` says when to come again."""
+
+    def __init__(self, code: str, message: str, *, retry_after: float) -> None:
+        super().__init__(code, message, retry_after=retry_after)
+        self.wait = retry_after
+
+
 class StorageFailure(Transient):
     """Our own storage or disk failed: that says nothing about a file, nor about who is to be told of it."""
 

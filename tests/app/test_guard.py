@@ -6,7 +6,7 @@ import pytest
 
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.hosts import Origin
-from app.guard import guarded_session, network_errors
+from app.guard import GuardedResolver, guarded_session, network_errors
 from app.listening import free_port
 from tests.raw_host import Names, RawHost, Script, ok, raw_host, then_reset, then_silence
 
@@ -81,19 +81,82 @@ def test_a_trusted_name_may_lead_to_a_private_address_on_its_port_only() -> None
     "addresses",
     [
         ["127.0.0.1"],
-        ["8.8.8.8", "10.0.0.1"],
-        ["2606:4700::1111", "64:ff9b::7f00:1"],
+        ["10.0.0.1", "192.168.0.1", "fd00::1"],
+        ["64:ff9b::7f00:1"],
+        ["64:ff9b::a9fe:a9fe", "64:ff9b::a00:1"],
+        ["64:ff9b:1::808:808"],
         ["169.254.169.254"],
         ["fe80::1%eth0"],
+        ["::ffff:8.8.8.8"],
         ["nonsense"],
     ],
 )
-def test_a_name_with_one_address_that_is_not_public_is_refused_whole(addresses: list[str]) -> None:
+def test_a_name_without_an_address_that_is_public_is_refused(addresses: list[str]) -> None:
     async def scenario() -> None:
         async with guarded_session(names=Names(addresses)) as session:
             error = await refusal(session, "http://name.test/")
+            assert isinstance(error, Permanent)
             assert error.code == "address_refused"
-            assert addresses[-1] in error.message
+            assert addresses[0] in error.message
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("addresses", "good"),
+    [
+        (["8.8.8.8", "10.0.0.1"], ["8.8.8.8"]),
+        (["10.0.0.1", "8.8.8.8"], ["8.8.8.8"]),
+        (["64:ff9b::808:808"], ["64:ff9b::808:808"]),
+        (["64:ff9b::22:6688", "34.102.136.180"], ["34.102.136.180"]),  # 0.34.102.136
+        (["64:ff9b::7f00:1", "2606:4700::1111"], ["2606:4700::1111"]),
+        (["64:ff9b::1.1.1.1", "64:ff9b::169.254.169.254"], ["64:ff9b::1.1.1.1"]),
+        (["127.0.0.1", "nonsense", "64:ff9b::8.8.4.4", "1.1.1.1"], ["64:ff9b::8.8.4.4", "1.1.1.1"]),
+        (["198.18.0.7", "8.8.8.8"], ["8.8.8.8"]),
+    ],
+)
+def test_of_mixed_addresses_only_good_ones_are_connected_to(addresses: list[str], good: list[str]) -> None:
+    async def scenario() -> None:
+        resolver = GuardedResolver(Names(addresses), trusted=(), private=False)
+        assert [result["host"] for result in await resolver.resolve("name.test", 443)] == good
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("bad", ["169.254.169.254", "64:ff9b::169.254.169.254", "0.0.0.0", "fe80::1%lo"])
+def test_an_address_beside_a_refused_one_serves(bad: str) -> None:
+    async def scenario() -> None:
+        async with (
+            raw_host(ok(b"mine")) as server,
+            guarded_session(private=True, names=Names([bad, "127.0.0.1"])) as session,
+        ):
+            assert await get(session, f"http://name.test:{server.port}/") == b"mine"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("address", ["198.18.0.1", "198.19.255.254", "64:ff9b::198.18.0.1"])
+@pytest.mark.parametrize("private", [False, True])
+def test_an_address_of_a_fake_ip_proxy_is_refused_with_what_to_do(address: str, private: bool) -> None:  # noqa: FBT001
+    async def scenario() -> None:
+        async with guarded_session(names=Names([address]), private=private) as session:
+            error = await refusal(session, "http://name.test/")
+            assert error.code == "address_refused"
+            assert address in error.message
+            assert "fake-IP" in error.message
+            assert "OUTKEEP_PROXY" in error.message
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "host", ["[64:ff9b::808:808]", "[64:ff9b::7f00:1]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b::]", "198.18.0.1"]
+)
+def test_an_address_of_dns64_in_a_url_is_refused(host: str) -> None:
+    async def scenario() -> None:
+        async with guarded_session() as session, guarded_session(private=True) as private:
+            for one in (session, private):
+                assert (await refusal(one, f"http://{host}/")).code == "address_refused"
 
     asyncio.run(scenario())
 

@@ -2,7 +2,7 @@ from ipaddress import IPv6Address, ip_address
 
 import pytest
 
-from app.core.addresses import is_private, is_public
+from app.core.addresses import embedded, is_private, is_public
 
 PUBLIC = [
     "1.1.1.1", "8.8.8.8", "9.255.255.255", "11.0.0.0", "34.102.136.180", "100.63.255.255", "100.128.0.0",
@@ -57,3 +57,21 @@ def test_special_forms_are_neither(text: str) -> None:
 def test_an_address_with_a_scope_is_neither(text: str) -> None:
     assert not is_public(IPv6Address(text))
     assert not is_private(IPv6Address(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("64:ff9b::8.8.8.8", "8.8.8.8"),
+        ("64:ff9b::7f00:1", "127.0.0.1"),
+        ("64:ff9b::", "0.0.0.0"),
+        ("64:ff9b::ffff:ffff", "255.255.255.255"),
+        ("64:ff9b::1:808:808", "64:ff9b::1:808:808"),
+        ("64:ff9b:1::8.8.8.8", "64:ff9b:1::8.8.8.8"),
+        ("2606:4700::1111", "2606:4700::1111"),
+        ("::ffff:8.8.8.8", "::ffff:8.8.8.8"),
+        ("8.8.8.8", "8.8.8.8"),
+    ],
+)
+def test_dns64_hides_an_ipv4_address_in_its_own_prefix_only(text: str, inside: str) -> None:
+    assert embedded(ip_address(text)) == ip_address(inside)

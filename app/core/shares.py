@@ -1,0 +1,70 @@
+"""Who may begin now: places are shared out among keys (hosts, domains), so that no key holds up the others.
+
+The one rule of fairness, kept apart from what waits and runs. Times are seconds of any clock that never
+goes back.
+"""
+
+from dataclasses import dataclass, field
+
+PART = 4
+"""A key gets one place in so many, and as many again are never given away: for what needs no place."""
+
+SOONEST, LATEST = 2.0, 60.0
+"""When what was turned away for longer than a moment comes again."""
+
+_BRIEF = 0.001
+_SMOOTH = 0.3
+_IDLE_KEYS = 256
+
+
+@dataclass(slots=True)
+class _Line:
+    """One key: since when its places are taken, for how long usually, and the last turn given."""
+
+    running: list[float] = field(default_factory=list)
+    duration: float = 0.0
+    booked: float = 0.0
+
+
+class Shares:
+    """`ask` before something begins and `ended` after it.
+
+    A key gets at most `share` places, and less when many are taken: never more than are left for others.
+    """
+
+    def __init__(self, share: int, most: int) -> None:
+        """Let `most` run at the same time, and `share` of one key."""
+        self.running = 0
+        self._share = share
+        self._most = most
+        self._lines: dict[str, _Line] = {}
+
+    @classmethod
+    def of(cls, slots: int) -> "Shares":
+        """A quarter of the slots for each key, and a quarter left over."""
+        share = max(1, slots // PART)
+        return cls(share, max(1, slots - share))
+
+    def ask(self, key: str, now: float) -> float | None:
+        """None: it may begin, and `ended` must follow; else after how many seconds to ask again.
+
+        Each who is turned away gets a turn of its own, as fast as those who run make room.
+        """
+        line = self._lines.setdefault(key, _Line())
+        if len(line.running) < min(self._share, self._most - self.running):
+            line.running.append(now)
+            self.running += 1
+            return None
+        oldest = min(line.running, default=now)
+        pace = max(_BRIEF, line.duration / self._share, (now - oldest) / self._share)
+        line.booked = min(max(line.booked, now) + pace, now + LATEST)
+        return line.booked - now
+
+    def ended(self, key: str, began: float, now: float) -> None:
+        """Note the end of what began at `began`."""
+        line = self._lines[key]
+        line.running.remove(began)
+        line.duration += _SMOOTH * (now - began - line.duration)
+        self.running -= 1
+        if len(self._lines) > _IDLE_KEYS:
+            self._lines = {one: it for one, it in self._lines.items() if it.running or it.booked > now}
