@@ -14,6 +14,7 @@ from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
 from app.disk import fsync, make_folder, prove_writable
 from app.embedded import Embedded, running_url
+from app.processes import in_child
 from app.settings import Settings, examine
 from app.storage import Storage
 
@@ -32,21 +33,23 @@ class Deployment:
 
 
 def prepare(
-    environment: Mapping[str, str], *, receives: bool = False
+    environment: Mapping[str, str], *, receives: bool = False, forks: bool = False
 ) -> tuple[Settings, tuple[Handler, ...]]:
     """Read and prove the configuration of a process that stores or receives.
+
+    A process that `forks` later leaves the storage alone: the client of a bucket starts threads.
 
     Raises:
         ConfigurationError: with one line for each mistake in settings, handlers file and storage.
     """
-    settings, handlers, problems = prove(environment, receives=receives)
+    settings, handlers, problems = prove(environment, receives=receives, forks=forks)
     if problems:
         raise ConfigurationError(problems)
     return settings, handlers
 
 
 def prove(
-    environment: Mapping[str, str], *, receives: bool = False
+    environment: Mapping[str, str], *, receives: bool = False, forks: bool = False
 ) -> tuple[Settings, tuple[Handler, ...], list[str]]:
     """Settings, handlers, and what keeps such a process from starting: one line for each; makes nothing."""
     settings, problems = examine(environment)
@@ -69,7 +72,7 @@ def prove(
     if unwritable := _write_problems("OUTKEEP_DATA", settings.data):
         problems += unwritable
     elif not _blames(problems, "OUTKEEP_STORAGE"):
-        problems += _storage_problems(settings)
+        problems += in_child(storage_problems, settings) if forks else storage_problems(settings)
     return settings, found, problems
 
 
@@ -189,7 +192,7 @@ def _contents(path: Path) -> str:
         raise Permanent("bad_secret", "no file has such a name") from None
 
 
-def _storage_problems(settings: Settings) -> list[str]:
+def storage_problems(settings: Settings) -> list[str]:
     """What an operator must mend. An outage of a remote store is none: receiving goes on, and work waits."""
     try:
         storage = Storage(settings.storage_url)

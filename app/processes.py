@@ -1,13 +1,44 @@
 """What the system says about processes: who works where, who belongs to a session, how one ended."""
 
+import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import ParamSpec
 
 PROC = Path("/proc")
+
+P = ParamSpec("P")
+
+
+def in_child(find: Callable[P, list[str]], *args: P.args, **kwargs: P.kwargs) -> list[str]:
+    """What `find` finds, called in a forked child: the threads that it starts end with that.
+
+    Only a process without threads may call this. Raises `ChildProcessError` when the child crashes, which the
+    child itself has reported.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with os.fdopen(writer, "w") as file:
+                json.dump(find(*args, **kwargs), file)
+            os._exit(0)
+        except BaseException:  # noqa: BLE001  # nothing of the parent's may run here
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        found = file.read()
+    if os.waitpid(pid, 0)[1] != 0:
+        raise ChildProcessError("a check of the start has crashed")
+    result: list[str] = json.loads(found)
+    return result
 
 
 def works_in(pid: int, folder: Path, *, program: str) -> bool:

@@ -3,22 +3,32 @@
 One process watches, and forks another (the work-horse) for each job. What RQ leaves open is closed here: a
 work-horse ends with its parent, however that dies, so that a job does not run on beside its second run; and
 the job of a killed worker is found after seconds, not minutes.
+
+The parent has one thread, and opens nothing that starts another: of a process with threads, a fork copies the
+locks that they hold and not the threads that would release them.
 """
 
 import logging
 import os
+import select
 import signal
-from collections.abc import Sequence
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
-from rq import Worker
+from rq import Worker, worker_registration
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
+from rq.timeouts import HorseMonitorTimeoutException
 
 from app import lifeline
 from app.core.errors import OutkeepError
@@ -32,20 +42,30 @@ from workers.steady_worker import Pace
 
 PACE = Pace()
 
+OVERRUN = 10.0
+"""Seconds after the end of its function within which a run ends, too."""
+
+LOOK = 0.05
+"""Seconds between two looks at a work-horse that has closed what it was given."""
+
 log = logging.getLogger("outkeep.worker")
 
 
 class HandleWorker(Worker):
     """RQ's worker, that says every `beat` seconds that it lives and is missed after `silence`.
 
-    How a job ended is written to `storage`, if there is one.
+    How a job ended is written to what `storage` opens, if there is one. It is called in the work-horse only.
     """
 
     queue_class = JobQueue
 
-    def __init__(self, connection: Redis, listed: Listed, storage: Storage | None, pace: Pace) -> None:
+    def __init__(
+        self, connection: Redis, listed: Listed, storage: Callable[[], Storage] | None, pace: Pace
+    ) -> None:
         self.pace = pace
         self._storage = storage
+        self._is_written = False
+        self._horse_lives: int | None = None
         # Only this process holds the writing end: when it dies, the work-horse reads the end of the file.
         self._cut_with_parent, self._held_by_parent = os.pipe()
         super().__init__(
@@ -55,7 +75,7 @@ class HandleWorker(Worker):
             job_class=listed_jobs(listed),
             worker_ttl=pace.worker_ttl,
             maintenance_interval=pace.maintenance,
-            job_monitoring_interval=pace.beat,
+            job_monitoring_interval=pace.beat + 60,  # of RQ's alarm: `wait_for_horse` looks up in time
             log_job_description=False,
         )
         for queue in self.queues:
@@ -68,8 +88,41 @@ class HandleWorker(Worker):
         return self.pace.beat
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:  # noqa: ARG002
-        """Say that this worker lives; RQ adds a minute to each of its own time-outs."""
-        super().heartbeat(self.pace.worker_ttl, pipeline)
+        """Say that this worker lives, and who it is: Redis may have come back empty.
+
+        RQ adds a minute to each of its own time-outs.
+        """
+        if self.is_horse:
+            super().heartbeat(self.pace.worker_ttl, pipeline)
+            return
+        with self.connection.pipeline() as own:
+            super().heartbeat(self.pace.worker_ttl, own)
+            own.hset(self.key, mapping=self.serialize())
+            worker_registration.register(self, own)
+            own.execute()
+        self._obey()
+
+    def subscribe(self) -> None:
+        """Listen for RQ's commands; RQ would start a thread for that."""
+        self.pubsub = self.connection.pubsub()  # type: ignore[no-untyped-call]
+        self.pubsub.subscribe(**{self.pubsub_channel_name: self.handle_payload})
+
+    def unsubscribe(self) -> None:
+        """Listen no more."""
+        if self.pubsub is not None:
+            self.pubsub.close()
+
+    def _obey(self) -> None:
+        """Do what RQ's commands want that have come."""
+        try:
+            while self.pubsub is not None and self.pubsub.get_message(timeout=0):
+                pass
+        except RedisError:
+            pass  # it subscribes again by itself
+        except StopRequested:
+            raise  # out of the signal handler
+        except Exception as error:  # whoever can write to Redis can write anything
+            log.warning("a command of RQ's cannot be obeyed: %s", error, exc_info=True)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         """Seconds of silence after which a run is given up."""
@@ -96,6 +149,35 @@ class HandleWorker(Worker):
         """Fork a work-horse and wait for it."""
         job.origin = queue.name  # what a planted hash says does not count
         super().execute_job(job, queue)
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        """Fork. The end of the work-horse shows at once: only it holds the other end of a pipe."""
+        self._horse_lives, held = os.pipe()
+        super().fork_work_horse(job, queue)
+        os.close(held)
+
+    def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
+        """Wait for the end of the work-horse, and obey RQ's commands meanwhile.
+
+        Raises `HorseMonitorTimeoutException` when it is time for a heartbeat.
+        """
+        until = time.monotonic() + self.pace.beat
+        while (left := until - time.monotonic()) > 0:
+            pid, status, usage = os.wait4(self.horse_pid, os.WNOHANG)
+            if pid:
+                self._let_go()
+                return pid, status, usage
+            if self._horse_lives is None:
+                time.sleep(LOOK)  # it has closed the pipe, and is ending or a daemon
+            elif select.select([self._horse_lives], [], [], min(left, 1))[0]:
+                self._let_go()
+            self._obey()
+        raise HorseMonitorTimeoutException
+
+    def _let_go(self) -> None:
+        if self._horse_lives is not None:
+            os.close(self._horse_lives)
+            self._horse_lives = None
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         """The work-horse: run the job, and end at once with all it has started when the parent is gone."""
@@ -126,15 +208,34 @@ class HandleWorker(Worker):
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """In the work-horse: run the job, and tell how it ended for good. If it is killed, the sweep does."""
+        assert isinstance(job, ListedJob)
+        job.when_over = lambda: self._expect_end(job)
         done: bool = super().perform_job(job, queue, execution)
+        self._is_written = True
         if self._storage is not None:
             try:
                 end = end_of(self.connection, job.id)
                 if end.is_news:
-                    tell(self.connection, self._storage, job.id, end)
+                    tell(self.connection, self._storage(), job.id, end)
             except (RedisError, OutkeepError) as error:
                 log.warning("the end of job %s is told by the sweep: %s", job.id, error)
         return done
+
+    def _expect_end(self, job: Job) -> None:
+        watch = threading.Timer(OVERRUN, self._say_overrun, [job, threading.get_ident()])
+        watch.daemon = True
+        watch.start()
+
+    def _say_overrun(self, job: Job, thread: int) -> None:
+        frame = sys._current_frames().get(thread)  # noqa: SLF001  # the one way to the stack of another thread
+        stack = "".join(traceback.format_stack(frame)) if frame else ""
+        log.error(
+            "a run goes on %.0f s after its function has ended",
+            OVERRUN,
+            extra=facts(job.id) | {"stack": stack},
+        )
+        if self._is_written:
+            os._exit(0)  # RQ knows how it ended, and the sweep tells
 
 
 def _say_failed(job: Job, why: str, exc_info: tuple[Any, ...] | None = None) -> None:
@@ -158,9 +259,13 @@ def listed(handlers: Sequence[Handler]) -> Listed:
 
 
 def worker(
-    connection: Redis, functions: Listed, storage: Storage | None = None, *, pace: Pace = PACE
+    connection: Redis,
+    functions: Listed,
+    storage: Callable[[], Storage] | None = None,
+    *,
+    pace: Pace = PACE,
 ) -> HandleWorker:
-    """A worker that runs `functions` and no others."""
+    """A worker that runs `functions` and no others; `storage` opens the storage in each work-horse."""
     return HandleWorker(connection, functions, storage, pace)
 
 

@@ -19,6 +19,8 @@ class ListedJob(GuardedJob):
     """A job that runs only functions of the list; whoever can write to Redis cannot add one."""
 
     listed: ClassVar[Listed] = {}
+    when_over: Callable[[], None] | None = None
+    """Called when the function has ended, however."""
 
     @property
     def func(self) -> Callable[..., Any]:
@@ -46,8 +48,12 @@ class ListedJob(GuardedJob):
 
     def perform(self) -> Any:
         """Run it within its memory."""
-        with _limited(self.listed.get(str(self.func_name))):
-            return super().perform()
+        try:
+            with _limited(self.listed.get(str(self.func_name))):
+                return super().perform()
+        finally:
+            if self.when_over is not None:
+                self.when_over()
 
 
 def listed_jobs(listed: Listed) -> type[ListedJob]:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from redis import Redis
@@ -38,13 +39,17 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
     parser.add_argument("--path", default=".", help="folder from which handler code is imported")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
     options = parser.parse_args(arguments)
+    forks = options.queue == HANDLE_QUEUE
     if options.lifeline:
-        lifeline.watch()
+        if forks:
+            lifeline.watch_without_thread()
+        else:
+            lifeline.watch()
     give_back_large_blocks()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
     try:
-        settings, handlers = prepare(environment)
+        settings, handlers = prepare(environment, forks=forks)
         telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
         deployment = connect(settings, handlers, expect_redis if options.lifeline else find_redis)
         redis = Redis.from_url(deployment.redis_url)
@@ -64,7 +69,7 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
 def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
     if queue == HANDLE_QUEUE:
         sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
-        storage = Storage(deployment.settings.storage_url)
+        storage = partial(Storage, deployment.settings.storage_url)
         log.info("worker started", extra={"queue": queue})
         handle.worker(redis, handle.listed(deployment.handlers), storage).work(logging_level="WARNING")
         return

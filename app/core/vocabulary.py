@@ -80,6 +80,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "a job of a handler failed for the last time: %s": "handler_job_run_failed",
     "a job of a handler has failed for good, and waits for a replay: %s": "handler_job_failed",
     "the end of job %s is told by the sweep: %s": "handler_job_end_delayed",
+    "a run goes on %.0f s after its function has ended": "handler_job_overrun",
+    "a command of RQ's cannot be obeyed: %s": "command_refused",
     "follow-up created": "follow_up_created",
     "a follow-up that an earlier run had created is found": "follow_up_found",
     "handler told meanwhile": "handler_told_meanwhile",

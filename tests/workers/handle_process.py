@@ -1,16 +1,18 @@
 """A worker of the queue `handle` for tests: `python -m tests.workers.handle_process URL [pace as JSON]`."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from redis import Redis
 
+from app import telemetry
 from app.core.targets import MEMORY
+from app.storage import Storage
 from workers import handle
 from workers.steady_worker import Pace
 
@@ -40,13 +42,27 @@ def leave_well(folder: str) -> None:
     os._exit(0)
 
 
-NAMES = [f"tests.workers.handle_process.{function.__name__}" for function in (hold, leave, leave_well)]
+def end(folder: str) -> None:
+    """Nothing more than that it ran."""
+    (Path(folder) / f"run-{os.getpid()}").touch()
 
 
-def main(url: str, pace: str = "{}") -> None:
-    logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
+NAMES = [f"tests.workers.handle_process.{function.__name__}" for function in (hold, leave, leave_well, end)]
+
+
+def hang_for_ever() -> Storage:
+    """A storage whose client waits for a thread that was not forked."""
+    threading.Event().wait()
+    raise AssertionError
+
+
+def main(url: str, pace: str = "{}", storage: str = "") -> None:
+    telemetry.configure("info", "json")
     listed = dict.fromkeys(NAMES, MEMORY)
-    handle.worker(Redis.from_url(url), listed, pace=Pace(**json.loads(pace))).work(logging_level="WARNING")
+    opened = hang_for_ever if storage == "hangs" else None
+    handle.worker(Redis.from_url(url), listed, opened, pace=Pace(**json.loads(pace))).work(
+        logging_level="WARNING"
+    )
 
 
 if __name__ == "__main__":

@@ -13,18 +13,19 @@ from typing import Any
 import psutil
 import pytest
 from redis import Redis
-from rq import Retry
+from rq import Retry, Worker
+from rq.command import send_shutdown_command, send_stop_job_command
 from rq.job import Job, JobStatus
 
 from app import queues
-from app.core.names import HANDLE_QUEUE
+from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
 from tests.workers.worker_process import FAST, ROOT, failure, has, status, wait_until
 
 
 @contextmanager
-def worker(url: str, folder: Path, **pace: float) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(url: str, folder: Path, *, storage: str = "", **pace: Any) -> Iterator["subprocess.Popen[bytes]"]:
     """A worker process; killed at the end, with its work-horse, if it still lives."""
-    command = [sys.executable, "-m", "tests.workers.handle_process", url, json.dumps(pace)]
+    command = [sys.executable, "-m", "tests.workers.handle_process", url, json.dumps(pace), storage]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     try:
@@ -37,10 +38,15 @@ def worker(url: str, folder: Path, **pace: float) -> Iterator["subprocess.Popen[
         process.wait()
 
 
-def enqueue(redis: Redis, name: str, *args: Any, **kwargs: Any) -> Job:
+def enqueue(redis: Redis, name: str, *args: Any, job_id: str | None = None, **kwargs: Any) -> Job:
     """A job that is tried again at once: no scheduler runs here."""
     return queues.queue(HANDLE_QUEUE, redis).enqueue(
-        f"tests.workers.handle_process.{name}", args=args, kwargs=kwargs, job_timeout=60, retry=Retry(max=3)
+        f"tests.workers.handle_process.{name}",
+        args=args,
+        kwargs=kwargs,
+        job_id=job_id,
+        job_timeout=60,
+        retry=Retry(max=3),
     )
 
 
@@ -181,3 +187,73 @@ def test_a_second_sigterm_leaves_the_job_to_another(redis: Redis, valkey_url: st
         wait_until(lambda: len(horses(tmp_path)) == 2)
         finish(tmp_path, job)
     assert_clean(redis)
+
+
+def test_a_run_that_goes_on_after_its_function_is_an_error_with_its_stack_and_ends(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    place = ("note", Kind.PREDICTION, "p1")
+    first = enqueue(redis, "end", str(tmp_path), job_id=handle_job_id(notify_job_id(*place)))
+    with worker(valkey_url, tmp_path, storage="hangs", **FAST):
+        wait_until(lambda: len(horses(tmp_path)) == 1)
+        second = enqueue(redis, "end", str(tmp_path))
+        wait_until(has(second, JobStatus.FINISHED))
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    [overrun] = [line for line in lines if line["event"] == "handler_job_overrun"]
+    assert (overrun["level"], overrun["id"]) == ("error", "p1")
+    assert "hang_for_ever" in overrun["stack"]
+    assert first.get_status() == JobStatus.FINISHED
+    assert_clean(redis)
+
+
+def test_a_worker_registers_again_after_redis_was_emptied_idle_and_while_a_job_runs(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    def is_registered() -> bool:
+        return [one.pid for one in Worker.all(queue=queues.queue(HANDLE_QUEUE, redis))] == [process.pid]
+
+    with worker(valkey_url, tmp_path, **FAST) as process:
+        wait_until(is_registered)
+        redis.flushall()
+        wait_until(is_registered)
+        enqueue(redis, "hold", str(tmp_path))
+        wait_until(lambda: horses(tmp_path))
+        redis.flushall()
+        wait_until(is_registered)
+        (tmp_path / "go").touch()
+
+
+def test_rqs_own_commands_stop_a_job_and_end_the_worker(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    job = enqueue(redis, "hold", str(tmp_path))
+    with worker(valkey_url, tmp_path, **FAST) as process:
+        wait_until(lambda: horses(tmp_path))
+        send_stop_job_command(redis, job.id)
+        wait_until(has(job, JobStatus.STOPPED))
+        [registered] = Worker.all(connection=redis)
+        send_shutdown_command(redis, registered.name)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("stop", ["closed", "killed"])
+def test_a_worker_without_threads_ends_when_its_parent_does(tmp_path: Path, stop: str) -> None:
+    code = (
+        "import os, pathlib, threading, time, signal, sys; from app import lifeline\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "lifeline.watch_without_thread()\n"
+        "print(len(os.listdir('/proc/self/task')), flush=True)\n"
+        "time.sleep(600)"
+    )
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=reader, stdout=subprocess.PIPE
+    ) as child:
+        os.close(reader)
+        assert child.stdout is not None
+        holder = subprocess.Popen(["sleep", "600"], pass_fds=[writer])
+        os.close(writer)
+        assert child.stdout.readline() == b"1\n"
+        (holder.kill if stop == "killed" else holder.terminate)()
+        holder.wait()
+        assert child.wait(60) == 7

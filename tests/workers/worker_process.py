@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 """Seconds, for processes that start one after another on a busy machine."""
 
-FAST = {"beat": 1, "silence": 3, "maintenance": 1, "stuck": 1, "worker_ttl": 4}
+FAST: dict[str, Any] = {"beat": 1, "silence": 3, "maintenance": 1, "stuck": 1, "worker_ttl": 4}
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> float:
