@@ -199,7 +199,7 @@ def storage_problems(settings: Settings) -> list[str]:
         if storage.folder is not None:
             return _write_problems("OUTKEEP_STORAGE", storage.folder) + _cdn_problems(settings)
         with suppress(Transient):
-            storage.check_writable()
+            storage.prove()
     except Permanent as error:
         return [f"OUTKEEP_STORAGE: {error.message}"]
     return []

@@ -16,6 +16,7 @@ from app.backlog import queues_of_users
 from app.core import findings as rules
 from app.core import job_findings
 from app.core.addresses import is_private, is_public
+from app.core.bucket_faults import lacking
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.findings import Finding, Level
 from app.core.handlers import Handler, job_queues
@@ -156,9 +157,11 @@ def _spool(settings: Settings) -> list[Finding]:
 def _storage(settings: Settings) -> list[Finding]:
     try:
         storage = Storage(settings.storage_url)
-        storage.check_writable()
+        storage.prove()
     except OutkeepError as error:
         return [Finding(Level.FAIL, "storage", error.message)]
+    if lacks := lacking(storage.lacks):
+        return [Finding(Level.WARN, "storage", f"{storage.url}: {lacks}")]
     return [Finding(Level.OK, "storage", storage.url)]
 
 

@@ -1,8 +1,9 @@
 """Stored files over HTTP: by a link that we signed or with the admin token, never running in our origin."""
 
 import asyncio
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,9 +13,10 @@ from urllib.parse import quote
 from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
 
 from app.bearer import bearer, carries
-from app.core.errors import Rejected, Transient
+from app.core.errors import OutkeepError, Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
 from app.core.names import ID, Kind, object_name
 from app.core.presentation import presentation
@@ -23,6 +25,11 @@ from app.storage import Storage, Stored
 
 THREADS = 16
 """Look-ups in storage at the same time."""
+
+log = logging.getLogger("outkeep.files")
+
+_FAILED = "a stored file could not be served; it is asked for again"
+_BROKEN = "the storage failed while a file was served; its reader has to ask again"
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
 _KINDS = {kind.folder: kind for kind in Kind}
@@ -54,10 +61,13 @@ class Files:
             loop = asyncio.get_running_loop()
             stored = await loop.run_in_executor(self._threads, self._find, wanted)
             place = await loop.run_in_executor(self._threads, self._elsewhere, request, wanted)
-            return self._answer(request, wanted, stored, place)
+            return await self._answer(request, wanted, stored, place)
         except Rejected as error:
             return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
         except Transient as error:
+            log.warning(
+                _FAILED, extra={"object": request.url.path, "code": error.code, "error": error.message}
+            )
             content = {"error": error.code, "message": error.message}
             return JSONResponse(content, status_code=503, headers={"retry-after": "5"})
 
@@ -93,7 +103,7 @@ class Files:
             return None
         return link
 
-    def _answer(self, request: Request, name: str, stored: Stored, elsewhere: str | None) -> Response:
+    async def _answer(self, request: Request, name: str, stored: Stored, elsewhere: str | None) -> Response:
         headers = _headers(name, stored)
         if stored.etag is not None and _has(request.headers.get("if-none-match", ""), stored.etag):
             return Response(status_code=304, headers=headers)
@@ -114,7 +124,25 @@ class Files:
         status = 206 if part else 200
         if request.method == "HEAD" or start == end:
             return Response(status_code=status, headers=headers)
-        return StreamingResponse(self.storage.stream(name, start, end), status_code=status, headers=headers)
+        pieces = self.storage.stream(name, start, end, size=stored.size)
+        first = await anext(pieces)  # before the head is sent: a store that gives nothing is no 200
+        return _Streamed(_joined(first, pieces), status_code=status, headers=headers)
+
+
+class _Streamed(StreamingResponse):
+    """An answer whose connection is closed early when the storage fails midway: its length says so then."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except OutkeepError as error:
+            log.warning(_BROKEN, extra={"code": error.code, "error": error.message})
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def _place(request: Request) -> tuple[Kind, str, str]:

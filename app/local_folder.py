@@ -2,18 +2,21 @@
 
 import errno
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import obstore
+from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.store import from_url
 
 from app.core.errors import Permanent
 from app.core.repairs import is_draft
 from app.disk import fsync, make_folder
+
+MISSING = (FileNotFoundError, NotFoundError)
 
 CHUNK = 1 << 20
 """Bytes held at a time while a file is copied."""
@@ -68,17 +71,64 @@ class LocalFolder:
                 target.write(chunk)
         self.settle(name)
 
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """Store a small object, overwriting."""
+        obstore.put(self.prepare(), name, data)
+        self.settle(name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Store a small object unless there is one; whether it was stored."""
+        try:
+            obstore.put(self.prepare(), name, data, mode="create")
+        except AlreadyExistsError:
+            created = False
+        else:
+            created = True
+        # What is there already may have been written by a process that was killed before its fsync.
+        self.settle(name)
+        return created
+
+    def get(self, name: str) -> bytes | None:
+        """A small object whole; None when there is none."""
+        if self.is_absent():
+            return None
+        try:
+            return bytes(obstore.get(self.store, name).bytes())
+        except MISSING:
+            return None
+
+    def head(self, name: str) -> Mapping[str, Any] | None:
+        """What is said of an object; None when there is none."""
+        if self.is_absent():
+            return None
+        try:
+            return obstore.head(self.store, name)
+        except MISSING:
+            return None
+
+    async def stream(self, name: str, start: int, end: int, *, size: int | None) -> AsyncIterator[bytes]:  # noqa: ARG002
+        """Bytes `start` up to but without `end`."""
+        result = await obstore.get_async(self.store, name, options={"range": (start, end)})
+        async for chunk in result.stream(min_chunk_size=64 << 10):
+            yield bytes(chunk)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects, lastingly; one that is gone already does not matter."""
+        if self.is_absent():
+            return
+        for name in names:
+            with suppress(*MISSING):
+                obstore.delete(self.store, name)
+        # A power cut must not bring them back.
+        for folder in {(self.root / name).parent for name in names}:
+            with suppress(FileNotFoundError):
+                fsync(folder)
+
     def settle(self, name: str) -> None:
         """Return when the object has reached the disk: first the bytes, then each folder entry."""
         # obstore offers no fsync for local files.
         fsync(self.root / name)
         self._sync_folders(name)
-
-    def settle_removal(self, names: Sequence[str]) -> None:
-        """Return when the removal of objects has reached the disk."""
-        for folder in {(self.root / name).parent for name in names}:
-            with suppress(FileNotFoundError):
-                fsync(folder)
 
     def remove_folder(self, prefix: str) -> None:
         """Remove a folder whose objects are gone, with what killed writes left in it."""
@@ -98,9 +148,6 @@ class LocalFolder:
             fsync(folder)
             if folder == self.root:
                 break
-
-    def attributes(self, name: str) -> None:
-        """Files have none."""
 
     def link(self, name: str) -> None:
         """Nobody but us can serve them."""

@@ -1,7 +1,7 @@
 """The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -9,20 +9,16 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, NotFoundError
 
 from app.bucket import Bucket
 from app.core import manifest as manifests
+from app.core.bucket_faults import Lack
+from app.core.errors import StorageFailure
 from app.core.manifest import Manifest
 from app.core.names import Kind, manifest_name
 from app.local_folder import LocalFolder
 from app.silence import Silence
 from app.storage_errors import is_remote, translated
-
-WINDOW = 4 << 20
-"""Bytes asked of a bucket at a time: no request is open for as long as a slow reader takes."""
-
-_MISSING = (FileNotFoundError, NotFoundError)
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,18 @@ class Storage:
         self._place: LocalFolder | Bucket = (
             Bucket(url) if is_remote(url) else LocalFolder(Path(unquote(urlsplit(url).path)))
         )
+
+    @property
+    def lacks(self) -> Collection[Lack]:
+        """What the store was found not to do, and is done in another way."""
+        return self._place.lacks if isinstance(self._place, Bucket) else ()
+
+    def prove(self) -> None:
+        """Try every call that we make, within some seconds for each; raises as `check_writable` does."""
+        if isinstance(self._place, Bucket):
+            self._place.prove()
+        else:
+            self._place.check()
 
     def check_writable(self) -> None:
         """Prove that it can be written, within seconds.
@@ -83,8 +91,7 @@ class Storage:
     def put_bytes(self, name: str, data: bytes) -> None:
         """Store a small object under `name`, overwriting."""
         with self._asked(name):
-            obstore.put(self._place.prepare(), name, data, attributes=self._place.attributes(name))
-            self._place.settle(name)
+            self._place.put_bytes(name, data)
 
     def settle(self, name: str) -> None:
         """Return when an object that somebody has stored has reached the disk."""
@@ -92,43 +99,20 @@ class Storage:
             self._place.settle(name)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Store a small object unless `name` exists; whether it was stored.
-
-        Some stores that call themselves compatible with S3 overwrite silently, and the answer is True.
-        """
+        """Store a small object unless `name` exists; whether what stands there is ours."""
         with self._asked(name):
-            attributes = self._place.attributes(name)
-            try:
-                obstore.put(self._place.prepare(), name, data, attributes=attributes, mode="create")
-            except AlreadyExistsError:
-                created = False
-            else:
-                created = True
-            # What is there already may have been written by a process that was killed before its fsync.
-            self._place.settle(name)
-            return created
+            return self._place.create(name, data)
 
     def get(self, name: str) -> bytes | None:
         """A small object whole; None when there is none."""
         with self._asked(name):
-            if self._place.is_absent():
-                return None
-            try:
-                return bytes(obstore.get(self._place.store, name).bytes())
-            except _MISSING as error:
-                _require_bucket(error)
-                return None
+            return self._place.get(name)
 
     def head(self, name: str) -> Stored | None:
         """What there is under `name`."""
         with self._asked(name):
-            if self._place.is_absent():
-                return None
-            try:
-                meta = obstore.head(self._place.store, name)
-            except _MISSING:
-                return None
-        return Stored(meta["size"], meta["e_tag"], meta["last_modified"])
+            meta = self._place.head(name)
+        return Stored(meta["size"], meta["e_tag"], meta["last_modified"]) if meta is not None else None
 
     def names(self, prefix: str) -> Iterator[str]:
         """All object names below a folder."""
@@ -154,38 +138,30 @@ class Storage:
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects; one that is gone already does not matter."""
-        if not names:
-            return
-        with self._asked(names[0]):
-            if self._place.is_absent():
-                return
-            try:
-                obstore.delete(self._place.store, list(names))
-            except _MISSING as error:
-                _require_bucket(error)
-                for name in names:
-                    with suppress(*_MISSING):
-                        obstore.delete(self._place.store, name)
-            self._place.settle_removal(names)
+        if names:
+            with self._asked(names[0]):
+                self._place.remove(names)
 
     def remove_folder(self, prefix: str) -> None:
         """Remove a folder whose objects are gone, with what killed writes left in it and no list shows."""
         with self._asked(prefix):
             self._place.remove_folder(prefix)
 
-    async def stream(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """Bytes `start` up to but without `end`; for large objects, in pieces."""
+    async def stream(
+        self, name: str, start: int, end: int, *, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Bytes `start` up to but without `end`; for large objects, in pieces.
+
+        Whoever wants all of an object gives its `size`, and it is asked for as a whole. Raises
+        `StorageFailure`, also when there are fewer bytes.
+        """
+        missing = end - start
         with self._asked(name):
-            if isinstance(self._place, Bucket):
-                for first in range(start, end, WINDOW):
-                    part = await obstore.get_range_async(
-                        self._place.store, name, start=first, end=min(first + WINDOW, end)
-                    )
-                    yield bytes(part)
-                return
-            result = await obstore.get_async(self._place.store, name, options={"range": (start, end)})
-            async for chunk in result.stream(min_chunk_size=64 << 10):
-                yield bytes(chunk)
+            async for piece in self._place.stream(name, start, end, size=size):
+                missing -= len(piece)
+                yield piece
+        if missing:
+            raise StorageFailure("storage_unavailable", f"{name} ends {missing} bytes early in the storage")
 
     def read_manifest(self, kind: Kind, prediction_id: str) -> Manifest | None:
         """The manifest of a prediction; None when nothing is committed. Raises as `manifests.read` does, too.
@@ -203,24 +179,10 @@ class Storage:
         prediction = manifest.prediction
         name = manifest_name(prediction.kind, prediction.id)
         data = manifest.to_json()
-        if self._is_new(name) and self.create(name, data) and self._stands(name, data):
+        if self.create(name, data):
             return manifest
         present = self.read_manifest(prediction.kind, prediction.id)
         if present is not None and not manifest.replaces(present):
             return present
         self.put_bytes(name, data)
         return manifest
-
-    def _is_new(self, name: str) -> bool:
-        """Whether `create` may be tried: a store that overwrites silently must not meet a better manifest."""
-        return isinstance(self._place, LocalFolder) or self.head(name) is None
-
-    def _stands(self, name: str, data: bytes) -> bool:
-        """Whether what was created is still there: of two at once, such a store keeps the later one."""
-        return isinstance(self._place, LocalFolder) or self.get(name) == data
-
-
-def _require_bucket(error: Exception) -> None:
-    """Tell an object that is missing from a bucket that is; raises `error` for the latter."""
-    if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
-        raise error

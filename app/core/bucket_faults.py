@@ -1,7 +1,9 @@
 """What the error of a bucket means: whether an operator must act, and on which variable."""
 
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 
 from app.core.notation import shown_path
 
@@ -14,6 +16,27 @@ NO_ANSWER = "storage_unanswered"
 
 LONGEST = 200
 """Characters of a text that we do not know: stores put whole pages into their errors."""
+
+
+class Lack(StrEnum):
+    """What a store may not be able to do, with what we do instead."""
+
+    CREATE = "no conditional put (`If-None-Match: *`): a manifest is written after a look, and read back"
+    BULK = "no deletion of many objects at once: they are removed one by one"
+    RANGE = "no ranges: a part of a file is served from the whole of it"
+    PARTS = "no uploads in parts: files are sent whole, and those over {whole} MiB cannot be kept"
+    HEAD = "no HEAD: a GET that is broken off tells of an object"
+    LINK = "no signed links: files are served by Outkeep itself"
+
+
+WHOLE = 128
+"""MiB of the largest file that is sent from memory."""
+
+
+def lacking(lacks: Collection[Lack]) -> str:
+    """One sentence about what a store lacks; empty when that is nothing."""
+    named = "; ".join(lack.value.format(whole=WHOLE) for lack in Lack if lack in lacks)
+    return f"this store has {named}" if named else ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +127,25 @@ _PLAIN = "BadScheme"
 _DENIED = frozenset({401, 403})
 _NOT_FOUND = 404
 _MOVED = frozenset({301, 302, 307, 308})
+
+
+_UNKNOWN_CALL = frozenset({400, 404, 405, 406, 411, 415, 416, 417, 422, 428, 501, 505})
+_ODD_ANSWER = re.compile(
+    r"non-partial response|Content-Range header|requested range|DeleteObjects response", re.I
+)
+_OF_THE_MOMENT = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "NoSuchBucket"})
+
+
+def is_refusal(scheme: str, text: str) -> bool:
+    """Whether an error says that a store does not know what it was asked.
+
+    It is none when the store is away, keeps us out, or calls a mistake by its name.
+    """
+    found, answered = _CODE.search(text), _STATUS.search(text)
+    word = found[1] if found else ""
+    if word in _OF_THE_MOMENT or _named(_VARIABLES[scheme], word) is not None:
+        return False
+    return int(answered[1]) in _UNKNOWN_CALL if answered else bool(_ODD_ANSWER.search(text))
 
 
 def bucket_fault(scheme: str, text: str) -> Fault:

@@ -274,6 +274,9 @@ REMOVED = "removed"
 
 PROBE_NAME = "outkeep.txt"
 """Written to a bucket to learn whether it takes writes."""
+
+CHECKS = "checks"
+"""The folder in which the calls to a bucket are tried; a later check removes what a crash has left there."""
 MAX_INPUT_KEY = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 

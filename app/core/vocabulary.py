@@ -24,6 +24,9 @@ EVENTS: Final[Mapping[str, str]] = {
     "a large delivery waits in the spool until the storage takes it": "delivery_waits_for_storage",
     "a large delivery waits on in the spool": "delivery_waits_on",
     "progress is dropped while Redis is away": "progress_dropped",
+    # stored files
+    "a stored file could not be served; it is asked for again": "file_not_served",
+    "the storage failed while a file was served; its reader has to ask again": "file_broken_off",
     # spool
     "outputs of a delivery that waits are fetched": "delivery_outlined",
     "deliveries from the spool are accepted": "spool_drained",
