@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 COG := .venv-cog/.installed
+NGINX := .nginx/usr/sbin/nginx
 
-.PHONY: setup cog demo test loss soak check format bench lock clean
+.PHONY: setup cog nginx demo test loss soak check format bench lock clean
 
 setup: $(STAMP)
 
@@ -23,10 +24,17 @@ $(COG): requirements-cog.lock
 	@.venv-cog/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cog.lock
 	@touch $@
 
+# A real proxy for the tests: that of the system, or Debian's in a folder of ours, which needs no root.
+nginx:
+	@command -v nginx >/dev/null || test -x $(NGINX) || { \
+	  mkdir -p .nginx && cd .nginx && { test "$$(id -u)" -ne 0 || apt-get -qq update; } && \
+	  apt-get -qq download nginx && dpkg -x nginx_*.deb . && usr/sbin/nginx -v; } || \
+	  echo "nginx is missing, and Debian's could not be fetched: the tests behind a proxy will fail; install it" >&2
+
 demo: setup
 	$(BIN)/outkeep demo
 
-test: setup
+test: setup nginx
 	$(BIN)/python -m pytest
 
 # Kills processes at random times and looks for what is lost: `make loss SEED=7 KILLS=50`.
@@ -61,4 +69,4 @@ lock: setup
 	  pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-cog .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-cog .nginx .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

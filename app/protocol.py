@@ -10,6 +10,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -69,7 +70,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._loose_bytes = 0
             self._enter(Phase.HEAD, self._limits.head_seconds)
         self._loose_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except HttpParserError:
+            self._refuse_bad()
         if self._phase in {Phase.HEAD, Phase.BODY} and self._loose_bytes > self._limits.head_bytes:
             self._refuse_head()
         elif self._phase is Phase.BODY:
@@ -97,7 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parsed_bytes += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
-        """Start the request unless its head is too large, or too many wait already."""
+        """Start the request unless its head is too large or not clear, or too many wait already."""
         if self._is_over:
             return
         self._loose_bytes = 0
@@ -106,7 +111,20 @@ class BoundedProtocol(HttpToolsProtocol):
         if too_large or len(self.pipeline) >= self._limits.pipelined:
             self._refuse_head()
             return
+        version = self.parser.get_http_version()
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        # Proxies differ in what they make of other codings, and of a fragment, which is not for servers.
+        is_clear = version in {"1.0", "1.1"} and codings in ([], [b"chunked"]) and b"#" not in self.url
+        if not is_clear or (codings and version == "1.0") or self.parser.get_method() == b"CONNECT":
+            self._refuse_bad()
+            return
+        if self.parser.should_upgrade():
+            return  # `_feed` begins again
+        if version == "1.0":
+            self.expect_100_continue = False  # it would be taken for the answer
         super().on_headers_complete()
+        # As it was sent: whoever filters paths before us has not decoded it either, or in another way.
+        self.scope["path"] = self.scope["raw_path"].decode()
         self._body_ends = self.loop.time() + self._limits.body_seconds
         self._enter(Phase.BODY, min(self._limits.stall_seconds, self._limits.body_seconds))
 
@@ -118,9 +136,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole; from here the time is ours."""
-        if self._is_over:
+        if self._is_over or self.parser.should_upgrade():
             return
         super().on_message_complete()
+        # What follows the last request of a connection is none.
+        self._deaf = not self.cycle.keep_alive
         self._enter(Phase.ANSWER, None)
         self._rest()
 
@@ -150,16 +170,32 @@ class BoundedProtocol(HttpToolsProtocol):
             self._set_deadline(min(self._deadline, half))
         self.loop.call_later(self._limits.grace_seconds * 0.9, self.transport.abort)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """What the parser refuses, answered in our form."""
-        self._refuse(400, "bad_request", "this is not HTTP as it should be")
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: anyone can ask, and the request is answered as if it had not."""
-
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what came, and no `Upgrade`: each request is answered as if it had not asked for one.
+
+        At the end of a head that asks, the parser stops: to it what follows is another protocol, and no body.
+        So a new one reads the same head without that header, and then what follows. Raises `HttpParserError`.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as stop:
+                if self._is_over:
+                    return
+                start = b"%b %b HTTP/%b" % (
+                    self.parser.get_method(),
+                    self.url,
+                    self.parser.get_http_version().encode(),
+                )
+                lines = [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
+                data = b"\r\n".join([start, *lines, b"", data[stop.args[0] :]])
+                self.parser = HttpRequestParser(self)
+            else:
+                return
 
     @property
     def _is_over(self) -> bool:
@@ -175,6 +211,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         self._refuse(431, "headers_too_large", "the headers of this request are too large or too many")
+
+    def _refuse_bad(self) -> None:
+        self._refuse(400, "bad_request", "this is not HTTP as it should be")
 
     def _refuse_slow(self) -> None:
         message = "the request did not arrive in time"
