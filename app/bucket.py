@@ -315,21 +315,30 @@ class Bucket:
             self._require_refusal(error)
             self.lacks.add(Lack.RANGE)
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, encoding: str | None) -> None:
         """Send the file at `path`, in parts when it is large."""
-        self._put(name, path, path.stat().st_size)
+        self._put(name, path, path.stat().st_size, encoding=encoding)
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """Send a small object, in parts when it is not that small."""
         self._put(name, data, len(data))
 
-    def _put(self, name: str, source: Path | bytes, size: int, *, use_multipart: bool | None = None) -> None:
+    def _put(
+        self,
+        name: str,
+        source: Path | bytes,
+        size: int,
+        *,
+        encoding: str | None = None,
+        use_multipart: bool | None = None,
+    ) -> None:
         """Send `size` bytes, in parts when they are many (`use_multipart` None) or in any case.
 
         Raises `StorageFailure` (`storage_no_parts`) for what is too large for a store that takes no parts.
         """
         # What shows in a browser, to whoever has a link of the store, must not run there.
-        put = partial(obstore.put, self.store, name, source, attributes=presentation(name))
+        attributes = presentation(name) | ({"Content-Encoding": encoding} if encoding else {})
+        put = partial(obstore.put, self.store, name, source, attributes=attributes)
         try:
             if Lack.PARTS not in self.lacks:
                 chunk = max(PART, size // PARTS)

@@ -16,9 +16,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from app.bearer import bearer, carries
-from app.core.errors import OutkeepError, Rejected, Transient
+from app.core import manifest as manifests
+from app.core.errors import OutkeepError, Permanent, Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
-from app.core.names import ID, Kind, object_name
+from app.core.names import ID, Kind, manifest_name, object_name
 from app.core.presentation import presentation
 from app.core.ranges import parse_range
 from app.storage import Storage, Stored
@@ -32,6 +33,7 @@ _FAILED = "a stored file could not be served; it is asked for again"
 _BROKEN = "the storage failed while a file was served; its reader has to ask again"
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
+_ENCODING = b'"encoding"'
 _KINDS = {kind.folder: kind for kind in Kind}
 
 
@@ -61,7 +63,10 @@ class Files:
             loop = asyncio.get_running_loop()
             stored = await loop.run_in_executor(self._threads, self._find, wanted)
             place = await loop.run_in_executor(self._threads, self._elsewhere, request, wanted)
-            return await self._answer(request, wanted, stored, place)
+            if place is not None:
+                return await self._answer(request, wanted, stored, place, None)
+            encoding = await loop.run_in_executor(self._threads, self._encoding, kind, prediction_id, name)
+            return await self._answer(request, wanted, stored, None, encoding)
         except Rejected as error:
             return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
         except Transient as error:
@@ -78,6 +83,16 @@ class Files:
                 self.storage.get(name)  # only the answer to this tells a bucket that is gone
             raise Rejected("not_found", "no such file is stored", status=404)
         return stored
+
+    def _encoding(self, kind: Kind, prediction_id: str, name: str) -> str | None:
+        """The `Content-Encoding` that a file came with; few do, and only the manifest knows."""
+        try:
+            data = self.storage.get(manifest_name(kind, prediction_id)) or b""
+            manifest = manifests.read(data) if _ENCODING in data else None
+        except Permanent:  # its bytes are served all the same
+            return None
+        files = manifest.kept if manifest else ()
+        return next((file.encoding for file in files if file.name == name), None)
 
     def _admit(self, request: Request, path: str) -> None:
         if carries(request, self.admin_token):
@@ -103,8 +118,10 @@ class Files:
             return None
         return link
 
-    async def _answer(self, request: Request, name: str, stored: Stored, elsewhere: str | None) -> Response:
-        headers = _headers(name, stored)
+    async def _answer(
+        self, request: Request, name: str, stored: Stored, elsewhere: str | None, encoding: str | None
+    ) -> Response:
+        headers = _headers(name, stored) | ({"content-encoding": encoding} if encoding else {})
         if stored.etag is not None and _has(request.headers.get("if-none-match", ""), stored.etag):
             return Response(status_code=304, headers=headers)
         if elsewhere is not None:

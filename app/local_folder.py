@@ -60,8 +60,8 @@ class LocalFolder:
                 f"cannot write to {self.root}: {error.strerror}; check its owner and mode",
             ) from None
 
-    def put_file(self, name: str, path: Path) -> None:
-        """Move the file at `path` to its place, or copy it from another disk."""
+    def put_file(self, name: str, path: Path, encoding: str | None) -> None:  # noqa: ARG002
+        """Move the file at `path` to its place, or copy it from another disk; only the manifest says more."""
         store = self.prepare()
         if _moved(path, self.root / name):
             self._sync_folders(name)

@@ -79,13 +79,15 @@ class Storage:
         with self._silence.heeded(), translated(self.url, name):
             yield
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, *, encoding: str | None = None) -> None:
         """Store the file at `path` under `name`, overwriting: names and bytes are deterministic.
+
+        `encoding` is the `Content-Encoding` that its bytes have; a bucket serves it with them.
 
         It is gone from `path` then: moved where that is the same disk, else copied. After an error it may be.
         """
         with self._asked(name):
-            self._place.put_file(name, path)
+            self._place.put_file(name, path, encoding)
             path.unlink(missing_ok=True)
 
     def put_bytes(self, name: str, data: bytes) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from app.core.errors import OutkeepError, Permanent, StorageFailure
 from app.core.manifest import KeptFile
 from app.core.outputs import find_files
-from app.core.policy import attempt_timeout, keep_until, store_delay
+from app.core.policy import RETRIED_WITHIN_THE_HOUR, attempt_timeout, keep_until, store_delay
 from app.core.prediction import Prediction
 from app.core.tries import Tries
 from app.core.vocabulary import RETRIES
@@ -182,7 +182,8 @@ class Collector:
             try:
                 held = await asyncio.to_thread(self.keeper.held, wanted) if may_be_held else None
                 timeout = attempt_timeout(run.ends - began)
-                kept = await self.keeper.keep(wanted, held, timeout=timeout)
+                body = run.tries.body(str(wanted.number))
+                kept = await self.keeper.keep(wanted, held, timeout=timeout, before=body)
             except OutkeepError as error:
                 return self._failed(run, wanted, error, began, jitter)
             if len(run.files) > 1 or run.record.outline is not None:
@@ -238,7 +239,7 @@ class Collector:
         return run.tries.failed(file, error, now=now, remaining=remaining, jitter=jitter)
 
     def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
-        ended = {str(number): asdict(file) for number, file in files.items()}
+        ended = {str(number): file.to_object() for number, file in files.items()}
         self.records.keep(run.record.kind, run.record.id, ended)
 
     def _now(self) -> float:
@@ -258,7 +259,7 @@ def _report(wanted: Wanted, error: OutkeepError, delay: float | None) -> None:
     }
     if delay is None:
         log.error("an output is lost: %s", error.message, extra=facts)
-    elif isinstance(error, Permanent):
+    elif error.code in RETRIED_WITHIN_THE_HOUR:
         log.error("an output is not fetched, again in %.0f s: %s", delay, error.message, extra=facts)
     else:
         log.warning("an output is tried again in %.0f s: %s", delay, error.message, extra=facts)

@@ -15,6 +15,8 @@ from yarl import URL
 
 from app.core.answers import (
     Answer,
+    Body,
+    content_coding,
     declared_length,
     media_type,
     redirection,
@@ -50,6 +52,10 @@ class Fetched:
     url: str
     name: str = ""
     """What its owner calls it, where that is known: its extension may tell more than the URL's."""
+    declared: str | None = None
+    """The extension of the type that the host declared, if `media` knows it."""
+    encoding: str | None = None
+    """The `Content-Encoding` that its bytes still have."""
 
 
 class Fetcher:
@@ -80,10 +86,12 @@ class Fetcher:
         *,
         timeout: float,  # noqa: ASYNC109 - its end is an error of ours
         uploads: Uploads | None = None,
+        before: Body | None = None,
     ) -> Fetched:
         """Download `url`, requested exactly as given, in at most `timeout` seconds.
 
-        With `uploads` the request carries their token, as long as it goes to their origin.
+        With `uploads` the request carries their token, as long as it goes to their origin. `before` is the
+        body that the download just before this one brought, if only a second one like it can be believed.
 
         Raises `Permanent` or `Transient` with the codes of `HostRules.check`, `answers`, `network_errors` and
         `disk_error`, and `too_many_redirects` or `deadline`. No temporary file is left then, nor after a
@@ -91,11 +99,11 @@ class Fetcher:
         """
         try:
             async with asyncio.timeout(timeout):
-                return await self._follow(url, uploads)
+                return await self._follow(url, uploads, before)
         except TimeoutError:
             raise Transient("deadline", f"the download did not end within {timeout:.0f} s") from None
 
-    async def _follow(self, url: str, uploads: Uploads | None) -> Fetched:
+    async def _follow(self, url: str, uploads: Uploads | None, before: Body | None) -> Fetched:
         hop = url
         for _ in range(self._max_redirects + 1):
             # Decided anew for each hop, so that no redirect takes the token elsewhere.
@@ -107,7 +115,7 @@ class Fetcher:
                 answer = _answer(response, target.host)
                 following = redirection(answer, hop)
                 if following is None:
-                    return await self._receive(response, answer, hop)
+                    return await self._receive(response, answer, hop, before)
             finally:
                 response.close()
             hop = following
@@ -130,7 +138,9 @@ class Fetcher:
     def _tls(self) -> ssl.SSLContext:
         return tls_for_underscores()
 
-    async def _receive(self, response: aiohttp.ClientResponse, answer: Answer, url: str) -> Fetched:
+    async def _receive(
+        self, response: aiohttp.ClientResponse, answer: Answer, url: str, before: Body | None
+    ) -> Fetched:
         host = answer.host
         connection = response.connection.protocol if response.connection else None
         declared = declared_length(answer, max_bytes=self._max_bytes, now=time.time())
@@ -138,10 +148,18 @@ class Fetcher:
             await self._copy(response.content, spill, host)
             if connection is not None and _surplus(connection):
                 raise Transient("body_too_long", f"{host} sent more than the length it announced")
-            require_complete(host, declared=declared, received=spill.size)
             content_type = media_type(response.headers.get("Content-Type"))
             require_no_error_page(url, host=host, content_type=content_type, head=spill.head)
-        return Fetched(spill.path, spill.size, spill.sha256, spill.head, content_type, url)
+            require_complete(answer, (spill.size, spill.sha256), declared=declared, before=before)
+        return Fetched(
+            spill.path,
+            spill.size,
+            spill.sha256,
+            spill.head,
+            content_type,
+            url,
+            encoding=content_coding(answer.content_encodings, spill.head),
+        )
 
     async def _copy(self, content: aiohttp.StreamReader, spill: Spill, host: str) -> None:
         while block := await self._block(content, self._max_bytes + 1 - spill.size, host):

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from app.core.names import Kind, held_name
+from app.core.names import Kind, held_digest, held_mark, held_name
 from workers.fetch import Fetched
 from workers.spill import HEAD_BYTES
 
@@ -17,7 +17,8 @@ def hold(fetched: Fetched, folder: Path, kind: Kind, prediction_id: str, number:
     a power cut the file may not have all its bytes.
     """
     with suppress(OSError):
-        fetched.path.rename(folder / held_name(kind, prediction_id, number, fetched.sha256))
+        digest = fetched.sha256 + held_mark(fetched.declared, fetched.encoding)
+        fetched.path.rename(folder / held_name(kind, prediction_id, number, digest))
 
 
 def held(folder: Path, kind: Kind, prediction_id: str, number: int) -> Fetched | None:
@@ -29,7 +30,8 @@ def held(folder: Path, kind: Kind, prediction_id: str, number: int) -> Fetched |
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = os.fstat(file.fileno()).st_size
-            if path.name == held_name(kind, prediction_id, number, digest):
-                return Fetched(path, size, digest, head, None, "")
+            wanted, declared, encoding = held_digest(path.name)
+            if digest == wanted:
+                return Fetched(path, size, digest, head, None, "", declared=declared, encoding=encoding)
             path.unlink()
     return None

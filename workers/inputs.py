@@ -8,11 +8,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import count, islice
 
 from redis.exceptions import RedisError
 
+from app.core.answers import Body, Unconfirmed
 from app.core.errors import OutkeepError, Transient
 from app.core.inputs import find_inputs
 from app.core.manifest import KeptFile
@@ -95,22 +96,24 @@ class Inputs:
         if known is not None and known["source"] == one.wanted.source:
             one.kept = KeptFile(**known)
             return
+        before: Body | None = None
         for attempt in count(1):
             try:
                 async with gate:
-                    one.kept = await self._attempt(run, one.wanted)
+                    one.kept = await self._attempt(run, one.wanted, before)
                 break
             except Transient as error:
                 one.error = error
+                before = error.body if isinstance(error, Unconfirmed) else None
                 await asyncio.sleep(input_delay(attempt=attempt, asked=error.retry_after))
             except OutkeepError as error:
                 one.error = error
                 return
         # What Redis does not remember is fetched once more if this run is put off, and that is all.
         with suppress(RedisError):
-            kept = {str(one.wanted.number): asdict(one.file)}
+            kept = {str(one.wanted.number): one.file.to_object()}
             await asyncio.to_thread(self.records.keep, run.record.kind, run.record.id, kept)
 
-    async def _attempt(self, run: Run, wanted: Wanted) -> KeptFile:
+    async def _attempt(self, run: Run, wanted: Wanted, before: Body | None) -> KeptFile:
         held = await asyncio.to_thread(self.keeper.held, wanted) if run.attempt > 1 else None
-        return await self.keeper.keep(wanted, held, timeout=LATE_ATTEMPT)
+        return await self.keeper.keep(wanted, held, timeout=LATE_ATTEMPT, before=before)

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from urllib.parse import urlsplit
 
 from app.core import content, media
+from app.core.answers import Body
 from app.core.data_uri import decode_data_uri
 from app.core.errors import Permanent
 from app.core.manifest import KeptFile
@@ -43,7 +44,7 @@ class Wanted:
 class Fetches(Protocol):
     """What downloads: `Fetcher` for outputs, `InputFetcher` for inputs."""
 
-    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - its end is an error of ours
+    async def fetch(self, url: str, *, timeout: float, before: Body | None) -> Fetched:  # noqa: ASYNC109 - its end is an error of ours
         """Download `url`, whole, into a temporary file of the caller's."""
 
 
@@ -62,14 +63,22 @@ class Keeper:
             return None
         return held(self.folder, wanted.kind, wanted.id, wanted.number)
 
-    async def keep(self, wanted: Wanted, fetched: Fetched | None, *, timeout: float) -> KeptFile:  # noqa: ASYNC109 - the fetcher's
+    async def keep(
+        self,
+        wanted: Wanted,
+        fetched: Fetched | None,
+        *,
+        timeout: float,  # noqa: ASYNC109 - the fetcher's
+        before: Body | None = None,
+    ) -> KeptFile:
         """Bring a file into storage: what `held` found, else a download of at most `timeout` seconds.
 
+        `before` is what the download just before this one brought, if that alone could not be believed.
         Raises what the fetcher, `decode_data_uri` and `Storage` raise.
         """
         if wanted.place.is_inline:
             return await asyncio.to_thread(self._keep_inline, wanted)
-        fetched = fetched or await self.fetcher.fetch(wanted.source, timeout=timeout)
+        fetched = fetched or await self.fetcher.fetch(wanted.source, timeout=timeout, before=before)
         try:
             return await asyncio.to_thread(self._store_file, wanted, fetched)
         except BaseException:
@@ -81,11 +90,22 @@ class Keeper:
         return self._store(kind, prediction_id, KeptFile("/output", None, TEXT_NAME), text.encode())
 
     def _store_file(self, wanted: Wanted, fetched: Fetched) -> KeptFile:
-        extension = media.extension(fetched.head, url_path=fetched.name or urlsplit(wanted.source).path)
+        named = fetched.name or urlsplit(wanted.source).path
+        # Bytes that have a coding say nothing of what they are without it.
+        head = b"" if fetched.encoding else fetched.head
+        extension = media.extension(head, url_path=named)
         name = file_name(wanted.stem, extension)
-        self.storage.put_file(object_name(wanted.kind, wanted.id, name), fetched.path)
-        media_type = media.media_type(extension)
-        return KeptFile(wanted.place.pointer, wanted.source, name, media_type, fetched.size, fetched.sha256)
+        path, encoding = object_name(wanted.kind, wanted.id, name), fetched.encoding
+        self.storage.put_file(path, fetched.path, encoding=encoding)
+        return KeptFile(
+            wanted.place.pointer,
+            wanted.source,
+            name,
+            media.media_type(extension),
+            fetched.size,
+            fetched.sha256,
+            encoding=encoding,
+        )
 
     def _keep_inline(self, wanted: Wanted) -> KeptFile:
         declared, data = decode_data_uri(wanted.place.source)

@@ -9,6 +9,7 @@ are only kept if they fit the description.
 import asyncio
 from dataclasses import dataclass, replace
 
+from app.core.answers import Body
 from app.core.errors import Permanent, Transient
 from app.core.inputs import Uploads, description, upload_id
 from workers.fetch import Fetched, Fetcher
@@ -27,14 +28,14 @@ class InputFetcher:
     uploads: Uploads | None
     own: OwnFiles
 
-    async def fetch(self, url: str, *, timeout: float) -> Fetched:  # noqa: ASYNC109 - the fetcher's
+    async def fetch(self, url: str, *, timeout: float, before: Body | None = None) -> Fetched:  # noqa: ASYNC109 - the fetcher's
         """Download an input in at most about `timeout` seconds.
 
         Raises what `Fetcher.fetch` raises, and `Permanent` (`token_missing`, `upload_mismatch`).
         """
         name, identity = self.own.name_of(url), upload_id(url, self.base_url)
         if name is None and identity is None:
-            return await self.fetcher.fetch(url, timeout=timeout)
+            return await self.fetcher.fetch(url, timeout=timeout, before=before)
         try:
             async with asyncio.timeout(timeout):
                 if name is not None:

@@ -1,7 +1,6 @@
 """What a finished prediction left: shown on standard output, and judged for the exit code."""
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -52,8 +51,8 @@ def _document(manifest: Manifest, place: str) -> dict[str, Any]:
         "model": prediction.model,
         "version": prediction.version,
         "output": manifest.output,
-        "files": [asdict(file) for file in manifest.kept],
-        "lost": [asdict(file) for file in (*manifest.lost, *manifest.lost_inputs)],
+        "files": [file.to_object() for file in manifest.kept],
+        "lost": [file.to_object() for file in (*manifest.lost, *manifest.lost_inputs)],
         "error": prediction.raw.get("error"),
         "metrics": prediction.raw.get("metrics"),
         "kept_in": place,

@@ -1,14 +1,17 @@
 """What the answer of a file host means: a file of a certain length, another address, or an error.
 
-HTTP clients take too much for success: 204 and 206, compressed bodies, bodies that end with the connection.
-Here only a plain 200 with one length, or in chunks, is a file.
+HTTP clients take too much for success: 204 and 206, and bodies that end with the connection, which may be
+cut. Here only a plain 200 with one length, or in chunks, is a file at once; what is empty, or ends with the
+connection, is one when it comes twice. Nothing is decoded.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
+from app.core.content import detect
 from app.core.errors import Permanent, Transient
 from app.core.retry_after import retry_after
 
@@ -23,6 +26,27 @@ _HTML = re.compile(
     rb"<(?:!doctype\s+html|html|head|body|title|meta|h1|center|script)[\s>]",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+_CODINGS: Final[dict[str, bytes | None]] = {
+    "gzip": b"\x1f\x8b",
+    "compress": b"\x1f\x9d",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "deflate": None,
+    "br": None,
+}
+"""Content codings that browsers and IANA know, and how such bytes begin, where that is always the same."""
+
+Body = tuple[int, str]
+"""The size of a body in bytes and its SHA-256 in hex."""
+
+
+class Unconfirmed(Transient):
+    """Nothing tells whether `body` is all there was: it is kept when the next download brings it again."""
+
+    def __init__(self, code: str, message: str, body: Body) -> None:
+        super().__init__(code, message)
+        self.body = body
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +86,23 @@ def _encoded(found: re.Match[str]) -> str:
 
 
 def declared_length(answer: Answer, *, max_bytes: int, now: float) -> int | None:
-    """Give the length of the file that follows, or None when it comes in chunks.
+    """Give the length of the file that follows, or None when its end will tell.
 
     `now` is in Unix seconds. Raises `Permanent` (`not_found`, `gone`, `too_large`) or `Transient`
-    (`forbidden`, `busy`, `server_error`, `status_unexpected`, `content_encoded`, `length_unclear`,
-    `body_incomplete`, `body_empty`).
+    (`forbidden`, `busy`, `server_error`, `status_unexpected`, `length_unclear`).
     """
     if answer.status != _OK:
         raise _refusal(answer, now=now)
-    if any(text.strip().lower() not in {"", "identity"} for text in answer.content_encodings):
-        raise Transient("content_encoded", f"{answer.host} sends a compressed body, which was not asked for")
     if answer.transfer_encodings:
         _require_chunked(answer)
         return None
     if not answer.lengths:
-        raise Transient("body_incomplete", f"{answer.host} does not say how long the file is")
+        return None
     if len(answer.lengths) > 1 or not _LENGTH.fullmatch(answer.lengths[0].strip()):
         raise Transient("length_unclear", f"{answer.host} does not send exactly one sensible length")
     length = int(answer.lengths[0])
     if length > max_bytes:
         raise too_large(answer.host, max_bytes)
-    if length == 0:
-        raise empty(answer.host)
     return length
 
 
@@ -116,17 +135,43 @@ def too_large(host: str, max_bytes: int) -> Permanent:
     return Permanent("too_large", f"{host} sends more than {max_bytes} bytes, the limit of OUTKEEP_MAX_FILE")
 
 
-def empty(host: str) -> Transient:
-    """Make the error for a file without a byte."""
-    return Transient("body_empty", f"{host} sent an empty file")
+def require_complete(answer: Answer, body: Body, *, declared: int | None, before: Body | None) -> None:
+    """Raise `Transient` unless `body` is all of the file, as far as anybody can tell.
 
-
-def require_complete(host: str, *, declared: int | None, received: int) -> None:
-    """Compare what came (bytes) with what was announced; raise `Transient` for an empty or partial body."""
+    `declared` is what `declared_length` gave, `before` what the download just before this one brought. Codes:
+    `body_incomplete`, also as `Unconfirmed` where only the end of the connection ended the body, and
+    `body_empty`.
+    """
+    host, (received, _) = answer.host, body
     if declared is not None and declared != received:
         raise Transient("body_incomplete", f"{host} announced {declared} bytes and sent {received}")
-    if received == 0:
-        raise empty(host)
+    ends_by_itself = bool(answer.lengths or answer.transfer_encodings)
+    if not received and not ends_by_itself:
+        raise Transient("body_empty", f"{host} sent nothing, and does not say that the file is empty")
+    if (received and ends_by_itself) or body == before:
+        return
+    if not received:
+        raise Unconfirmed("body_empty", f"{host} sent an empty file, kept if it is empty once more", body)
+    raise Unconfirmed(
+        "body_incomplete",
+        f"{host} does not say how long the file is; these {received} bytes are kept if they come once more",
+        body,
+    )
+
+
+def content_coding(values: Sequence[str], head: bytes) -> str | None:
+    """The `Content-Encoding` that a body which begins with `head` still has, None for none.
+
+    Stores replay whatever they were given with an upload (`aws-chunked`, `UTF-8`, `gzip` for plain bytes):
+    words that are no coding mean nothing, nor does one that the bytes belie.
+    """
+    words = [word.strip().lower().removeprefix("x-") for value in values for word in value.split(",")]
+    codings = [word for word in words if word in _CODINGS]
+    if not codings:
+        return None
+    beginning = _CODINGS[codings[-1]]
+    belied = detect(head) is not None if beginning is None else not head.startswith(beginning)
+    return None if belied else ", ".join(codings)
 
 
 def require_no_error_page(url: str, *, host: str, content_type: str | None, head: bytes) -> None:

@@ -76,6 +76,7 @@ def _file(file: KeptFile, link: Link) -> dict[str, Any]:
         "media_type": file.media_type,
         "size": file.size,
         "sha256": file.sha256,
+        **({"encoding": file.encoding} if file.encoding else {}),
     }
 
 

@@ -25,6 +25,7 @@ class KeptFile:
     """One file of a prediction: kept, or lost with a reason.
 
     Kept: `name`, `media_type`, `size` (bytes) and `sha256` (hex) are set. Lost: only `error`, a code.
+    `encoding` is the `Content-Encoding` that the bytes still have, as they came.
     `source` is a URL, `data:<type>;sha256=<hex>` for a `data:` URI, or None for text joined by us.
     """
 
@@ -35,6 +36,11 @@ class KeptFile:
     size: int | None = None
     sha256: str | None = None
     error: str | None = None
+    encoding: str | None = None
+
+    def to_object(self) -> dict[str, Any]:
+        """Its keys as they are written; `encoding` only if there is one."""
+        return {key: value for key, value in asdict(self).items() if key != "encoding" or value is not None}
 
     @property
     def is_input(self) -> bool:
@@ -100,7 +106,7 @@ class Manifest:
             "kind": self.prediction.kind,
             "id": self.prediction.id,
             "prediction": self.prediction.raw,
-            "files": [asdict(file) for file in self.files],
+            "files": [file.to_object() for file in self.files],
             "output": self.output,
             "received_at": format_time(receipt.received_at),
             "stored_at": format_time(self.stored_at),

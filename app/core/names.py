@@ -367,12 +367,28 @@ def is_spooled(name: str, kind: Kind, prediction_id: str) -> bool:
 
 _HELD = "held"
 _HELD_PARTS = 5
+_MARKS = 2
 
 
 def held_name(kind: Kind, prediction_id: str, number: int, digest: str) -> str:
-    """A download in `<data>/tmp` that waits for the storage; `digest` is hex, or `*` to find it."""
+    """A download in `<data>/tmp` that waits for the storage; `digest` is hex, or `*` to find it.
+
+    After the digest may stand what the host declared, as `held_mark` has it.
+    """
     # Dots, because an id may contain anything else that separates.
     return f"{_HELD}.{kind}.{prediction_id}.{number}.{digest}"
+
+
+def held_digest(name: str) -> tuple[str, str | None, str | None]:
+    """From the last part of a held file's name: its digest, and what `held_mark` has put behind it."""
+    digest, *mark = name.rpartition(".")[2].split("-")
+    declared, encoding = mark if len(mark) == _MARKS else ("", "")
+    return digest, declared or None, encoding.replace("+", ", ") or None
+
+
+def held_mark(declared: str | None, encoding: str | None) -> str:
+    """What follows the digest in a held file's name: the extension that the host declared, and the coding."""
+    return f"-{declared or ''}-{(encoding or '').replace(', ', '+')}" if declared or encoding else ""
 
 
 def held_place(name: str) -> tuple[Kind, str] | None:

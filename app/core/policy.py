@@ -30,6 +30,10 @@ SOONEST_ASK, LATEST_ASK = 2.0, 30.0
 INPUT_PATIENCE = 20.0
 """How much longer than the outputs the inputs of a prediction may take: handlers wait for it."""
 
+NOT_YET_THERE = 60.0
+"""Seconds after the end of a prediction in which some hosts answer 404 for files that are about to appear."""
+
+_ABSENT_DELAYS = (2.0, 4.5)
 _FETCH_BASE = 2.0
 _FETCH_CAP = 120.0
 
@@ -57,10 +61,12 @@ def fetch_delay(error: OutkeepError, *, attempt: int, remaining: float, jitter: 
 
     Args:
         error: why the attempt failed.
-        attempt: attempts made so far, 1 or more.
+        attempt: attempts made so far that failed alike, 1 or more.
         remaining: seconds left of the hour, may be negative.
         jitter: uniform in [0, 1).
     """
+    if error.code == "not_found":
+        return _absent_delay(attempt, remaining, jitter)
     if not isinstance(error, Transient) and error.code not in RETRIED_WITHIN_THE_HOUR:
         return None
     if error.code in RETRIED_ONCE and attempt > 1:
@@ -70,6 +76,13 @@ def fetch_delay(error: OutkeepError, *, attempt: int, remaining: float, jitter: 
     wait = min(_FETCH_BASE * 2.0 ** min(attempt - 1, 10), _FETCH_CAP) * (0.5 + jitter / 2)
     asked = error.retry_after if isinstance(error, Transient) else None
     return min(max(wait, asked or 0.0), remaining)
+
+
+def _absent_delay(attempt: int, remaining: float, jitter: float) -> float | None:
+    """Asked three times within some ten seconds, if the first time was soon after the end."""
+    if attempt > len(_ABSENT_DELAYS) or (attempt == 1 and HOUR - remaining > NOT_YET_THERE):
+        return None
+    return _ABSENT_DELAYS[attempt - 1] * (1 + jitter / 8)
 
 
 def input_delay(*, attempt: int, asked: float | None) -> float:

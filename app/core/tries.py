@@ -2,12 +2,14 @@
 
 from collections.abc import MutableMapping
 
+from app.core.answers import Body, Unconfirmed
 from app.core.errors import OutkeepError
 from app.core.policy import RETRIED_ONCE, fetch_delay
 
 State = MutableMapping[str, list[float]]
 """File → [failures retried within the hour, failures retried once, when it may be asked for again (Unix
-seconds)], and `<file>:held` → [when it was first held]; plain values, kept as JSON."""
+seconds)]; `<file>:held` → [when it was first held]; `<file>:absent` → [answers of 404]; `<file>:body` →
+[size, hash as a number: what the latest try brought, and may not be whole]. Plain values, kept as JSON."""
 
 HELD_FOR = 86400.0
 """Seconds for which others do not give up a file that a host holds, since the storage did not take it."""
@@ -32,6 +34,11 @@ class Tries:
         """Whether a host of ours, perhaps another one, should still hold a file."""
         return now - self._state.get(_held(file), [-HELD_FOR])[0] < HELD_FOR
 
+    def body(self, file: str) -> Body | None:
+        """What the latest try brought, if only another try can tell whether that is the whole file."""
+        size, digest = self._state.get(_body(file), (0, -1))
+        return (int(size), f"{int(digest):064x}") if digest >= 0 else None
+
     def failed(
         self, file: str, error: OutkeepError, *, now: float, remaining: float, jitter: float
     ) -> float | None:
@@ -40,14 +47,33 @@ class Tries:
         `remaining` is what is left of the hour in seconds, `jitter` uniform in [0, 1).
         """
         counts = [int(count) for count in self._state.get(file, (0, 0, 0))[:2]]
-        which = int(error.code in RETRIED_ONCE)
+        counts += [int(count) for count in self._state.get(_absent(file), (0,))]
+        which = 2 if error.code == "not_found" else int(error.code in RETRIED_ONCE)
         counts[which] += 1
+        before = self._state.pop(_body(file), None)
+        if isinstance(error, Unconfirmed):
+            size, digest = error.body
+            self._state[_body(file)] = [size, int(digest, 16)]
+            if before is None:  # a second look is owed to what comes after the hour, too
+                remaining = max(remaining, 1.0)
         delay = fetch_delay(error, attempt=counts[which], remaining=remaining, jitter=jitter)
         if delay is None:
-            self._state.pop(file, None)
-        else:
-            self._state[file] = [*counts, now + delay]
+            for key in (file, _absent(file), _body(file)):
+                self._state.pop(key, None)
+            return None
+        *usual, absent = counts
+        self._state[file] = [*usual, now + delay]
+        if absent:
+            self._state[_absent(file)] = [absent]
         return delay
+
+
+def _absent(file: str) -> str:
+    return f"{file}:absent"
+
+
+def _body(file: str) -> str:
+    return f"{file}:body"
 
 
 def _held(file: str) -> str:

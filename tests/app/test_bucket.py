@@ -57,6 +57,20 @@ def test_what_may_be_shown_has_its_type_and_what_may_run_is_an_attachment(
     assert shown["output-1.svg"]["content-disposition"] == 'attachment; filename="output-1.svg"'
 
 
+def test_a_bucket_serves_a_coding_with_the_bytes_that_have_it(
+    storage: Storage, s3: S3, tmp_path: Path
+) -> None:
+    for name, encoding in (("output-0.csv", "gzip"), ("output-1.csv", None)):
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        storage.put_file(f"predictions/abc/{name}", path, encoding=encoding)
+
+    assert s3.head("predictions/abc/output-0.csv")["content-encoding"] == "gzip"
+    assert s3.head("predictions/abc/output-0.csv")["content-type"] == "text/csv"
+    assert "content-encoding" not in s3.head("predictions/abc/output-1.csv")
+    assert storage.get("predictions/abc/output-0.csv") == b"x"
+
+
 def test_manifests_have_their_type_too(storage: Storage, s3: S3) -> None:
     storage.commit(manifest())
 

@@ -1,18 +1,30 @@
 """Stored files over HTTP."""
 
 import base64
+import gzip
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from app.core.links import file_path, link_keys, sign_path
+from app.core.manifest import KeptFile, Manifest, Receipt, build
 from app.core.names import Kind
+from app.core.outputs import OutputFile
+from app.core.prediction import parse
 from app.listening import free_port
 from app.storage import Storage
 from tests.app.web import SECRET_KEY, Answer, Web, in_thread
 
+CODED = {
+    "output-0.csv": ("gzip", gzip.compress(b"a,b", mtime=0)),
+    "output-1.csv": (None, b"a,b"),
+    "output-2.gz": ("gzip", gzip.compress(b"tar", mtime=0)),
+    "output-3.json": ("br", b"\x0b\x02\x80words\x03"),
+    "output-4.txt": ("br, gzip", gzip.compress(b"words", mtime=0)),
+}
 OLD_KEY = "an-older-key-of-more-than-thirty-two-bytes"
 TOKEN = "correct horse battery stäple"
 CONTENT = bytes(range(256)) * 1000
@@ -30,8 +42,29 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     storage.put_bytes("predictions/abc/output-0.png", CONTENT)
     storage.put_bytes("predictions/abc/empty.bin", b"")
     storage.put_bytes("trainings/abc/output-0.tar", b"weights")
+    for name, (_, content) in CODED.items():
+        storage.put_bytes(f"predictions/coded/{name}", content)
+    storage.commit(coded_manifest())
+    storage.put_bytes("predictions/torn/output-0.csv", b"x")
+    storage.put_bytes("predictions/torn/prediction.json", b'{"files": [{"encoding": "gz')
     with in_thread(f"redis://127.0.0.1:{free_port()}", folder, **settings) as running:
         yield running
+
+
+def coded_manifest() -> Manifest:
+    """That of a prediction whose files came with codings, or without."""
+    prediction = parse(
+        b'{"id": "coded", "status": "succeeded", "output": {"encoding": "gzip"}}', Kind.PREDICTION
+    )
+    now = datetime.now(UTC)
+    files = [
+        (
+            OutputFile(f"/output/{name}", ""),
+            KeptFile(f"/output/{name}", None, name, "text/csv", 1, "", encoding=coding),
+        )
+        for name, (coding, _) in CODED.items()
+    ]
+    return build(prediction, files, None, Receipt(now, None), now)
 
 
 def link(path: str = PATH, *, key: str = SECRET_KEY, seconds: int = 60) -> str:
@@ -49,6 +82,23 @@ def test_a_signed_link_gives_the_whole_file(web: Web) -> None:
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["content-length"] == str(len(CONTENT))
     assert answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_a_file_is_served_with_the_coding_that_it_came_with(web: Web, name: str) -> None:
+    coding, content = CODED[name]
+    path = link(file_path(Kind.PREDICTION, "coded", name))
+    whole, part = get(web, path=path), get(web, {"Range": "bytes=1-2"}, path)
+
+    assert (whole.status, whole.body) == (200, content)
+    assert (part.status, part.body) == (206, content[1:3])
+    for answer in (whole, part, web.ask("HEAD", path)):
+        assert answer.headers.get("content-encoding") == coding
+
+
+def test_a_file_is_served_though_its_manifest_is_torn(web: Web) -> None:
+    answer = get(web, path=link(file_path(Kind.PREDICTION, "torn", "output-0.csv")))
+    assert (answer.status, answer.body, answer.headers.get("content-encoding")) == (200, b"x", None)
 
 
 @pytest.mark.parametrize(

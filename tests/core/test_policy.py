@@ -86,7 +86,6 @@ def test_an_attempt_ends_before_its_job_does(remaining: float) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        Permanent("not_found", ""),
         Permanent("gone", ""),
         Permanent("too_large", ""),
         Permanent("data_uri_malformed", ""),
@@ -110,6 +109,36 @@ def test_what_the_operator_can_still_mend_is_tried_for_the_whole_hour(code: str,
 
 def test_a_refused_host_can_be_mended() -> None:
     assert "host_refused" in RETRIED_WITHIN_THE_HOUR
+
+
+@pytest.mark.parametrize(
+    ("age", "attempt", "again"),
+    [
+        (-200.0, 1, True),
+        (0.0, 1, True),
+        (30.0, 1, True),
+        (59.0, 1, True),
+        (61.0, 1, False),
+        (1800.0, 1, False),
+        (3601.0, 1, False),
+        (4.0, 2, True),
+        (62.0, 2, True),
+        (9.0, 3, False),
+        (9.0, 100, False),
+    ],
+)
+@pytest.mark.parametrize("jitter", [0.0, 0.999])
+def test_a_404_soon_after_the_end_is_asked_for_three_times(
+    age: float, attempt: int, jitter: float, *, again: bool
+) -> None:
+    wait = delay(Permanent("not_found", ""), attempt=attempt, remaining=HOUR - age, jitter=jitter)
+    assert (wait is not None) == again
+
+
+def test_the_three_times_of_a_404_are_within_about_ten_seconds() -> None:
+    for jitter in (0.0, 0.999):
+        waits = [delay(Permanent("not_found", ""), attempt=n, remaining=HOUR, jitter=jitter) for n in (1, 2)]
+        assert 5 < sum(wait or 0 for wait in waits) < 8  # RQ adds up to a second to each
 
 
 def test_a_forbidden_file_is_tried_once_more() -> None:

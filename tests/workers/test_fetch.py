@@ -181,7 +181,6 @@ def bare(*lines: str, body: bytes = b"") -> bytes:
             bare("Content-Length: 5", "Transfer-Encoding: chunked", body=b"5\r\n12345\r\n0\r\n\r\n"),
             {"answer_malformed", "length_unclear"},
         ),
-        (bare("Content-Length: 5", "Content-Encoding: gzip", body=b"12345"), {"content_encoded"}),
         (ok(b""), {"body_empty"}),
         (chunked(), {"body_empty"}),
         (ok(PAGE, "Content-Type: text/html; charset=utf-8"), {"html_instead"}),

@@ -4,7 +4,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from app.core.names import Kind
+import pytest
+
+from app.core.names import Kind, held_place
 from workers.fetch import Fetched
 from workers.hold import held, hold
 
@@ -26,6 +28,26 @@ def test_a_download_on_hold_outlives_the_folder_of_the_process_that_made_it(tmp_
     assert found.path.read_bytes() == CONTENT
     assert (found.size, found.sha256, found.head) == (len(CONTENT), digest, CONTENT[:4096])
     assert held(tmp_path, Kind.PREDICTION, "abc", 4) is None
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [("csv", None), (None, "gzip"), ("3mf", "br, gzip"), ("json", "zstd"), (None, None)],
+)
+def test_what_was_declared_of_a_download_waits_with_it(
+    tmp_path: Path, declared: str | None, encoding: str | None
+) -> None:
+    path = tmp_path / "fetch-1.part"
+    path.write_bytes(CONTENT)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    fetched = Fetched(path, len(CONTENT), digest, b"", None, "", declared=declared, encoding=encoding)
+
+    hold(fetched, tmp_path, Kind.PREDICTION, "abc", 3)
+
+    found = held(tmp_path, Kind.PREDICTION, "abc", 3)
+    assert found is not None
+    assert (found.declared, found.encoding, found.sha256) == (declared, encoding, digest)
+    assert held_place(found.path.name) == (Kind.PREDICTION, "abc")
 
 
 def test_what_cannot_be_put_on_hold_is_left_where_it_is(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from app.core.lifecycle import State
+from app.core.policy import NOT_YET_THERE
 from app.core.tries import HELD_FOR
 from app.simulator import Simulator
 from tests.raw_host import RawHost, Script, ok, raw_host, then_reset
@@ -16,6 +17,7 @@ from tests.workers.desk import ID, PNG, WAV, Desk
 from workers.collect import NAMED_SURPLUS, PARALLEL_FILES, Limits
 
 MISSING = ok(b"", status="404 Not Found")
+GONE = ok(b"", status="410 Gone")
 FORBIDDEN = ok(b"", status="403 Forbidden")
 BROKEN = ok(b"", status="500 Oops")
 GOOD = ok(PNG)
@@ -80,7 +82,7 @@ def test_no_manifest_is_visible_while_a_file_is_on_its_way(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "code"),
-    [(MISSING, "not_found"), (ok(b"", status="410 Gone"), "gone"), (ok(b"x" * 1_000_001), "too_large")],
+    [(MISSING, "not_found"), (GONE, "gone"), (ok(b"x" * 1_000_001), "too_large")],
 )
 def test_a_file_that_is_not_there_is_lost_at_once_and_the_others_are_kept(
     desk: Desk, answer: bytes, code: str, caplog: pytest.LogCaptureFixture
@@ -89,6 +91,7 @@ def test_a_file_that_is_not_there_is_lost_at_once_and_the_others_are_kept(
         async with raw_host(answer) as bad, raw_host(GOOD) as good:
             desk.trust(*origin(bad, good))
             desk.receive([url_of(bad), url_of(good)])
+            desk.forward(NOT_YET_THERE + 1)
             assert await desk.run() is None
             assert await desk.run() is None
             return [bad.connections, good.connections]
@@ -105,7 +108,7 @@ def test_a_file_that_is_not_there_is_lost_at_once_and_the_others_are_kept(
 
 def test_a_lost_file_is_not_asked_for_again_while_others_are_tried(desk: Desk) -> None:
     async def scenario() -> list[int]:
-        async with raw_host(MISSING) as bad, raw_host(BROKEN, BROKEN, GOOD) as shaky, raw_host(GOOD) as good:
+        async with raw_host(GONE) as bad, raw_host(BROKEN, BROKEN, GOOD) as shaky, raw_host(GOOD) as good:
             desk.trust(*origin(bad, shaky, good))
             desk.receive([url_of(bad), url_of(shaky), url_of(good)])
             waits = [await desk.run()]
@@ -117,7 +120,7 @@ def test_a_lost_file_is_not_asked_for_again_while_others_are_tried(desk: Desk) -
             return [bad.connections, shaky.connections, good.connections]
 
     assert asyncio.run(scenario()) == [1, 3, 1]
-    assert codes(desk) == ["not_found", None, None]
+    assert codes(desk) == ["gone", None, None]
 
 
 @pytest.mark.parametrize("fault", [BROKEN, then_reset(GOOD[:500]), ok(b"<html>", "Content-Type: text/html")])
