@@ -124,7 +124,7 @@ class _Pieces:
 
     def _write(self, content: bytearray) -> None:
         if self._file is None:
-            make_folder(self._folder)
+            make_folder(self._folder, mode=0o700)
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         self._file.write(content)
 

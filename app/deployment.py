@@ -35,7 +35,7 @@ class Deployment:
 def prepare(
     environment: Mapping[str, str], *, receives: bool = False, forks: bool = False
 ) -> tuple[Settings, tuple[Handler, ...]]:
-    """Read and prove the configuration of a process that stores or receives.
+    """Read and prove the configuration of a process that stores or receives; what it makes is for its user.
 
     A process that `forks` later leaves the storage alone: the client of a bucket starts threads.
 
@@ -45,6 +45,7 @@ def prepare(
     settings, handlers, problems = prove(environment, receives=receives, forks=forks)
     if problems:
         raise ConfigurationError(problems)
+    os.umask(settings.umask)
     return settings, handlers
 
 

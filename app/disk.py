@@ -15,12 +15,15 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(root: Path) -> None:
-    """Make a folder and those above it, all of them surviving a power cut; raises `OSError`."""
+def make_folder(root: Path, *, mode: int = 0o777) -> None:
+    """Make a folder (of `mode`, less the umask) and those above it, all of them surviving a power cut.
+
+    Raises `OSError`.
+    """
     if root.is_dir():
         return
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode, parents=True, exist_ok=True)
     for folder in missing:
         fsync(folder.parent)
 

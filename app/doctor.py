@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
@@ -20,7 +20,7 @@ from app.core.bucket_faults import lacking
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.findings import Finding, Level
 from app.core.handlers import Handler, job_queues
-from app.core.names import HANDLE_QUEUE
+from app.core.names import CLAIMS, HANDLE_QUEUE, QUARANTINE, Kind
 from app.core.targets import Call, FollowUp, Webhook
 from app.functions import missing
 from app.health import disk, spooled
@@ -48,6 +48,7 @@ def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
     if not any(finding.detail.startswith(_STORAGE) for finding in findings):
         findings += _storage(settings)
     findings += _disks(settings)
+    findings += _open_folders(settings)
     findings += [_handler(handler, settings, code) for handler in handlers]
     return findings
 
@@ -175,6 +176,34 @@ def _disks(settings: Settings) -> list[Finding]:
         place = next(place for place in (folder, *folder.parents) if place.exists())
         disks.setdefault(place.stat().st_dev, disk(place, settings.disk_floor))
     return list(disks.values())
+
+
+def _open_folders(settings: Settings) -> list[Finding]:
+    """Whether other users of this host may look into folders that hold prompts and outputs."""
+    data = settings.data.absolute()
+    folders = [data, *(data / name for name in ("spool", "tmp", embedded_trace.FOLDER))]
+    if urlsplit(settings.storage_url).scheme == "file":
+        stored = Path(unquote(urlsplit(settings.storage_url).path))
+        folders += [
+            stored,
+            *(stored / name for name in (*(kind.folder for kind in Kind), QUARANTINE, CLAIMS)),
+        ]
+    opened = [folder for folder in dict.fromkeys(folders) if _modes(folder) & settings.umask]
+    if not opened:
+        return [Finding(Level.OK, "folders", f"shared with {settings.share_files}")]
+    detail = (
+        f"prompts and outputs in {', '.join(map(str, opened))} can be read by other users of this host: "
+        "close them with `chmod -R go-rwx`, or set OUTKEEP_SHARE_FILES"
+    )
+    return [Finding(Level.WARN, "folders", detail)]
+
+
+def _modes(folder: Path) -> int:
+    """What others than its owner may do with a folder; nothing with one that is not there."""
+    try:
+        return folder.stat().st_mode & 0o055
+    except OSError:
+        return 0
 
 
 def _handler(handler: Handler, settings: Settings, code: Path) -> Finding:

@@ -182,6 +182,7 @@ class Embedded:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,  # prompts are in its log, whoever may read the outputs
             )
         atexit.unregister(self._at_exit)
         atexit.register(self._at_exit, os.getpid())

@@ -1,6 +1,7 @@
 """The part of the storage that lies in a folder of this host: durable by our own fsync."""
 
 import errno
+import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ class LocalFolder:
     def __init__(self, root: Path) -> None:
         # An absolute path survives a later change of the working directory.
         self.root = root.absolute()
+        self._mask = os.umask(0o077)  # which cannot be read otherwise
+        os.umask(self._mask)
 
     @cached_property
     def store(self) -> Any:
@@ -63,7 +66,7 @@ class LocalFolder:
     def put_file(self, name: str, path: Path, encoding: str | None) -> None:  # noqa: ARG002
         """Move the file at `path` to its place, or copy it from another disk; only the manifest says more."""
         store = self.prepare()
-        if _moved(path, self.root / name):
+        if _moved(path, self.root / name, self._mask):
             self._sync_folders(name)
             return
         with path.open("rb") as source, obstore.open_writer(store, name, buffer_size=CHUNK) as target:
@@ -153,13 +156,16 @@ class LocalFolder:
         """Nobody but us can serve them."""
 
 
-def _moved(path: Path, target: Path) -> bool:
-    """Move a file, whole and its bytes on the disk, to `target`; False when that is on another disk."""
+def _moved(path: Path, target: Path, mask: int) -> bool:
+    """Move a file, whole and its bytes on the disk, to `target`; False when that is on another disk.
+
+    It may be read there by whom `mask`, a umask, does not exclude.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.parent.stat()
     if path.stat().st_dev != folder.st_dev:
         return False
-    path.chmod(folder.st_mode & 0o666)  # as readable as what is written there
+    path.chmod(0o666 & ~mask)
     fsync(path)  # before it takes the place of what may be a whole file
     try:
         path.rename(target)

@@ -142,6 +142,7 @@ class Settings(BaseModel):
     allowed_hosts: Annotated[AllowedHosts, _with_reason(AllowedHosts.parse)] | None = Field(
         None, alias="OUTKEEP_ALLOWED_HOSTS"
     )
+    share_files: Literal["nobody", "group", "everybody"] = Field("nobody", alias="OUTKEEP_SHARE_FILES")
     storage_public_url: BaseUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
     proxy: Annotated[SecretStr, _with_reason(_proxy)] | None = Field(None, alias="OUTKEEP_PROXY")
     cog_token: OwnToken | None = Field(None, alias="OUTKEEP_COG_TOKEN")
@@ -179,6 +180,11 @@ class Settings(BaseModel):
     def webhook_keys(self) -> tuple[VerifyingKey, ...]:
         """The keys that a delivery may be signed with; empty when no secret is set."""
         return parse_verifying_keys(self.webhook_secret.get_secret_value()) if self.webhook_secret else ()
+
+    @property
+    def umask(self) -> int:
+        """What other users of this host are denied: prompts and outputs are in nearly every file."""
+        return {"nobody": 0o077, "group": 0o027, "everybody": 0o022}[self.share_files]
 
     @property
     def temporary(self) -> Path:

@@ -155,7 +155,7 @@ class Spool:
             raise Transient("spool_unusable", message, retry_after=RETRY_AFTER) from error
 
     def _require_room(self, size: int) -> None:
-        make_folder(self.folder)
+        make_folder(self.folder, mode=0o700)
         free, floor = shutil.disk_usage(self.folder).free, floor_of(self.folder, self._disk_floor) // 2
         if free - size < floor:
             message = (

@@ -1,5 +1,6 @@
 """`python -m workers`, which is how `outkeep work` and `outkeep up` start a worker process."""
 
+import os
 import sys
 
 from app.interrupts import fatal_interrupts
@@ -7,6 +8,7 @@ from app.interrupts import fatal_interrupts
 
 def main() -> int:
     """The exit code."""
+    os.umask(0o077)  # until the settings are read
     with fatal_interrupts():
         from workers.process import main as run
     return run()
