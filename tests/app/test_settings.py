@@ -35,6 +35,7 @@ GOOD: dict[str, tuple[str, str, Any]] = {
     "OUTKEEP_DISK_FLOOR": ("disk_floor", "0", 0),
     "OUTKEEP_RECORD_TTL": ("record_ttl", "3 h", 3 * 3600),
     "OUTKEEP_SPOOL": ("spool", "off", "off"),
+    "OUTKEEP_SHARE_FILES": ("share_files", "group", "group"),
     "OUTKEEP_ALLOWED_HOSTS": ("allowed_hosts", "example.com *.lan", AllowedHosts.parse("example.com *.lan")),
     "OUTKEEP_STORAGE_PUBLIC_URL": (
         "storage_public_url",
