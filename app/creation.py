@@ -18,6 +18,7 @@ from replicate.client import Client
 from app.api_answers import Object, judge
 from app.core.errors import Permanent, Transient
 from app.core.models import Model
+from app.replicate import Root
 
 TIMEOUT = 60.0
 """Seconds that the creation of a prediction may take; an upload has the time of its job."""
@@ -111,7 +112,7 @@ class Creator:
 @asynccontextmanager
 async def creating(base_url: str, token: str, *, timeout: float = TIMEOUT) -> AsyncIterator[Creator]:  # noqa: ASYNC109
     """A `Creator` for the length of the block; needs a running loop."""
-    transport = httpx.AsyncHTTPTransport()
+    transport = _Rooted(base_url)
     # Anything but a 2xx would be raised by the client without the headers that say how long to wait.
     hooks = {"response": [_judge]}
     client = Client(api_token=token, base_url=base_url, transport=transport, event_hooks=hooks)
@@ -119,6 +120,31 @@ async def creating(base_url: str, token: str, *, timeout: float = TIMEOUT) -> As
         yield Creator(client, timeout)
     finally:
         await transport.aclose()
+
+
+class _Rooted(httpx.AsyncBaseTransport):
+    """Sends what the client asks of `<base URL>/v1` to where the API has its root behind that base URL."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base = f"{base_url}/v1"
+        self._root = Root(base_url)
+        self._inner = httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        async def status(url: str) -> int:
+            headers = {"authorization": request.headers["authorization"]}
+            probe = httpx.Request("GET", url, headers=headers, extensions=request.extensions)
+            answer = await self._inner.handle_async_request(probe)
+            await answer.aclose()
+            return answer.status_code
+
+        root = await self._root.find(status)
+        if root != self._base:
+            request.url = httpx.URL(root + str(request.url).removeprefix(self._base))
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 async def _judge(answer: httpx.Response) -> None:

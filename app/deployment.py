@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.core import handlers as handlers_file
+from app.core import notation
 from app.core.errors import ConfigurationError, Permanent, Transient
 from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
@@ -125,7 +126,7 @@ def own_keys(data: Path) -> tuple[bytes, ...]:
     try:
         if not path.exists():
             _make_key(path)
-        return parse_secret_keys(path.read_text(encoding="ascii"))
+        return parse_secret_keys(notation.decoded(path.read_bytes()))
     except OSError as error:
         raise ConfigurationError([f"OUTKEEP_DATA: cannot read or make {path}: {error.strerror}"]) from None
     except (UnicodeDecodeError, Permanent):
@@ -154,7 +155,7 @@ def _handlers(settings: Settings, environment: Mapping[str, str]) -> tuple[tuple
         return (), []
     path = path or DEFAULT_HANDLERS
     try:
-        return handlers_file.parse(path.read_text(encoding="utf-8"), _secret_reader(environment)), []
+        return handlers_file.parse(notation.decoded(path.read_bytes()), _secret_reader(environment)), []
     except OSError as error:
         return (), [f"OUTKEEP_HANDLERS: cannot read {path}: {error.strerror}"]
     except UnicodeDecodeError:
@@ -184,13 +185,16 @@ def _secret_reader(environment: Mapping[str, str]) -> handlers_file.ReadSecret:
 
 def _contents(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
+        text = notation.decoded(path.read_bytes()).strip()
     except OSError as error:
         raise Permanent("bad_secret", f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise Permanent("bad_secret", f"cannot read {path}: it is not plain text") from None
     except ValueError:
         raise Permanent("bad_secret", "no file has such a name") from None
+    if not text.isascii():
+        raise Permanent("bad_secret", f"cannot read {path}: it is not plain text")
+    return text
 
 
 def storage_problems(settings: Settings) -> list[str]:

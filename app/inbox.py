@@ -36,9 +36,15 @@ def connect(url: str, *, timeout: float = TIMEOUT) -> Redis:
 
     A pipeline sent twice may count twice.
     """
-    return Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+    redis = Redis.from_url(url)
+    # What the URL itself asks for would win over arguments.
+    redis.connection_pool.connection_kwargs.update(
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry_on_timeout=False,
+        retry=Retry(NoBackoff(), 0),
     )
+    return redis
 
 
 @dataclass

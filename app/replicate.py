@@ -34,7 +34,34 @@ SILENCE = 30.0
 LIST_TIMEOUT = 300.0
 """Seconds that a page of a list may take: a hundred predictions with inline outputs."""
 
+_ABSENT, _FAILED = 404, 500
+
 Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
+
+
+class Root:
+    """What the paths of the API follow at a base URL.
+
+    That is `/v1` there, as Replicate's client has it. A gateway may stand in the place of all of
+    `https://api.replicate.com/v1`, as Cloudflare's does, so a base URL with a path is tried first.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        """`base_url` has neither `/v1` nor a slash at its end."""
+        self._base = base_url
+        self._found = None if urlsplit(base_url).path else f"{base_url}/v1"
+
+    async def find(self, ask: Callable[[str], Awaitable[int]]) -> str:
+        """It, without a slash at its end; `ask` gives the status of a GET of a URL, or raises."""
+        if self._found is not None:
+            return self._found
+        for root in (f"{self._base}/v1", self._base):
+            status = await ask(f"{root}/predictions")
+            if status != _ABSENT:
+                if status < _FAILED:
+                    self._found = root
+                return root
+        return f"{self._base}/v1"
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,7 @@ class Api:
     base_url: str
     """Without `/v1` and without a slash at the end."""
     session: aiohttp.ClientSession = field(repr=False)
+    root: Root = field(repr=False)
 
     async def get(self, path: str, *, timeout: float = TIMEOUT, read: Read = read_whole) -> Object:  # noqa: ASYNC109 - its end is an error of ours
         """The JSON object at a path such as `/v1/predictions/…`; `read` takes the body in."""
@@ -66,7 +94,8 @@ class Api:
         try:
             async with asyncio.timeout(timeout):
                 with network_errors(host):
-                    url = URL(self.base_url + path, encoded=True)
+                    root = await self.root.find(self._status)
+                    url = URL(root + path.removeprefix("/v1"), encoded=True)
                     async with self.session.get(url, allow_redirects=False) as answer:
                         body = await (read if answer.status in OK else read_whole)(answer)
                         return judge(answer.status, answer.headers, body, path)
@@ -76,6 +105,10 @@ class Api:
             if error.code.startswith("api_"):
                 raise
             raise Transient("api_unreachable", error.message) from error
+
+    async def _status(self, url: str) -> int:
+        async with self.session.get(url, allow_redirects=False) as answer:
+            return answer.status
 
     async def webhook_secret(self, *, timeout: float = TIMEOUT) -> str:  # noqa: ASYNC109
         """The `whsec_…` that webhooks of this account are signed with."""
@@ -106,7 +139,7 @@ class Api:
         items = answer.get("results")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Transient("api_failed", f"the answer to {path.partition('?')[0]} is not a list")
-        after = _path_of(answer.get("next"), self.base_url)
+        after = _following(answer.get("next"), f"/v1/{kind.folder}")
         if after == path:
             raise Transient("api_failed", f"the list at {path.partition('?')[0]} leads back to where it is")
         return Page(tuple(items), after, http_date(dates[0]))
@@ -140,7 +173,7 @@ async def connected(base_url: str, token: str) -> AsyncIterator[Api]:
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE),
     )
     async with session:
-        yield Api(base_url, session)
+        yield Api(base_url, session, Root(base_url))
 
 
 def _proxy(url: str) -> str | None:
@@ -149,10 +182,18 @@ def _proxy(url: str) -> str | None:
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
-def _path_of(url: Any, base_url: str) -> str | None:
-    """Path and query of the next page; raises `Permanent` when it leads to where our token must not go."""
+def _following(url: Any, path: str) -> str | None:
+    """Path and query of the next page of the list at `path`; None at the end.
+
+    Behind a gateway or a proxy the link may name Replicate's own origin, or one that only the gateway knows.
+    Its query counts: it is asked at the base URL, so that our token goes nowhere else. Raises `Transient`.
+    """
     if not url:
         return None
-    if not isinstance(url, str) or not url.startswith(f"{base_url}/"):
-        raise Permanent("api_rejected", f"the next page of a list does not lie at {base_url}")
-    return url.removeprefix(base_url)
+    try:
+        parts = urlsplit(url) if isinstance(url, str) and url.isascii() and url.isprintable() else None
+    except ValueError:
+        parts = None
+    if parts is None or not parts.path.endswith(path.removeprefix("/v1")) or not parts.query:
+        raise Transient("api_failed", f"the next page that the list at {path} names is none of that list")
+    return f"{path}?{parts.query}"

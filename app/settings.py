@@ -1,5 +1,6 @@
 """The configuration: one frozen object made at start, refused with every mistake named at once."""
 
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +19,14 @@ from app.core.keys import VerifyingKey, parse_verifying_keys
 from app.core.links import parse_secret_keys
 
 _PREFIX = "OUTKEEP_"
+_OF_A_SERVICE = re.compile(
+    r"OUTKEEP_(\w+_)?("
+    r"SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT=(tcp|udp|sctp)://.*|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?=.*"
+    r"|NAME=/.*|ENV_\w+=.*)",
+    re.ASCII | re.DOTALL,
+)
+"""What Kubernetes, and Docker's links, set for a service called `outkeep` or `outkeep-…`."""
+
 _SHORTEST_RECORD_TTL = 2 * 3600
 
 
@@ -41,7 +50,7 @@ def _redis_url(text: str) -> str:
         Redis.from_url(url).connection_pool.make_connection()
     except (ValueError, TypeError, RedisError):
         # Its own message may quote a piece of the password.
-        raise Permanent("bad_url", "the Redis client cannot read it; is a parameter misspelt?") from None
+        raise Permanent("bad_url", "the client cannot read it; is a parameter misspelt?") from None
     return url
 
 
@@ -91,6 +100,7 @@ Token = Annotated[SecretStr, _with_reason(_token)]
 OwnToken = Annotated[SecretStr, _with_reason(_own_token)]
 """One that others show to us: of any words."""
 FilePath = Annotated[Path, _with_reason(_path)]
+ApiUrl = Annotated[str, _with_reason(notation.api_url)]
 BaseUrl = Annotated[str, _with_reason(notation.base_url)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _with_reason(str.lower)]
 
@@ -113,7 +123,7 @@ class Settings(BaseModel):
         None, alias="REPLICATE_WEBHOOK_SECRET"
     )
     api_token: Token | None = Field(None, alias="REPLICATE_API_TOKEN")
-    api_url: BaseUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
+    api_url: ApiUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
     redis_url: Annotated[str, _with_reason(_redis_url)] | None = Field(None, alias="REDIS_URL", repr=False)
     data: FilePath = Field(Path("data"), alias="OUTKEEP_DATA")
     storage: Annotated[str, _with_reason(notation.storage_url)] | None = Field(None, alias="OUTKEEP_STORAGE")
@@ -254,7 +264,7 @@ def examine(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
 
 def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {}
-    problems = [_unknown(name) for name in sorted(environment) if _is_unknown(name)]
+    problems = [_unknown(name) for name, text in sorted(environment.items()) if _is_unknown(name, text)]
     for name in VARIABLES:
         text, path = environment.get(name), environment.get(f"{name}_FILE")
         if path and text:
@@ -270,8 +280,13 @@ def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     return values, problems
 
 
-def _is_unknown(name: str) -> bool:
-    return name.startswith(_PREFIX) and name not in VARIABLES and name.removesuffix("_FILE") not in VARIABLES
+def _is_unknown(name: str, text: str) -> bool:
+    return (
+        name.startswith(_PREFIX)
+        and name not in VARIABLES
+        and name.removesuffix("_FILE") not in VARIABLES
+        and not _OF_A_SERVICE.fullmatch(f"{name}={text}")
+    )
 
 
 def _unknown(name: str) -> str:
@@ -281,7 +296,7 @@ def _unknown(name: str) -> str:
 
 def _contents(path: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        text = notation.decoded(Path(path).read_bytes()).rstrip("\r\n")
     except UnicodeDecodeError:
         raise Permanent("bad_file", f"{notation.shown_path(path)} is not UTF-8 text") from None
     except (OSError, ValueError) as error:

@@ -93,7 +93,11 @@ class Follow:
         """
         if intent.child is not None:
             return intent.child
-        child = await self._find(place, intent)
+        try:
+            child = await self._find(place, intent)
+        except Permanent as error:
+            # Whether it was made is not known then, and never known for good.
+            raise Transient("follow_up_sought", f"an earlier run is looked for: {error.message}") from error
         if child is not None:
             log.warning("a follow-up that an earlier run had created is found", extra=_facts(place, child))
             await asyncio.to_thread(self.follow_ups.remember, place, intent, child)

@@ -40,14 +40,15 @@ class InputFetcher:
             async with asyncio.timeout(timeout):
                 if name is not None:
                     return await self.own.copy(name, url)
-                return await self._open(url, identity or "", timeout)
+                return await self._open(identity or "", timeout)
         except TimeoutError:
             raise Transient("deadline", f"the download did not end within {timeout:.0f} s") from None
 
-    async def _open(self, url: str, identity: str, patience: float) -> Fetched:
+    async def _open(self, identity: str, patience: float) -> Fetched:
         uploads = self.uploads
         if uploads is None:
             raise Permanent("token_missing", "files uploaded to Replicate open to REPLICATE_API_TOKEN only")
+        url = uploads.url(identity)
         answer = await self.fetcher.fetch(url, timeout=patience, uploads=uploads)
         if answer.size > MAX_DESCRIPTION:
             return answer

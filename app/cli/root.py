@@ -6,7 +6,7 @@ import click
 from redis.exceptions import AuthenticationError, RedisError
 
 from app.cli import account, doctor, handlers, look, predict, rebuild, reconcile, replay, rm, run, send, show
-from app.cli.terminal import say
+from app.cli.terminal import escape_what_does_not_fit, say
 from app.core.errors import ConfigurationError, OutkeepError
 
 FAILED = 1
@@ -36,6 +36,7 @@ for command in (
 
 def main() -> None:
     """Entry point; exit codes: 0, 1 (failed), 2 (misuse or configuration)."""
+    escape_what_does_not_fit()
     try:
         cli(prog_name="outkeep")
     except ConfigurationError as error:

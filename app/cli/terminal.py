@@ -1,6 +1,7 @@
 """Text for a terminal, which obeys what it is shown."""
 
 import sys
+from io import TextIOWrapper
 from typing import Self
 
 import click
@@ -14,15 +15,22 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+def escape_what_does_not_fit() -> None:
+    """Let no sign that the terminal or the pipe has no code for end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(text: str, *, err: bool = False) -> None:
     """Print one line."""
-    click.echo(printable(text), err=err)
+    click.echo(printable(text), file=sys.stderr if err else sys.stdout)
 
 
 def flow(text: str) -> None:
     """Print a piece of a longer text: its lines stay, and whatever could steer the terminal does not."""
     kept = "".join(letter if letter in "\n\t" else printable(letter) for letter in text)
-    click.echo(kept, nl=False)
+    click.echo(kept, nl=False, file=sys.stdout)
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:

@@ -12,6 +12,7 @@ from app.core.outputs import OutputFile, find_files, unescape
 
 POINTER = "/input"
 
+_REPLICATE = "https://api.replicate.com"
 _UPLOADS = "/v1/files/"
 
 
@@ -47,6 +48,10 @@ class Uploads:
         """Those of the API at `base_url`."""
         return cls(base_url, parse_origin(base_url), token)
 
+    def url(self, identity: str) -> str:
+        """Where a file is asked for."""
+        return f"{self.base_url}{_UPLOADS}{identity}"
+
     def target(self, url: str) -> Target | None:
         """Where a request for `url` goes if it may carry the token: only to the origin the operator named.
 
@@ -59,9 +64,15 @@ class Uploads:
 
 
 def upload_id(url: str, base_url: str) -> str | None:
-    """The id of an uploaded file, by its URL; None for every other URL."""
-    identity = url.removeprefix(f"{base_url}{_UPLOADS}")
-    return identity if identity != url and ID.fullmatch(identity) else None
+    """The id of an uploaded file, by its URL; None for every other URL.
+
+    Behind a gateway at `base_url` the API may name its own origin all the same.
+    """
+    for origin in (base_url, _REPLICATE):
+        identity = url.removeprefix(f"{origin}{_UPLOADS}")
+        if identity != url and ID.fullmatch(identity):
+            return identity
+    return None
 
 
 @dataclass(frozen=True)

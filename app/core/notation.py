@@ -1,9 +1,10 @@
 """How people write durations, sizes and addresses; no message repeats what may hold a password."""
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from decimal import Decimal
 from ipaddress import ip_network
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from app.core.errors import Permanent
 from app.core.hosts import is_host
@@ -12,6 +13,14 @@ _DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)?", re.ASCII)
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 100 * 365 * 86400
 _DATABASE = re.compile(r"/?|/[0-9]{1,6}/?", re.ASCII)
+_CHANGES_ANSWERS = frozenset((
+    "cache", "cache_config", "command_packer", "decode_responses", "encoder_class", "encoding",
+    "encoding_errors", "legacy_responses", "parser_class", "protocol", "retry", "retry_on_error",
+))  # fmt: skip
+_REDIS_PARAMETERS = frozenset((
+    "client_name", "db", "health_check_interval", "password", "retry_on_timeout", "socket_connect_timeout",
+    "socket_keepalive", "socket_read_size", "socket_timeout", "username",
+))  # fmt: skip
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(b|kb|mb|gb|tb|kib|mib|gib|tib)?", re.ASCII)
 _LARGEST = 1 << 60
 _BYTES = {
@@ -31,6 +40,19 @@ _BYTES = {
 def shown_path(text: str) -> str:
     """The path of a file as messages show it: some put the secret itself where its path belongs."""
     return text if text.startswith(("/", "./", "../", "~")) else "the file that it names"
+
+
+def decoded(data: bytes) -> str:
+    """The text in a file: UTF-8 with or without a byte order mark, or what Windows calls Unicode.
+
+    Raises `UnicodeDecodeError`.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if len(data) > len(BOM_UTF16_LE) and data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            return data.decode("utf-16")
+        raise
 
 
 def duration(text: str) -> int:
@@ -78,6 +100,12 @@ def base_url(text: str) -> str:
     return url
 
 
+def api_url(text: str) -> str:
+    """Where Replicate's API begins, as `base_url`; clients 2.x write `/v1` at its end. Raises `Permanent`."""
+    url = base_url(text)
+    return url.removesuffix("/v1").rstrip("/") if urlsplit(url).path else url
+
+
 def proxy_url(text: str) -> str:
     """`http://host:port`, perhaps with `user:password@` before the host; raises `Permanent`."""
     parts = _split(text, ("http",))
@@ -120,7 +148,23 @@ def redis_url(text: str) -> str:
         raise Permanent(
             "bad_url", "what follows its host is no number of a database, such as redis://host:6379/0"
         )
+    _require_plain_answers(parts)
     return text.rstrip("/")
+
+
+def _require_plain_answers(parts: SplitResult) -> None:
+    """Refuse parameters that change what the client gives back, or do nothing that is known of.
+
+    Only names of the client's own are repeated: what looks like a parameter may be the rest of a password.
+    """
+    for name in parse_qs(parts.query):
+        if name in _CHANGES_ANSWERS:
+            raise Permanent("bad_url", f"{name} changes what the answers of Redis look like; leave it out")
+        if name not in _REDIS_PARAMETERS and not (name.startswith("ssl_") and "ocsp" not in name):
+            raise Permanent(
+                "bad_url",
+                "the client cannot read it; is a parameter misspelt? In a password, write ? as %3F",
+            )
 
 
 def storage_url(text: str) -> str:

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import Rejected
 from app.core.names import Kind
@@ -29,6 +30,10 @@ from app.simulator.uploads import Uploads, read_upload
 from app.simulator.webhooks import Sender
 
 PAGE_SIZE = 100
+
+_COLLECTIONS = frozenset((
+    "account", "deployments", "files", "models", "predictions", "streams", "trainings", "webhooks",
+))  # fmt: skip
 
 Endpoint = Callable[[Request], Any]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -47,6 +52,20 @@ class Backend:
     """Whether answers lack what many recorded ones lack."""
 
 
+class Versioned:
+    """Takes a path without `/v1` for the one with it: clients 2.x expect `/v1` in their base URL."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        path = scope.get("path", "")
+        if path.removeprefix("/").partition("/")[0] in _COLLECTIONS:
+            scope = {**scope, "path": f"/v1{path}", "raw_path": b"/v1" + scope["raw_path"]}
+        await self._app(scope, receive, send)
+
+
 def create_app(token: str, traffic: Traffic, lifespan: Lifespan) -> Starlette:
     """The application; `lifespan` must put a `Backend` into `app.state.backend`."""
     doors = [Middleware(Counted, traffic=traffic), Middleware(NeedsToken, token=token)]
@@ -54,6 +73,7 @@ def create_app(token: str, traffic: Traffic, lifespan: Lifespan) -> Starlette:
     hosted = Route(f"/{FOLDER}/{{identity}}/{{name:path}}", _serve_file)
     return Starlette(
         routes=[api, hosted],
+        middleware=[Middleware(Versioned)],
         lifespan=lifespan,
         exception_handlers={Rejected: refuse, HTTPException: refuse_route},
     )

@@ -155,6 +155,17 @@ def test_the_secret_of_a_handler_is_read_from_the_environment_or_a_file(tmp_path
         assert len(handler.target.keys) == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_handlers_file_and_secrets_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(f"{SECRET}\r\n".encode(encoding))
+    file = tmp_path / "handlers.toml"
+    file.write_bytes(HANDLER.format(secret=f"file:{secret}").replace("\n", "\r\n").encode(encoding))
+    (handler,) = prepare(environment(tmp_path, OUTKEEP_HANDLERS=str(file)))[1]
+    assert isinstance(handler.target, Webhook)
+    assert len(handler.target.keys) == 1
+
+
 def test_without_any_redis_the_way_out_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="REDIS_URL: not set, and no embedded server answers on"):
         find_redis(load({"OUTKEEP_DATA": str(tmp_path)}))

@@ -2,16 +2,24 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.api_answers import MAX_ANSWER
 from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.models import Model
 from app.core.names import Kind
+from app.core.notation import api_url
+from app.creation import creating
 from app.replicate import connected
 from app.simulator import Simulator
 from tests.raw_host import ok, raw_host, then_for_ever, then_silence
@@ -179,21 +187,19 @@ def test_an_answer_has_its_limit_and_so_has_what_is_left_of_a_page() -> None:
     assert asyncio.run(ask()) == ["api_too_large"] * 2
 
 
-@pytest.mark.parametrize(
-    "following", ["http://127.0.0.2:1/v1/predictions?cursor=x", "{}@x.test/v1", "{}0/v1"]
-)
-def test_a_next_page_on_another_host_is_not_asked_for(following: str) -> None:
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        port = writer.get_extra_info("sockname")[1]
-        after = following.format(f"http://127.0.0.1:{port}")
-        writer.write(ok(json.dumps({"next": after, "results": []}).encode()))
+@pytest.mark.parametrize("origin", ["http://127.0.0.2:1", "https://u@x.test", "https://api.replicate.com"])
+def test_a_next_page_on_another_host_is_asked_for_where_the_api_is(origin: str) -> None:
+    async def ask() -> tuple[list[bytes], list[Any]]:
+        first = json.dumps({"next": f"{origin}/v1/predictions?cursor=x", "results": []}).encode()
+        async with raw_host(ok(first), ok(b'{"results": []}')) as host:
+            async with connected(f"http://127.0.0.1:{host.port}", "t") as api:
+                items = [one async for one in api.newest(PREDICTION)]
+            return [head.partition(b"\r\n")[0] for head in host.heads], items
 
-    async def ask() -> None:
-        async with raw_host(answer) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
-            with pytest.raises(Permanent, match="does not lie at"):
-                await api.page(PREDICTION)
-
-    asyncio.run(ask())
+    assert asyncio.run(ask()) == (
+        [b"GET /v1/predictions HTTP/1.1", b"GET /v1/predictions?cursor=x HTTP/1.1"],
+        [],
+    )
 
 
 def test_a_page_that_leads_back_to_itself_ends_the_list() -> None:
@@ -208,3 +214,107 @@ def test_a_page_that_leads_back_to_itself_ends_the_list() -> None:
                 [one async for one in api.newest(PREDICTION)]
 
     asyncio.run(ask())
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A proxy with paths of its own before the simulator; lists name another origin for what follows."""
+
+    url: str
+    simulator: Simulator
+    asked: list[str]
+
+
+@contextmanager
+def gateway(simulator: Simulator, prefix: str, *, is_root: bool, names: str) -> Iterator[Gateway]:
+    """With `is_root` what follows `prefix` has no `/v1`; `names` is what lists name in its place."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            path = self.path.removeprefix(prefix)
+            if not self.path.startswith(f"{prefix}/") or path.startswith("/v1/") == is_root:
+                self.answer(404, b"{}")
+                return
+            url = f"{simulator.url}{'' if path.startswith('/v1/') else '/v1'}{path}"
+            length = int(self.headers.get("content-length", 0))
+            headers = {"authorization": self.headers["authorization"], "content-type": "application/json"}
+            with httpx.Client(trust_env=False) as client:
+                found = client.request(self.command, url, content=self.rfile.read(length), headers=headers)
+            answer = found.content.replace(f"{simulator.url}/v1".encode(), names.encode())
+            self.answer(found.status_code, answer)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield Gateway(f"http://127.0.0.1:{server.server_port}{prefix}", simulator, asked)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("names", ["https://api.replicate.com/v1", "http://inside:8080/replicate", ""])
+@pytest.mark.parametrize(
+    ("prefix", "is_root"),
+    [("", False), ("/proxy", False), ("/a/b", False), ("/v1/account/name/replicate", True), ("/x", True)],
+)
+def test_a_gateway_is_asked_for_everything_wherever_its_answers_point(
+    prefix: str,
+    is_root: bool,  # noqa: FBT001 - pytest passes it by name
+    names: str,
+) -> None:
+    async def ask(url: str, token: str) -> tuple[list[str], str, str]:
+        async with connected(api_url(url), token) as api, creating(api_url(url), token) as creator:
+            listed = [item["id"] async for item in api.newest(PREDICTION)]
+            one = await creator.create(Model("outkeep/image"), {}, webhook=None, events=())
+            two = await creator.create(Model("outkeep/community"), {}, webhook=None, events=())
+            assert (await api.one(PREDICTION, one["id"]))["id"] == one["id"]
+            return listed, await api.webhook_secret(), two["model"]
+
+    with Simulator() as fresh, gateway(fresh, prefix, is_root=is_root, names=names) as door:
+        for number in range(250):
+            fresh.finish(PREDICTION, finished(number))
+        everything = [f"p{number:03}" for number in reversed(range(250))]
+        for url in (door.url, *([] if is_root else [f"{door.url}/v1"])):
+            listed, *others = asyncio.run(ask(url, fresh.token))
+            assert (listed[-250:], others) == (everything, [fresh.secret, "outkeep/community"])
+        assert all(path.startswith(f"{prefix}/") for path in door.asked)
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        "https://api.replicate.com/v1/trainings?cursor=x",
+        "https://api.replicate.com/v1/predictions",
+        "/elsewhere?cursor=x",
+        "http://[/predictions?cursor=x",
+        "https://x/predictions?cursor=\r\nx",
+        7,
+    ],
+)
+def test_a_next_page_that_is_none_of_the_list_is_asked_for_again_later(following: Any) -> None:
+    async def ask() -> str:
+        page = json.dumps({"results": [], "next": following}).encode()
+        async with raw_host(ok(page)) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
+            with pytest.raises(Transient) as raised:
+                await api.page(PREDICTION)
+        return raised.value.code
+
+    assert asyncio.run(ask()) == "api_failed"

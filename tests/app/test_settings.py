@@ -8,6 +8,7 @@ import pytest
 from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError
 from app.core.notation import duration, in_words
+from app.inbox import TIMEOUT, connect
 from app.settings import VARIABLES, examine, load
 from tests.app.web import SECRET, SECRET_KEY
 
@@ -145,6 +146,19 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("REDIS_URL", "redis://:hunter2@[::1", "host or port cannot be read"),
         ("REDIS_URL", "redis://:hunter2@host?db=x", "client cannot read it"),
         ("REDIS_URL", "redis://:hunter2@host?sokket_timeout=1", "client cannot read it"),
+        *(
+            ("REDIS_URL", f"redis://:hunter2@host?db=1&{name}={value}", f"{name} changes what the answers")
+            for name, value in (
+                ("decode_responses", "true"),
+                ("decode_responses", "false"),
+                ("encoding", "latin-1"),
+                ("encoding_errors", "ignore"),
+                ("protocol", "3"),
+                ("legacy_responses", "false"),
+                ("retry_on_error", "x"),
+            )
+        ),
+        ("REDIS_URL", "redis://:hunter2@host?ssl_ocsp_context=x", "client cannot read it"),
         ("REDIS_URL", "redis://:hunter2@host/abc", "no number of a database"),
         ("REDIS_URL", "rediss://host/1/2", "no number of a database"),
         ("REDIS_URL", "unix://", "names no socket"),
@@ -249,6 +263,93 @@ def test_an_unknown_name_is_a_mistake_and_the_right_one_is_proposed() -> None:
         "OUTKEEP_FRESH_BREAD: no such setting",
         "OUTKEEP_RETENTOIN: no such setting; is OUTKEEP_RETENTION meant?",
     ]
+
+
+@pytest.mark.parametrize("service", ["OUTKEEP", "OUTKEEP_WEB", "OUTKEEP_2", "OUTKEEP_DATA"])
+def test_what_orchestrators_set_for_a_service_of_our_name_is_left_alone(service: str) -> None:
+    kubernetes = {
+        "SERVICE_HOST": "10.0.0.7",
+        "SERVICE_PORT": "80",
+        "SERVICE_PORT_HTTP": "80",
+        "SERVICE_PORT_HTTP_ALT": "8080",
+        "PORT": "tcp://10.0.0.7:80",
+        "PORT_80_TCP": "tcp://10.0.0.7:80",
+        "PORT_80_TCP_PROTO": "tcp",
+        "PORT_80_TCP_PORT": "80",
+        "PORT_80_TCP_ADDR": "fd00::7",
+        "PORT_53_UDP": "udp://10.0.0.7:53",
+        "PORT_9_SCTP_PORT": "9",
+    }
+    docker = {"NAME": "/web/outkeep", "ENV_PATH": "/usr/bin:/bin"}
+    assert problems({f"{service}_{name}": value for name, value in (kubernetes | docker).items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OUTKEEP_PORT", "8000"),
+        ("OUTKEEP_WEB_PORT", "8000"),
+        ("OUTKEEP_NAME", "web"),
+        ("OUTKEEP_SERVICE", "10.0.0.7"),
+        ("OUTKEEP_SERVICE_PORT", "http"),
+        ("OUTKEEP_PORT_80", "tcp://10.0.0.7:80"),
+        ("OUTKEEPER_SERVICE_HOST_", "10.0.0.7"),
+    ],
+)
+def test_what_only_looks_like_it_is_a_mistake(name: str, value: str) -> None:
+    expected = [] if name.startswith("OUTKEEPER") else [name]
+    assert [problem.partition(":")[0] for problem in problems({name: value})] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("https://api.replicate.com/v1", "https://api.replicate.com"),
+        ("https://api.replicate.com/v1/", "https://api.replicate.com"),
+        ("http://localhost:8100", "http://localhost:8100"),
+        ("https://gateway.example/replicate/v1", "https://gateway.example/replicate"),
+        (
+            "https://gateway.example/v1/account/name/replicate",
+            "https://gateway.example/v1/account/name/replicate",
+        ),
+        ("https://v1", "https://v1"),
+    ],
+)
+def test_the_address_of_the_api_is_read_with_and_without_its_version(given: str, read: str) -> None:
+    assert load({"REPLICATE_BASE_URL": given}).api_url == read
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://u:p%3F@host:1/2?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=none&ssl_check_hostname=false",
+        "redis://host?db=3&client_name=outkeep",
+        "redis://host?socket_timeout=5&socket_connect_timeout=2.5&retry_on_timeout=true",
+        "redis://host?health_check_interval=30&socket_keepalive=true",
+        "unix:///run/redis.sock?db=1&password=x",
+    ],
+)
+def test_parameters_of_redis_that_harm_nobody_are_taken(url: str) -> None:
+    assert load({"REDIS_URL": url}).redis_url == url
+
+
+def test_time_outs_in_the_url_of_redis_do_not_make_the_receiver_wait_longer() -> None:
+    redis = connect("redis://host?socket_timeout=60&socket_connect_timeout=60&retry_on_timeout=true")
+    connection = redis.connection_pool.make_connection()
+    assert (connection.socket_timeout, connection.socket_connect_timeout) == (TIMEOUT, TIMEOUT)
+    assert connection.retry.get_retries() == 0
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # the last two begin with a byte order mark
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_file_may_begin_with_a_byte_order_mark(name: str, encoding: str, tmp_path: Path) -> None:
+    _, text, expected = GOOD[name]
+    file = tmp_path / "value"
+    file.write_bytes(f"{text}\r\n".encode(encoding))
+    assert value_of({f"{name}_FILE": str(file)}, name) == expected
 
 
 def test_names_of_others_are_left_alone() -> None:
