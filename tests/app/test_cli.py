@@ -482,6 +482,31 @@ def test_what_others_wrote_cannot_steer_the_terminal(
             assert letter not in done.stdout
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r", "utf-8"])
+def test_what_a_terminal_or_pipe_has_no_sign_for_is_escaped(
+    settings: dict[str, str], web: Web, encoding: str
+) -> None:
+    model = "müller/кот-\u732b-\U0001f408"
+    web.outcome(prediction("words", model=model, output="dé\u732b", error="e\u0301чto"))
+    storage = Storage((web.folder / "outputs").as_uri())
+    parsed = parse(prediction("words", model=model), Kind.PREDICTION)
+    lost = (KeptFile("/output/\u732b", "https://x/é.png", error="not_found"),)
+    storage.commit(Manifest(parsed, lost, None, Receipt(NOW, "msg_1", query={"é": "\u732b"}), NOW))
+    expected = model.encode(encoding, "backslashreplace").decode(encoding)
+    terminal = settings | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+
+    for command in (("ls",), ("show", "words"), ("doctor",), ("run", "--help")):
+        done = outkeep(*command, settings=terminal, encoding=encoding)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (command == ("doctor",))
+        if command[0] in {"ls", "show"}:
+            assert expected in done.stdout
+    for command in (("ls", "--json"), ("show", "words", "--json")):
+        lines = outkeep(*command, settings=terminal, encoding=encoding).stdout
+        documents = [json.loads(line) for line in (lines.splitlines() if command[0] == "ls" else [lines])]
+        assert model in json.dumps(documents, ensure_ascii=False)
+
+
 def test_an_id_that_two_share_gives_one_document_for_the_kind_that_is_named(
     settings: dict[str, str], web: Web
 ) -> None:
