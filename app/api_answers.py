@@ -1,6 +1,7 @@
 """What comes back from Replicate's API: read within bounds, and told apart. Answers stay raw JSON."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,8 @@ MAX_LIST = 1 << 30
 OK = range(200, 300)
 """Statuses of success."""
 
+_ADD_CREDIT = "add credit or a payment method at https://replicate.com/account/billing"
+_OF_CREDIT = re.compile(r"credit|payment|billing", re.IGNORECASE)
 _TOO_MANY, _UNPAID, _REFUSED, _ABSENT = 429, 402, frozenset({401, 403}), frozenset({404, 410})
 _BLOCK = 1 << 16
 
@@ -62,11 +65,13 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Ob
     problem = _object(body) or {}
     said = str(problem.get("detail") or problem.get("title") or f"status {status}")[:300]
     if status == _TOO_MANY:
-        raise Transient("api_busy", f"too many requests: {said}", retry_after=_wait(headers, problem))
+        hint = f"; {_ADD_CREDIT} for the usual limits" if _OF_CREDIT.search(said) else ""
+        message = f"Replicate takes no more requests for now: {said}{hint}"
+        raise Transient("api_busy", message, retry_after=_wait(headers, problem))
     if status in _REFUSED:
         raise Permanent("api_refused", f"REPLICATE_API_TOKEN is refused for {where}: {said}")
     if status == _UNPAID:
-        raise Permanent("api_unpaid", f"the account cannot pay for {where}: {said}")
+        raise Permanent("api_unpaid", f"the account has no credit for {where}: {said}; {_ADD_CREDIT}")
     if status in _ABSENT:
         raise Permanent("api_absent", f"{where} does not exist: {said}")
     if status not in range(400, 500):

@@ -29,6 +29,9 @@ UNCERTAIN = frozenset({"api_failed", "api_unanswered"})
 _answer: ContextVar[list[Object]] = ContextVar("answer")
 """What the API answered to the call that this task makes."""
 
+_cancel_after: ContextVar[str | None] = ContextVar("cancel_after", default=None)
+"""What the creation that this task makes has in its header `Cancel-After`."""
+
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
@@ -43,12 +46,28 @@ class Creator:
     timeout: float = TIMEOUT
 
     async def create(
-        self, model: Model, given: Mapping[str, Any], *, webhook: str | None, events: Sequence[str]
+        self,
+        model: Model,
+        given: Mapping[str, Any],
+        *,
+        webhook: str | None,
+        events: Sequence[str],
+        cancel_after: str | None = None,
     ) -> Object:
         """Create a prediction; its object, which has an `id`.
 
-        A model that runs by its versions alone is run by its latest one.
+        A model that runs by its versions alone is run by its latest one. `cancel_after` is the value of
+        Replicate's header of that name, which the client has no argument for.
         """
+        marker = _cancel_after.set(cancel_after)
+        try:
+            return await self._create_by_any_way(model, given, webhook, events)
+        finally:
+            _cancel_after.reset(marker)
+
+    async def _create_by_any_way(
+        self, model: Model, given: Mapping[str, Any], webhook: str | None, events: Sequence[str]
+    ) -> Object:
         wanted: dict[str, Any] = {"input": dict(given)}
         if webhook is not None:
             wanted |= {"webhook": webhook, "webhook_events_filter": list(events)}
@@ -139,6 +158,9 @@ class _Rooted(httpx.AsyncBaseTransport):
             return answer.status_code
 
         root = await self._root.find(status)
+        after = _cancel_after.get()
+        if after is not None and request.method == "POST":
+            request.headers["Cancel-After"] = after
         if root != self._base:
             request.url = httpx.URL(root + str(request.url).removeprefix(self._base))
         return await self._inner.handle_async_request(request)

@@ -34,6 +34,19 @@ _BROKEN = "the storage failed while a file was served; its reader has to ask aga
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENCODING = b'"encoding"'
+_FOR_EVERY_PAGE = {
+    "access-control-allow-origin": "*",
+    "access-control-expose-headers": (
+        "accept-ranges, content-disposition, content-length, content-range, etag"
+    ),
+}
+_PREFLIGHT = {
+    "access-control-allow-methods": "GET, HEAD",
+    "access-control-allow-headers": "cache-control, if-modified-since, if-none-match, if-range, range",
+    "access-control-max-age": "86400",
+}
+"""What a browser asks before a request with headers such as `Range`."""
+
 _KINDS = {kind.folder: kind for kind in Kind}
 
 
@@ -55,10 +68,18 @@ class Files:
     )
 
     async def serve(self, request: Request) -> Response:
-        """Answer one request, in full or by range."""
+        """Answer one request, in full or by range; scripts of any page may use a signed link."""
+        answer = await self._serve(request)
+        if "signature" in request.query_params and "authorization" not in request.headers:
+            answer.headers.update(_FOR_EVERY_PAGE)
+        return answer
+
+    async def _serve(self, request: Request) -> Response:
         try:
             kind, prediction_id, name = _place(request)
             self._admit(request, file_path(kind, prediction_id, name))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=_PREFLIGHT)
             wanted = object_name(kind, prediction_id, name)
             loop = asyncio.get_running_loop()
             stored = await loop.run_in_executor(self._threads, self._find, wanted)
@@ -108,8 +129,10 @@ class Files:
         """The URL under which the store, or a CDN before it, serves the object; None: we do.
 
         A client that shows its token would show it there too, and who came by https is not led down to http.
+        Nor is a script of another page, which could read nothing there without rules of the bucket's own.
         """
-        if self.storage.folder is not None or request.method != "GET" or "authorization" in request.headers:
+        here = request.method != "GET" or "authorization" in request.headers or "origin" in request.headers
+        if self.storage.folder is not None or here:
             return None
         if self.public_url is not None:
             return f"{self.public_url}/{quote(name)}"

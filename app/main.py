@@ -177,7 +177,7 @@ def _health(
 
 def _routes(files: Files, health: Health, metrics: Metrics) -> list[Route]:
     return [
-        Route("/files/{folder}/{id}/{name}", files.serve, methods=["GET"]),
+        Route("/files/{folder}/{id}/{name}", files.serve, methods=["GET", "OPTIONS"]),
         Route("/healthz", health.live, methods=["GET"]),
         Route("/readyz", health.ready, methods=["GET"]),
         Route("/metrics", metrics.serve, methods=["GET"]),

@@ -122,7 +122,9 @@ class Follow:
         if not await asyncio.to_thread(self.follow_ups.intend, place, owner, intent):
             raise _busy()
         try:
-            created = await self.creator.create(target.model, given, webhook=webhook, events=EVENTS)
+            created = await self.creator.create(
+                target.model, given, webhook=webhook, events=EVENTS, cancel_after=target.cancel_after
+            )
         except OutkeepError as error:
             if error.code not in UNCERTAIN:
                 await asyncio.to_thread(self.follow_ups.forget, place)

@@ -39,6 +39,9 @@ _FINAL = frozenset(
 )
 """What no later attempt could change."""
 
+_OF_THE_ACCOUNT = frozenset({"api_unpaid", "api_busy"})
+"""What stops every follow-up alike: said once, until one is made again."""
+
 _GONE = 410
 _TIMED_OUT = frozenset({"timeout", "stalled"})
 
@@ -56,6 +59,7 @@ class Notify:
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
     tally: Tally = field(default_factory=Tally)
+    _said: set[str] = field(init=False, repr=False, default_factory=set)
 
     async def run(self, delivery: Delivery, memory: dict[str, Any]) -> float | None:
         """Make one attempt; seconds to wait before the next run, or None when the handler was told.
@@ -128,6 +132,8 @@ class Notify:
             log.info("event handed on to a job", extra=facts)
             return None, None
         if attempt.error is None:
+            if result.child is not None:
+                self._said.clear()
             log.info("handler told", extra=facts)
             return None, "delivered"
         facts |= {"code": attempt.error}
@@ -139,8 +145,17 @@ class Notify:
         if wait is None:
             log.error("handler not told; the delivery is a dead letter: %s", attempt.detail, extra=facts)
             return None, "dead"
-        log.warning("handler not told, again in %.0f s: %s", wait, attempt.detail, extra=facts)
+        level = self._level(attempt.error)
+        log.log(level, "handler not told, again in %.0f s: %s", wait, attempt.detail, extra=facts)
         return wait, None
+
+    def _level(self, code: str) -> int:
+        """How loud to say why something is tried again."""
+        if code in self._said:
+            return logging.DEBUG
+        if code in _OF_THE_ACCOUNT:
+            self._said.add(code)
+        return logging.WARNING
 
     def _told_since(self, delivery: Delivery, attempts: list[dict[str, Any]]) -> bool:
         """Whether the handler was told after our last attempt: by a replay, or by a run that overlapped."""
@@ -179,7 +194,7 @@ class Notify:
             error = Transient("redis_unavailable", f"Redis failed: {type(error).__name__}")
         delay = put_off(error, faults=memory["faults"], jitter=self.jitter())
         facts = _facts(delivery) | {"code": error.code}
-        log.warning("trying again in %.0f s: %s", delay, error.message, extra=facts)
+        log.log(self._level(error.code), "trying again in %.0f s: %s", delay, error.message, extra=facts)
         self.tally.add(RETRIES, "notify", error.code)
         return delay
 

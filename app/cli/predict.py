@@ -9,6 +9,7 @@ import click
 
 from app.core.errors import Permanent
 from app.core.models import Model, parse_runnable
+from app.core.notation import cancel_after
 from app.core.request import LocalFile, local_files, parse_context, parse_input
 
 
@@ -22,6 +23,10 @@ from app.core.request import LocalFile, local_files, parse_context, parse_input
 @click.option(
     "--context", "context_pairs", multiple=True, metavar="KEY=VALUE",
     help="Comes back to your handlers as `context`.",
+)  # fmt: skip
+@click.option(
+    "--cancel-after", metavar="DURATION",
+    help="Let Replicate cancel it unless it has ended by then, 5s to 24h from now, such as 10m.",
 )  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Print the id and end; what it makes is kept all the same.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end.")
@@ -37,12 +42,17 @@ def run(model: str, *, no_wait: bool, as_json: bool, **options: Any) -> None:
     Examples:
       outkeep run black-forest-labs/flux-schnell -i prompt="a lighthouse at dusk"
       outkeep run owner/describe -i image=@my_fridge.jpg -i max_tokens=200
+      outkeep run owner/slow -i prompt=x --cancel-after 10m
       outkeep run deployments/me/mine -i photo=https://example.com/photo.jpg --no-wait
     """
     wanted, given, context = _read(model, options)
+    try:
+        after = cancel_after(options["cancel_after"]) if options["cancel_after"] else None
+    except Permanent as error:
+        raise click.BadParameter(error.message, param_hint="--cancel-after") from None
     from app.cli import running  # the official client takes a while to load
 
-    running.run(wanted, given, context, no_wait=no_wait, as_json=as_json)
+    running.run(wanted, given, context, cancel_after=after, no_wait=no_wait, as_json=as_json)
 
 
 def _read(model: str, options: Mapping[str, Any]) -> tuple[Model, dict[str, Any], dict[str, str]]:

@@ -31,12 +31,18 @@ EVENTS = ("start", "output", "logs", "completed")
 
 
 def run(
-    model: Model, given: dict[str, Any], context: dict[str, str], *, no_wait: bool, as_json: bool
+    model: Model,
+    given: dict[str, Any],
+    context: dict[str, str],
+    *,
+    cancel_after: str | None,
+    no_wait: bool,
+    as_json: bool,
 ) -> None:
     """What the command does once its arguments are read; raises `Permanent` unless all went well."""
     ready = prepare(context)
     on_terminal = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
-    running = _Running(ready, Terminal() if on_terminal else Lines())
+    running = _Running(ready, Terminal() if on_terminal else Lines(), cancel_after)
     given = running.uploaded(given)
     raw, interrupted = patiently(lambda: running.create(model, given), running.display.warn)
     if no_wait:
@@ -55,6 +61,7 @@ class _Running:
 
     ready: Ready
     display: Display
+    cancel_after: str | None
 
     def uploaded(self, given: dict[str, Any]) -> dict[str, Any]:
         """The input with the URL of each local file, once all of them are uploaded."""
@@ -95,7 +102,9 @@ class _Running:
         webhook = self.ready.webhook
         async with creating(self.ready.settings.api_url, self.ready.token) as creator:
             try:
-                return await creator.create(model, given, webhook=webhook, events=EVENTS)
+                return await creator.create(
+                    model, given, webhook=webhook, events=EVENTS, cancel_after=self.cancel_after
+                )
             except Transient as error:
                 if error.code in UNCERTAIN:
                     hint = "it may have been created all the same, look at `outkeep ls` before you try again"

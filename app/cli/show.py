@@ -153,6 +153,8 @@ def _print(known: _Known, where: str) -> None:
     if manifest is not None:
         if record is None:
             say(f"  status  {manifest.prediction.status}")
+        if isinstance(deadline := manifest.prediction.raw.get("deadline"), str):
+            say(f"  deadline {deadline}")
         _print_kept(manifest, where)
     for name, outcome in known.told.items():
         say(f"    {_outcome_line(name, outcome)}")

@@ -9,9 +9,12 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 from app.core.errors import Permanent
 from app.core.hosts import is_host
 
-_DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d|w)?", re.ASCII)
-_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(?:\d{1,9}\s*[smhdw]\s*)+|\d{1,9}", re.ASCII)
+_PART_OF_DURATION = re.compile(r"(\d+)\s*([smhdw]?)", re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LONGEST_DURATION = 60
 _LONGEST = 100 * 365 * 86400
+_SHORTEST_RUN, _LONGEST_RUN = 5, 86400
 _DATABASE = re.compile(r"/?|/[0-9]{1,6}/?", re.ASCII)
 _CHANGES_ANSWERS = frozenset((
     "cache", "cache_config", "command_packer", "decode_responses", "encoder_class", "encoding",
@@ -56,11 +59,11 @@ def decoded(data: bytes) -> str:
 
 
 def duration(text: str) -> int:
-    """Seconds in `30d`, `12h`, `45` and the like; raises `Permanent` for anything else or over a century."""
-    match = _DURATION.fullmatch(text.strip().lower())
+    """Seconds in `30d`, `1h30m`, `45` and the like; raises `Permanent`, also for more than a century."""
+    match = _DURATION.fullmatch(text.strip().lower()) if len(text) <= _LONGEST_DURATION else None
     if match is None:
         raise Permanent("bad_duration", "write a whole number of s, m, h, d or w, such as 30d")
-    seconds = int(match[1]) * _SECONDS[match[2]]
+    seconds = sum(int(count) * _SECONDS[unit] for count, unit in _PART_OF_DURATION.findall(match[0]))
     if seconds > _LONGEST:
         raise Permanent("bad_duration", "that is more than a hundred years")
     return seconds
@@ -75,6 +78,16 @@ def size(text: str) -> int:
     if found > _LARGEST:
         raise Permanent("bad_size", "no disk holds that much; write a size such as 512MiB")
     return found
+
+
+def cancel_after(text: str) -> str:
+    """A duration of 5 s to 24 h as Replicate's header `Cancel-After` has it, `1h30m`; raises `Permanent`."""
+    seconds = duration(text)
+    if not _SHORTEST_RUN <= seconds <= _LONGEST_RUN:
+        raise Permanent("bad_duration", "Replicate takes 5s to 24h, such as 10m")
+    minutes, rest = divmod(seconds, 60)
+    parts = ((minutes // 60, "h"), (minutes % 60, "m"), (rest, "s"))
+    return "".join(f"{count}{unit}" for count, unit in parts if count)
 
 
 def in_words(seconds: int) -> str:

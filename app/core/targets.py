@@ -56,17 +56,21 @@ class Call:
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A prediction made from the event; `input` is a parsed template (see `app.core.templates`)."""
+    """A prediction made from the event; `input` is a parsed template (see `app.core.templates`).
+
+    `cancel_after` is the value of Replicate's header of that name.
+    """
 
     model: Model
     input: Mapping[str, Any]
+    cancel_after: str | None = None
 
 
 Target = Webhook | Call | FollowUp
 KINDS: Final[Mapping[str, frozenset[str]]] = {
     "url": frozenset({"secret"}),
     "job": frozenset({"queue", "timeout", "memory"}),
-    "predict": frozenset({"input"}),
+    "predict": frozenset({"input", "cancel_after"}),
 }
 """The key that makes a handler one of its kind → the keys that only this kind has."""
 
@@ -84,7 +88,10 @@ def make(entry: Mapping[str, Any], keys: tuple[SigningKey, ...]) -> Target:
         )
     model = parse_model(entry["predict"])
     assert model is not None
-    return FollowUp(model, templates.parse(entry.get("input", {})))
+    after = entry.get("cancel_after")
+    return FollowUp(
+        model, templates.parse(entry.get("input", {})), notation.cancel_after(str(after)) if after else None
+    )
 
 
 def mistakes(entry: Mapping[str, Any]) -> list[str]:
@@ -163,6 +170,10 @@ def _is_memory(value: Any) -> bool:
     return _read(notation.size, value) >= LEAST_MEMORY
 
 
+def _is_cancel_after(value: Any) -> bool:
+    return bool(_read(lambda text: len(notation.cancel_after(text)), value))
+
+
 def _read(read: Callable[[str], int], value: Any) -> int:
     """The number behind a notation; 0 for what is none."""
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -183,5 +194,6 @@ _RULES: Sequence[tuple[str, Callable[[Any], bool], str]] = (
     ("queue", _is_queue, "must be 1 to 64 letters, digits, '_' or '-', and neither 'persist' nor 'notify'"),
     ("timeout", _is_timeout, "must be a duration of a day at most, such as '10m'"),
     ("memory", _is_memory, "must be a size of 128MiB or more, such as '1GiB'"),
+    ("cancel_after", _is_cancel_after, "must be a duration of 5s to 24h, such as '10m'"),
     ("predict", _is_model, "must be 'owner/name', 'owner/name:version' or 'deployments/owner/name'"),
 )

@@ -131,7 +131,8 @@ def _named(request: Request) -> str:
 async def _create(
     request: Request, kind: Kind, *, model: str | None = None, version: str | None = None
 ) -> Response:
-    order = read_order(kind, await _read_json(request), model=model, version=version)
+    after = request.headers.get("cancel-after")
+    order = read_order(kind, await _read_json(request), model=model, version=version, cancel_after=after)
     entry = _backend(request).ledger.create(order)
     return JSONResponse(await _awaited(entry, read_wait(request.headers.get("prefer", ""))), 201)
 

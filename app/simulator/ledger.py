@@ -72,6 +72,8 @@ class Ledger:
         fresh = state.created(order, identity=identity, now=datetime.now(UTC), base_url=self._base_url)
         entry = self._enter(order.kind, fresh)
         entry.life = self._spawn(self._live(entry, planned))
+        if order.cancel_after is not None:
+            asyncio.get_running_loop().call_later(order.cancel_after, self._expire, entry)
         return entry
 
     def keep_object(self, kind: Kind, given: Object) -> Entry:
@@ -107,6 +109,13 @@ class Ledger:
                 entry.life.cancel()
             self._end(entry, "canceled", None)
         return entry
+
+    def _expire(self, entry: Entry) -> None:
+        """What happens at its deadline."""
+        if not state.is_terminal(entry.object):
+            if entry.life is not None:
+                entry.life.cancel()
+            self._end(entry, "aborted" if entry.object["status"] == "starting" else "canceled", None)
 
     def remove_data(self, kind: Kind, identity: str) -> Entry:
         """What happens an hour after the end, now. Raises `Rejected` (404)."""

@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from app.core.errors import Rejected
+from app.core.errors import Permanent, Rejected
 from app.core.names import Kind
+from app.core.notation import cancel_after, duration
 from app.simulator.models import model_named, model_of_version
 from app.simulator.state import EVENTS, Filter, Object, Order, moment
 
@@ -17,8 +18,17 @@ def _refused(detail: str) -> Rejected:
     return Rejected("validation", detail, status=422)
 
 
-def read_order(kind: Kind, body: object, *, model: str | None = None, version: str | None = None) -> Order:
+def read_order(
+    kind: Kind,
+    body: object,
+    *,
+    model: str | None = None,
+    version: str | None = None,
+    cancel_after: str | None = None,
+) -> Order:
     """The order in a JSON body; `model` and `version` come from the route, else from the body.
+
+    `cancel_after` is the header of that name.
 
     Raises `Rejected` (422). A webhook on plain http is fine here: everything is local.
     """
@@ -41,6 +51,7 @@ def read_order(kind: Kind, body: object, *, model: str | None = None, version: s
         destination=destination,
         webhook=_webhook(body),
         events=_events(body),
+        cancel_after=_cancel_after(cancel_after),
         # Asking for a stream of a model that has none is no mistake: the URL is missing then.
         streams=body.get("stream") is True and model_named(model).streams,
     )
@@ -80,6 +91,15 @@ def _events(body: Object) -> tuple[str, ...] | None:
     if not isinstance(events, list) or not all(event in EVENTS for event in events):
         raise _refused(f"- webhook_events_filter must be a list of {', '.join(EVENTS)}")
     return tuple(events)
+
+
+def _cancel_after(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return duration(cancel_after(text))
+    except Permanent:
+        raise _refused("- Cancel-After must be a duration from 5s to 24h, such as 1h30m45s") from None
 
 
 def read_wait(prefer: str) -> int | None:

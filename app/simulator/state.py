@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.core.errors import Rejected
@@ -32,6 +32,8 @@ class Order:
     destination: str | None = None
     webhook: str | None = None
     events: tuple[str, ...] | None = None
+    cancel_after: int | None = None
+    """Seconds from the creation after which it is canceled, or aborted if it has not started."""
     streams: bool = False
     """Whether the output was asked for as a stream, too."""
 
@@ -77,6 +79,8 @@ def created(order: Order, *, identity: str, now: datetime, base_url: str) -> Obj
     }
     if order.streams:
         fresh["urls"]["stream"] = f"{base_url}/v1/streams/{identity}"
+    if order.cancel_after is not None:
+        fresh["deadline"] = stamp(now + timedelta(seconds=order.cancel_after))
     if order.webhook is not None:
         fresh["webhook"] = order.webhook
     if order.events is not None:

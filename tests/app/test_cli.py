@@ -501,9 +501,9 @@ def test_what_a_terminal_or_pipe_has_no_sign_for_is_escaped(
         assert done.returncode == (command == ("doctor",))
         if command[0] in {"ls", "show"}:
             assert expected in done.stdout
-    for command in (("ls", "--json"), ("show", "words", "--json")):
-        lines = outkeep(*command, settings=terminal, encoding=encoding).stdout
-        documents = [json.loads(line) for line in (lines.splitlines() if command[0] == "ls" else [lines])]
+    for shown in (("ls", "--json"), ("show", "words", "--json")):
+        lines = outkeep(*shown, settings=terminal, encoding=encoding).stdout
+        documents = [json.loads(line) for line in (lines.splitlines() if shown[0] == "ls" else [lines])]
         assert model in json.dumps(documents, ensure_ascii=False)
 
 

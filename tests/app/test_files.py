@@ -246,9 +246,50 @@ def test_head_tells_all_but_the_body(web: Web) -> None:
     }
 
 
+EXPOSED = {"content-range", "etag", "content-length", "accept-ranges", "content-disposition"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "https://app.example"}, 200),
+        ({"origin": "https://app.example", "range": "bytes=0-9"}, 206),
+        ({"origin": "null"}, 200),
+        ({"origin": "https://app.example", "range": f"bytes={len(CONTENT)}-"}, 416),
+        ({"origin": "https://app.example", "if-none-match": "*"}, 304),
+        ({}, 200),
+    ],
+)
+def test_scripts_of_any_page_may_use_a_signed_link(web: Web, headers: dict[str, str], status: int) -> None:
+    answer = get(web, headers)
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, "*")
+    assert {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")} == EXPOSED
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_a_browser_may_ask_before_it_sends_a_range(web: Web) -> None:
+    asks = {"origin": "https://app.example", "access-control-request-method": "GET"}
+    asks["access-control-request-headers"] = "range"
+    answer = web.ask("OPTIONS", link(), headers=asks)
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "range" in answer.headers["access-control-allow-headers"].split(", ")
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD"
+    refused = web.ask("OPTIONS", link(seconds=-60), headers=asks)
+    assert refused.status == 403
+    assert "access-control-allow-methods" not in refused.headers
+
+
+def test_scripts_of_other_pages_get_nothing_by_the_admin_token(web: Web) -> None:
+    shown = {"authorization": f"Bearer {TOKEN}".encode().decode("latin-1"), "origin": "https://app.example"}
+    for method, path in (("GET", PATH), ("GET", link()), ("OPTIONS", PATH)):
+        answer = web.ask(method, path, headers=shown)
+        assert "access-control-allow-origin" not in answer.headers
+
+
 def test_the_link_signs_the_file_and_not_the_method(web: Web) -> None:
     answer = web.ask("POST", link())
-    assert (answer.status, set(answer.headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
+    assert (answer.status, set(answer.headers["allow"].split(", "))) == (405, {"GET", "HEAD", "OPTIONS"})
 
 
 @pytest.mark.parametrize(

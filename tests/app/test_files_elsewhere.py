@@ -89,6 +89,12 @@ def test_the_admin_token_is_not_led_to_another_host(web: Web) -> None:
     assert "location" not in answer.headers
 
 
+def test_a_script_of_another_page_is_served_here(web: Web) -> None:
+    answer = web.ask("GET", link(), headers={"origin": "https://app.example", "range": "bytes=0-3"})
+    assert (answer.status, answer.body) == (206, CONTENT[:4])
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
 def test_nobody_is_led_anywhere_without_permission(web: Web) -> None:
     assert get(web, path=PATH).status == 403
     assert get(web, path=link().replace("signature=", "signature=x")).status == 403

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from app.core.allowed_hosts import AllowedHosts
-from app.core.errors import ConfigurationError
-from app.core.notation import duration, in_words
+from app.core.errors import ConfigurationError, Permanent
+from app.core.notation import cancel_after, duration, in_words
 from app.inbox import TIMEOUT, connect
 from app.settings import VARIABLES, examine, load
 from tests.app.web import SECRET, SECRET_KEY
@@ -250,6 +250,20 @@ def test_a_size_is_a_number_and_its_unit(text: str, size: int) -> None:
     assert load({"OUTKEEP_MAX_FILE": text}).max_file == size
 
 
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [("5s", "5s"), ("90", "1m30s"), ("1h30m45s", "1h30m45s"), ("1d", "24h"), ("2H 5M", "2h5m")],
+)
+def test_a_time_to_cancel_is_written_as_replicate_reads_it(text: str, header: str) -> None:
+    assert cancel_after(text) == header
+
+
+@pytest.mark.parametrize("text", ["4s", "24h1s", "0", "", "soon", "1h30", "-5m", "1.5h", "10m" * 30])
+def test_a_time_to_cancel_that_replicate_refuses_is_a_mistake(text: str) -> None:
+    with pytest.raises(Permanent):
+        cancel_after(text)
+
+
 @pytest.mark.parametrize("text", ["7d", "2h", "150m", "7201s", "8w"])
 def test_a_duration_is_shown_as_it_can_be_given(text: str) -> None:
     seconds = load({"OUTKEEP_RECORD_TTL": text}).record_ttl
@@ -335,7 +349,7 @@ def test_parameters_of_redis_that_harm_nobody_are_taken(url: str) -> None:
 
 def test_time_outs_in_the_url_of_redis_do_not_make_the_receiver_wait_longer() -> None:
     redis = connect("redis://host?socket_timeout=60&socket_connect_timeout=60&retry_on_timeout=true")
-    connection = redis.connection_pool.make_connection()
+    connection: Any = redis.connection_pool.make_connection()
     assert (connection.socket_timeout, connection.socket_connect_timeout) == (TIMEOUT, TIMEOUT)
     assert connection.retry.get_retries() == 0
 

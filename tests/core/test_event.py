@@ -25,7 +25,7 @@ WHOLE = "https://keep.example/files/prediction.json"
 
 DATA_KEYS = {
     "id", "kind", "status", "model", "version", "input", "output", "files", "error", "metrics", "logs",
-    "created_at", "completed_at", "query", "context", "lost", "truncated",
+    "created_at", "completed_at", "deadline", "query", "context", "lost", "truncated",
 }  # fmt: skip
 
 

@@ -129,6 +129,15 @@ def test_a_job_is_read_whole_and_has_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "after"), [('cancel_after = "1h30m"', "1h30m"), ("cancel_after = 600", "10m"), ("", None)]
+)
+def test_a_follow_up_may_have_a_deadline(line: str, after: str | None) -> None:
+    (found,) = parse(table('predict = "a/b"', line), read_secret)
+    assert isinstance(found.target, FollowUp)
+    assert found.target.cancel_after == after
+
+
+@pytest.mark.parametrize(
     ("text", "model"),
     [
         ("nightmareai/real-esrgan", Model("nightmareai/real-esrgan")),
@@ -183,6 +192,14 @@ KIND_MISTAKES = [
         ('job = "a.b"', 'queue = "own"', 'memory = "1GiB"'),
         "'memory' means nothing on a queue of your own: its workers set their own limits",
     ),
+    *(
+        (
+            ('predict = "a/b"', f"cancel_after = {after}"),
+            "'cancel_after' must be a duration of 5s to 24h, such as '10m'",
+        )
+        for after in ("4", '"25h"', '"soon"', "true", "0", "[]")
+    ),
+    (('job = "a.b"', 'cancel_after = "10m"'), "'cancel_after' means nothing beside 'job'"),
     (('predict = "a/b"', 'queue = "handle"'), "'queue' means nothing beside 'predict'"),
     *(
         ((f"job = {job}",), f"'job' {_FUNCTION}")

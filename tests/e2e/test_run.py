@@ -186,6 +186,18 @@ def test_inputs_may_come_as_json(up: Up, simulator: Simulator) -> None:
     assert found["output"] == ["output-0.png", "output-1.png"]
 
 
+def test_replicate_cancels_it_at_the_deadline_that_was_asked_for(up: Up, downstream: Recorder) -> None:
+    done = run(up, "outkeep/image", "-i", "seconds=60", "--cancel-after", "5s", "--json")
+    assert done.returncode == 1
+    found = document(done)
+    assert found["status"] == "canceled"
+    deadline = manifest(up, found["id"])["prediction"]["deadline"]
+    assert told(downstream, found["id"])["deadline"] == deadline
+    show = [OUTKEEP, "show", found["id"]]
+    shown = subprocess.check_output(show, cwd=up.folder, env=up.environment, text=True)
+    assert f"  deadline {deadline}" in shown.splitlines()
+
+
 def test_a_prediction_that_fails_ends_with_1_and_is_kept(up: Up, downstream: Recorder) -> None:
     done = run(up, "outkeep/fails", "--json")
     assert done.returncode == 1

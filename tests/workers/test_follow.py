@@ -256,6 +256,14 @@ def test_a_model_that_runs_only_by_its_version_is_run_by_its_latest(studio: Stud
     ]
 
 
+def test_a_follow_up_has_the_deadline_of_its_handler(studio: Studio) -> None:
+    studio.handlers += 'cancel_after = "1h30m"\n'
+    studio.tell()
+    studio.work()
+    times = [datetime.fromisoformat(studio.only[key]) for key in ("created_at", "deadline")]
+    assert times[1] - times[0] == timedelta(minutes=90)
+
+
 def test_without_a_public_url_the_file_itself_is_uploaded(studio: Studio) -> None:
     del studio.environment["OUTKEEP_PUBLIC_URL"]
     studio.tell()
@@ -598,6 +606,28 @@ def test_an_account_without_credit_is_tried_again_and_told_so(studio: Studio) ->
     told = studio.told()
     assert told is not None
     assert told["child"] == studio.only["id"]
+
+
+@pytest.mark.parametrize(
+    ("status", "detail"),
+    [
+        (402, "You have insufficient credit to run this model."),
+        (429, "Your rate limit is reduced to 6 requests per minute while you have less than $5.0 in credit."),
+    ],
+)
+def test_an_account_that_stops_everything_is_told_of_once(
+    studio: Studio, status: int, detail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [f"p{number}" for number in range(3)]
+    for one in ids:
+        studio.store(id=one)
+        assert queues.enqueue_notify(studio.redis, NAME, Kind.PREDICTION, one)
+    studio.api.mishaps = [refuses(status, detail)] * 3
+    studio.work()
+    lines = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
+    [line] = [line for line in lines if "credit" in line]
+    assert detail in line
+    assert "add credit or a payment method at https://replicate.com/account/billing" in line
 
 
 def test_a_429_is_waited_for_and_is_no_attempt(studio: Studio) -> None:

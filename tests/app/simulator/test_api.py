@@ -35,6 +35,35 @@ def test_what_is_not_there_is_404(path: str, http: httpx.Client, headers: dict[s
     assert_problem(http.get(path, headers=headers), 404)
 
 
+def test_a_path_without_the_version_means_the_same(http: httpx.Client, headers: dict[str, str]) -> None:
+    created = http.post("/models/outkeep/image/predictions", headers=headers, json={"input": {}})
+    assert created.status_code == 201
+    for path in ("/predictions", f"/predictions/{created.json()['id']}", "/account"):
+        assert http.get(path, headers=headers).status_code == 200
+        assert_problem(http.get(path), 401)
+    assert_problem(http.get("/predictions/x", headers=headers), 404)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status"), [(None, "succeeded"), ("5s", "canceled")], ids=["without", "with a deadline"]
+)
+def test_a_deadline_ends_what_runs(
+    seconds: str | None, status: str, simulator: Simulator, http: httpx.Client, headers: dict[str, str]
+) -> None:
+    more = {"prefer": "wait=20"} | ({"cancel-after": seconds} if seconds else {})
+    body = {"input": {"seconds": 7 if seconds else 0}}
+    answer = http.post("/v1/models/outkeep/image/predictions", headers=headers | more, json=body, timeout=60)
+    assert answer.json()["status"] == status
+    assert ("deadline" in answer.json()) == (seconds is not None)
+
+
+@pytest.mark.parametrize("after", ["4s", "25h", "soon", ""])
+def test_an_odd_deadline_is_refused(after: str, http: httpx.Client, headers: dict[str, str]) -> None:
+    given = headers | {"cancel-after": after}
+    answer = http.post("/v1/models/outkeep/image/predictions", headers=given, json={"input": {}})
+    assert_problem(answer, 422)
+
+
 @pytest.mark.parametrize(
     "body",
     [
