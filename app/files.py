@@ -29,9 +29,6 @@ THREADS = 16
 
 log = logging.getLogger("outkeep.files")
 
-_FAILED = "a stored file could not be served; it is asked for again"
-_BROKEN = "the storage failed while a file was served; its reader has to ask again"
-
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENCODING = b'"encoding"'
 _FOR_EVERY_PAGE = {
@@ -92,7 +89,8 @@ class Files:
             return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
         except Transient as error:
             log.warning(
-                _FAILED, extra={"object": request.url.path, "code": error.code, "error": error.message}
+                "a stored file could not be served; it is asked for again",
+                extra={"object": request.url.path, "code": error.code, "error": error.message},
             )
             content = {"error": error.code, "message": error.message}
             return JSONResponse(content, status_code=503, headers={"retry-after": "5"})
@@ -176,7 +174,10 @@ class _Streamed(StreamingResponse):
         try:
             await super().stream_response(send)
         except OutkeepError as error:
-            log.warning(_BROKEN, extra={"code": error.code, "error": error.message})
+            log.warning(
+                "the storage failed while a file was served; its reader has to ask again",
+                extra={"code": error.code, "error": error.message},
+            )
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

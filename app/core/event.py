@@ -54,7 +54,7 @@ def whole(manifest: Manifest, link: Link) -> dict[str, Any]:
         "logs": prediction.logs,
         "created_at": raw.get("created_at"),
         "completed_at": raw.get("completed_at"),
-        "deadline": raw.get("deadline"),
+        **({"deadline": raw["deadline"]} if "deadline" in raw else {}),
         "query": dict(manifest.receipt.query),
         "context": manifest.receipt.context,
         "lost": [_lost(file) for file in (*manifest.lost, *manifest.lost_inputs)],

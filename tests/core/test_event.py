@@ -25,7 +25,7 @@ WHOLE = "https://keep.example/files/prediction.json"
 
 DATA_KEYS = {
     "id", "kind", "status", "model", "version", "input", "output", "files", "error", "metrics", "logs",
-    "created_at", "completed_at", "deadline", "query", "context", "lost", "truncated",
+    "created_at", "completed_at", "query", "context", "lost", "truncated",
 }  # fmt: skip
 
 
@@ -108,6 +108,11 @@ def test_an_event_says_what_the_contract_says() -> None:
 @pytest.mark.parametrize("status", ["succeeded", "failed", "canceled", "aborted", "exploded"])
 def test_the_type_names_kind_and_status(kind: Kind, status: str) -> None:
     assert event_of({"status": status}, kind=kind)["type"] == f"{kind.value}.{status}"
+
+
+def test_an_event_has_the_deadline_of_what_has_one() -> None:
+    assert event_of({"deadline": "2025-06-09T08:00:00Z"})["data"]["deadline"] == "2025-06-09T08:00:00Z"
+    assert "deadline" not in event_of({})["data"]
 
 
 def test_every_sample_makes_a_small_event_with_all_keys(samples: list[dict[str, Any]]) -> None:
