@@ -26,8 +26,8 @@ class Places:
         until = self._now() + MOMENT
         while (wait := self.shares.ask(key, began := self._now())) is not None:
             if began + wait > until:
-                message = f"{key} has its share of {self._name}: others wait for it, and go first"
-                raise Crowded("share_taken", message, retry_after=max(wait, SOONEST))
+                message = f"all that {key} may have of {self._name} is taken"
+                raise Crowded(message, key=key, wait=max(wait, SOONEST))
             await asyncio.sleep(wait)
         try:
             yield

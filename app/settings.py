@@ -144,7 +144,7 @@ class Settings(BaseModel):
     max_file: Size = Field(ByteSize(10 << 30), alias="OUTKEEP_MAX_FILE", gt=0)
     reconcile: Literal["all", "known", "off"] | None = Field(None, alias="OUTKEEP_RECONCILE")
     reconcile_notify: bool = Field(default=True, alias="OUTKEEP_RECONCILE_NOTIFY")
-    slots: int = Field(64, alias="OUTKEEP_SLOTS", ge=1, le=1000)
+    slots: int = Field(256, alias="OUTKEEP_SLOTS", ge=1, le=1000)
     max_files: int = Field(1000, alias="OUTKEEP_MAX_FILES", ge=1)
     disk_floor: Size | None = Field(None, alias="OUTKEEP_DISK_FLOOR")
     record_ttl: Annotated[int, _with_reason(_record_ttl)] = Field(7 * 86400, alias="OUTKEEP_RECORD_TTL")

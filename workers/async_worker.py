@@ -56,7 +56,7 @@ class AsyncWorker(RecordingWorker):
         *,
         connection: Redis,
         jobs: Jobs,
-        slots: int = 64,
+        slots: int = 256,
         threads: int = 4,
         name: str | None = None,
         scheduled_queues: Sequence[str] = (),

@@ -2,16 +2,20 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
-from app.core.errors import OutkeepError, Permanent, StorageFailure
+from app.core.errors import Crowded, OutkeepError, Permanent, StorageFailure
+from app.core.hosts import PORTS
 from app.core.manifest import KeptFile
 from app.core.outputs import find_files
 from app.core.policy import RETRIED_WITHIN_THE_HOUR, attempt_timeout, keep_until, store_delay
@@ -23,8 +27,9 @@ from app.tally import Tally
 from workers.keep import Keeper, Wanted
 from workers.spill import NOT_FETCHED, require_room
 
-PARALLEL_FILES = 8
-"""Downloads of one prediction at a time; one with 249 files must not starve the others."""
+PARALLEL_FILES, HOSTS_AT_ONCE = 8, 4
+"""Downloads of one prediction from one host at a time, and how many times as many from all: one with 249
+files must not starve the others, nor its files of a slow host those of other hosts."""
 
 NAMED_SURPLUS = 1000
 """Files over the limit that are reported lost one by one; a model can put a million URLs into one output."""
@@ -91,6 +96,8 @@ class _Later:
     """A file that may not be asked for before `due` (Unix seconds)."""
 
     due: float
+    crowded: bool = False
+    """Whether that is because others take all places of its host."""
 
 
 Result = KeptFile | _Later
@@ -98,9 +105,16 @@ Result = KeptFile | _Later
 
 
 class _Going:
-    """How many files are being tried: while any is, the others need not wait for the next run."""
+    """How many files are being tried: while any is, the others need not wait for the next run.
 
-    def __init__(self, count: int) -> None:
+    `gates` lets a few files of each host pass at a time, `gate` a few more of all. `crowded` says until when
+    (Unix seconds) no file of a host is tried: one asks for all of them.
+    """
+
+    def __init__(self, count: int, parallel: int) -> None:
+        self.gate = asyncio.Semaphore(HOSTS_AT_ONCE * parallel)
+        self.gates = defaultdict[str, asyncio.Semaphore](partial(asyncio.Semaphore, parallel))
+        self.crowded: dict[str, float] = {}
         self._count = count
         self._none = asyncio.Event()
 
@@ -130,6 +144,7 @@ class Collector:
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
     tally: Tally = field(default_factory=Tally)
+    parallel: int = PARALLEL_FILES
 
     def require_room(self, run: Run) -> None:
         """Raise `StorageFailure` (`disk_floor`, `disk_error`) when nothing may be downloaded now."""
@@ -139,11 +154,11 @@ class Collector:
     async def collect(self, run: Run) -> list[Result]:
         """Try every file; how each one ended, in order of appearance, for `decide`."""
         wanted, surplus = run.files[: self.limits.max_files], run.files[self.limits.max_files :]
-        gate, going = asyncio.Semaphore(PARALLEL_FILES), _Going(len(wanted))
+        going = _Going(len(wanted), self.parallel)
         # Files that fail together are tried again together: one draw for all.
         jitter = self.jitter()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._try(run, one, gate, going, jitter)) for one in wanted]
+            tasks = [group.create_task(self._try(run, one, going, jitter)) for one in wanted]
         return [*(task.result() for task in tasks), *self._refused(surplus)]
 
     def _refused(self, surplus: Sequence[Wanted]) -> list[KeptFile]:
@@ -153,13 +168,11 @@ class Collector:
             _report(first, error, None)
         return [_lost(one, error) for one in surplus]
 
-    async def _try(
-        self, run: Run, wanted: Wanted, gate: asyncio.Semaphore, going: _Going, jitter: float
-    ) -> Result:
+    async def _try(self, run: Run, wanted: Wanted, going: _Going, jitter: float) -> Result:
         """Try a file, and again while others are on their way: a slow one must not cost them the hour."""
         held = run.attempt > 1
         while True:
-            result = await self._attempt(run, wanted, gate, jitter, may_be_held=held)
+            result = await self._attempt(run, wanted, going, jitter, may_be_held=held)
             going.ended()
             if isinstance(result, KeptFile) or await going.none_left(result.due - self._now()):
                 return result
@@ -167,7 +180,7 @@ class Collector:
             going.began()
 
     async def _attempt(
-        self, run: Run, wanted: Wanted, gate: asyncio.Semaphore, jitter: float, *, may_be_held: bool
+        self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_held: bool
     ) -> Result:
         known = run.record.kept.get(str(wanted.number))
         if known is not None and known["source"] == wanted.source:
@@ -175,22 +188,34 @@ class Collector:
         wait = run.tries.wait(str(wanted.number), self._now())
         if wait > 0:
             return _Later(self._now() + wait)
-        async with gate:
-            began = self._now()
-            if began > run.last_start:
-                return _Later(began + 1.0)
-            try:
-                held = await asyncio.to_thread(self.keeper.held, wanted) if may_be_held else None
-                timeout = attempt_timeout(run.ends - began)
-                body = run.tries.body(str(wanted.number))
-                kept = await self.keeper.keep(wanted, held, timeout=timeout, before=body)
-            except OutkeepError as error:
-                return self._failed(run, wanted, error, began, jitter)
-            if len(run.files) > 1 or run.record.outline is not None:
-                # What Redis does not remember is fetched once more, and that is all.
-                with suppress(RedisError):
-                    await asyncio.to_thread(self._remember, run, {wanted.number: kept})
-            return kept
+        if wanted.place.is_inline:
+            return await self._keep(run, wanted, going, jitter, may_be_held=False)
+        async with going.gates[_endpoint(wanted)], going.gate:
+            return await self._keep(run, wanted, going, jitter, may_be_held=may_be_held)
+
+    async def _keep(
+        self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_held: bool
+    ) -> Result:
+        began = self._now()
+        if began > run.last_start:
+            return _Later(began + 1.0)
+        if began < (due := going.crowded.get(_endpoint(wanted), 0.0)):
+            return _Later(due, crowded=True)
+        try:
+            held = await asyncio.to_thread(self.keeper.held, wanted) if may_be_held else None
+            timeout = attempt_timeout(run.ends - began)
+            body = run.tries.body(str(wanted.number))
+            kept = await self.keeper.keep(wanted, held, timeout=timeout, before=body)
+        except Crowded as error:
+            going.crowded[error.key] = due = self._now() + error.wait
+            return _Later(due, crowded=True)
+        except OutkeepError as error:
+            return self._failed(run, wanted, error, began, jitter)
+        if len(run.files) > 1 or run.record.outline is not None:
+            # What Redis does not remember is fetched once more, and that is all.
+            with suppress(RedisError):
+                await asyncio.to_thread(self._remember, run, {wanted.number: kept})
+        return kept
 
     def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
         """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
@@ -207,7 +232,10 @@ class Collector:
             if isinstance(result, KeptFile) and result.error
         }
         self._remember(run, lost)
-        dues = [result.due for result in results if isinstance(result, _Later)]
+        later = [result for result in results if isinstance(result, _Later)]
+        if any(result.crowded for result in later):
+            run.tries.turn_away()
+        dues = [result.due for result in later]
         if not dues:
             return store_delay(attempt=run.attempt, jitter=self.jitter())
         return max(0.0, min(dues) - self._now())
@@ -244,6 +272,14 @@ class Collector:
 
     def _now(self) -> float:
         return self.clock().timestamp()
+
+
+def _endpoint(wanted: Wanted) -> str:
+    """Host and port as `Crowded` names them; of another spelling, each file asks for itself."""
+    with suppress(ValueError):
+        parts = urlsplit(wanted.source)
+        return f"{parts.hostname}:{parts.port or PORTS.get(parts.scheme)}"
+    return ""
 
 
 def _lost(wanted: Wanted, error: OutkeepError) -> KeptFile:

@@ -27,7 +27,9 @@ from app.core.answers import (
 from app.core.errors import Permanent, Transient
 from app.core.hosts import HostRules, Target
 from app.core.inputs import Uploads
+from app.core.shares import Shares
 from app.guard import network_errors, tls_for_underscores
+from app.places import Places
 from workers.spill import Spill, spilled
 
 STEP_BYTES = 64 * 1024
@@ -69,14 +71,17 @@ class Fetcher:
         *,
         max_bytes: int,
         disk_floor: int | None,
+        places: Places | None = None,
         stall_seconds: float = 30,
         max_redirects: int = 5,
     ) -> None:
+        """`places` are those of the process, for each host and port; without, those of 256 slots."""
         self._session = session
         self._rules = rules
         self._folder = folder
         self._max_bytes = max_bytes
         self._disk_floor = disk_floor
+        self._places = places or Places("the downloads", Shares.of(256))
         self._stall_seconds = stall_seconds
         self._max_redirects = max_redirects
 
@@ -94,8 +99,8 @@ class Fetcher:
         body that the download just before this one brought, if only a second one like it can be believed.
 
         Raises `Permanent` or `Transient` with the codes of `HostRules.check`, `answers`, `network_errors` and
-        `disk_error`, and `too_many_redirects` or `deadline`. No temporary file is left then, nor after a
-        cancellation.
+        `disk_error`, `too_many_redirects` or `deadline`, and `Crowded` when a host has its share. No
+        temporary file is left then, nor after a cancellation.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -110,14 +115,16 @@ class Fetcher:
             opened = uploads.target(hop) if uploads else None
             target = opened or self._rules.check(hop)
             headers = {"Authorization": f"Bearer {uploads.token}"} if uploads and opened else {}
-            response = await self._request(hop, target, headers)
-            try:
-                answer = _answer(response, target.host)
-                following = redirection(answer, hop)
-                if following is None:
-                    return await self._receive(response, answer, hop, before)
-            finally:
-                response.close()
+            # For each hop, so that a slow host takes the places of none that leads to it.
+            async with self._places.take(f"{target.host}:{target.port}"):
+                response = await self._request(hop, target, headers)
+                try:
+                    answer = _answer(response, target.host)
+                    following = redirection(answer, hop)
+                    if following is None:
+                        return await self._receive(response, answer, hop, before)
+                finally:
+                    response.close()
             hop = following
         raise Permanent(
             "too_many_redirects", f"more than {self._max_redirects} redirects, the last to {target.host}"

@@ -30,7 +30,7 @@ async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> 
     place = _place(job, kind, prediction_id)
     tries = Tries(job.meta.setdefault("tries", {}))
     try:
-        wait = await service.run(*place, tries, attempt=_run(job))
+        wait = await service.run(*place, tries, attempt=max(1, _run(job) - tries.turned_away))
     except (Permanent, Rejected) as error:
         await asyncio.to_thread(service.give_up, *place, error)
         raise _final(job, error) from None

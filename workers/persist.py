@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -12,15 +12,17 @@ from redis.exceptions import RedisError
 
 from app.claim_check import claimed
 from app.core import manifest as manifests
-from app.core.errors import OutkeepError, Permanent, Removed, StorageFailure, Transient
+from app.core.errors import Crowded, OutkeepError, Permanent, Removed, StorageFailure, Transient
 from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import Kind
 from app.core.outputs import OutputFile, joined_text
 from app.core.policy import store_delay
 from app.core.prediction import parse
+from app.core.shares import Shares
 from app.core.tries import Tries
 from app.core.vocabulary import BYTES, FILES, HOUR_LEFT, LOST, RETRIES, STORED
+from app.places import Places
 from app.records import Record, Records
 from app.removal import erase
 from app.storage import Storage
@@ -30,10 +32,17 @@ from workers.dispatch import Dispatcher, counts
 from workers.inputs import Inputs, Tried
 from workers.keep import Keeper
 
-LARGE_AT_ONCE = 4
-"""Predictions of which each holds many megabytes that are worked on at the same time."""
+LARGE_AT_ONCE, MEDIUM_AT_ONCE = 4, 64
+"""Predictions of which each holds many megabytes that are worked on at the same time, and such of more than
+`MEDIUM` bytes. The others come again: a slot is no place to wait in."""
+
+MEDIUM = 64 << 10
 
 log = logging.getLogger("outkeep.persist")
+
+
+def _memory(count: int) -> Places:
+    return Places("the memory for large events", Shares(count, 2 * count))
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,8 @@ class Persist:
     tally: Tally = field(default_factory=Tally)
     inputs: Inputs | None = None
     """None: what went into a model is not kept."""
-    _large: asyncio.Semaphore = field(
-        init=False, repr=False, default_factory=partial(asyncio.Semaphore, LARGE_AT_ONCE)
-    )
+    _large: Places = field(init=False, repr=False, default_factory=partial(_memory, LARGE_AT_ONCE))
+    _medium: Places = field(init=False, repr=False, default_factory=partial(_memory, MEDIUM_AT_ONCE))
 
     async def run(self, kind: Kind, prediction_id: str, tries: Tries, *, attempt: int) -> float | None:
         """Do what is left to do; seconds to wait before the next run, or None when all is done.
@@ -64,15 +72,26 @@ class Persist:
         try:
             try:
                 record = await asyncio.to_thread(self.records.get, kind, prediction_id)
-                async with (
-                    self._large if record is not None and record.body_at is not None else nullcontext()
-                ):
+                async with self._room(record):
                     return await self._work(kind, prediction_id, record, tries, attempt)
             except Removed:
                 await asyncio.to_thread(self._forget, kind, prediction_id)
+        except Crowded as error:
+            tries.turn_away()
+            return error.wait
         except (Transient, RedisError) as error:
             return self._put_off(kind, prediction_id, error, attempt)
         return None
+
+    def _room(self, record: Record | None) -> AbstractAsyncContextManager[None]:
+        """A place in memory for what is large."""
+        if record is None:
+            return nullcontext()
+        if record.body_at is not None:
+            return self._large.take("this process")
+        if len(record.body or record.outline or b"") > MEDIUM:
+            return self._medium.take("this process")
+        return nullcontext()
 
     async def _work(
         self, kind: Kind, prediction_id: str, record: Record | None, tries: Tries, attempt: int

@@ -18,6 +18,7 @@ from app.core.handlers import needs_token
 from app.core.inputs import Uploads
 from app.core.links import link_keys
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
+from app.core.shares import PART, Shares
 from app.creation import creating
 from app.creation_limit import CreationLimit
 from app.deployment import Deployment
@@ -25,13 +26,14 @@ from app.follow_ups import FollowUps
 from app.guard import guarded_session
 from app.handler_states import HandlerStates
 from app.inbox import TIMEOUT as REDIS_TIMEOUT
+from app.places import Places
 from app.records import Records
 from app.replicate import connected
 from app.storage import Storage
 from app.tally import Tally
 from workers import jobs
 from workers.attempt import Attempts
-from workers.collect import Collector, Limits
+from workers.collect import PARALLEL_FILES, Collector, Limits
 from workers.dispatch import Dispatcher
 from workers.fetch import Fetcher
 from workers.follow import Follow
@@ -55,14 +57,20 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
     """The jobs of the queue `persist`."""
     settings = deployment.settings
     rules = settings.output_hosts
+    places = Places("the downloads", Shares.of(settings.slots))
     with scratch(settings.temporary) as folder:
         async with (
             guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session,
-            _fetching_inputs(deployment, folder) as inputs,
+            _fetching_inputs(deployment, folder, places) as inputs,
             _counting(redis) as tally,
         ):
             fetcher = Fetcher(
-                session, rules, folder, max_bytes=settings.max_file, disk_floor=settings.disk_floor
+                session,
+                rules,
+                folder,
+                max_bytes=settings.max_file,
+                disk_floor=settings.disk_floor,
+                places=places,
             )
             service = _persist(deployment, redis, fetcher, inputs, tally)
             yield {PERSIST_JOB: partial(jobs.persist, service)}
@@ -130,7 +138,9 @@ ASYNCHRONOUS = {PERSIST_QUEUE: persist_jobs, NOTIFY_QUEUE: notify_jobs}
 
 
 @asynccontextmanager
-async def _fetching_inputs(deployment: Deployment, folder: Path) -> AsyncIterator[InputFetcher | None]:
+async def _fetching_inputs(
+    deployment: Deployment, folder: Path, places: Places
+) -> AsyncIterator[InputFetcher | None]:
     """What downloads inputs, over a session of its own that also reaches the API; None: they are not kept."""
     settings = deployment.settings
     if not settings.keep_inputs:
@@ -140,7 +150,14 @@ async def _fetching_inputs(deployment: Deployment, folder: Path) -> AsyncIterato
     uploads = Uploads.at(settings.api_url, token.get_secret_value()) if token else None
     origins = rules.origins | ({uploads.origin} if uploads else set())
     async with guarded_session(origins=origins, proxy=_proxy(deployment)) as session:
-        fetcher = Fetcher(session, rules, folder, max_bytes=settings.max_file, disk_floor=settings.disk_floor)
+        fetcher = Fetcher(
+            session,
+            rules,
+            folder,
+            max_bytes=settings.max_file,
+            disk_floor=settings.disk_floor,
+            places=places,
+        )
         own = OwnFiles(
             Storage(settings.storage_url),
             settings.base_url,
@@ -161,12 +178,16 @@ def _persist(
     # What waits for storage outlives the process, unlike what is being downloaded.
     keeper = Keeper(storage, fetcher, settings.temporary)
     limits = Limits(settings.max_files, settings.disk_floor)
+    # One prediction leaves places of a host to others, also where there are few.
+    parallel = min(PARALLEL_FILES, max(1, settings.slots // PART**2))
     input_keeper = Keeper(storage, inputs, settings.temporary) if inputs else None
     return Persist(
         records=records,
         storage=storage,
         keeper=keeper,
-        collector=Collector(records, keeper, settings.temporary, limits, _now, random.random, tally),
+        collector=Collector(
+            records, keeper, settings.temporary, limits, _now, random.random, tally, parallel
+        ),
         dispatcher=Dispatcher(redis, records, storage, deployment.handlers, _now),
         clock=_now,
         jitter=random.random,

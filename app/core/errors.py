@@ -40,11 +40,12 @@ class Transient(OutkeepError):
 
 
 class Crowded(Transient):
-    """Nothing was tried, since others of its kind fill their share: `retry_after` says when to come again."""
+    """Nothing was tried, since others take all places of `key`; come again after `wait` seconds."""
 
-    def __init__(self, code: str, message: str, *, retry_after: float) -> None:
-        super().__init__(code, message, retry_after=retry_after)
-        self.wait = retry_after
+    def __init__(self, message: str, *, key: str, wait: float) -> None:
+        super().__init__("crowded", message, retry_after=wait)
+        self.key = key
+        self.wait = wait
 
 
 class StorageFailure(Transient):

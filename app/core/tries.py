@@ -9,7 +9,10 @@ from app.core.policy import RETRIED_ONCE, fetch_delay
 State = MutableMapping[str, list[float]]
 """File → [failures retried within the hour, failures retried once, when it may be asked for again (Unix
 seconds)]; `<file>:held` → [when it was first held]; `<file>:absent` → [answers of 404]; `<file>:body` →
-[size, hash as a number: what the latest try brought, and may not be whole]. Plain values, kept as JSON."""
+[size, hash as a number: what the latest try brought, and may not be whole]; `turned_away` → [how many runs].
+Plain values, kept as JSON."""
+
+_TURNED_AWAY = "turned_away"
 
 HELD_FOR = 86400.0
 """Seconds for which others do not give up a file that a host holds, since the storage did not take it."""
@@ -38,6 +41,15 @@ class Tries:
         """What the latest try brought, if only another try can tell whether that is the whole file."""
         size, digest = self._state.get(_body(file), (0, -1))
         return (int(size), f"{int(digest):064x}") if digest >= 0 else None
+
+    @property
+    def turned_away(self) -> int:
+        """How many runs ended since others took all places: they were none, and make no wait longer."""
+        return int(self._state.get(_TURNED_AWAY, [0])[0])
+
+    def turn_away(self) -> None:
+        """Count such a run."""
+        self._state[_TURNED_AWAY] = [self.turned_away + 1]
 
     def failed(
         self, file: str, error: OutkeepError, *, now: float, remaining: float, jitter: float

@@ -409,7 +409,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
     assert settings.base_url == "http://127.0.0.1:8000"
     assert settings.api_url == "https://api.replicate.com"
     assert (settings.max_body, settings.max_file) == (32 << 20, 10 << 30)
-    assert (settings.slots, settings.max_files, settings.record_ttl) == (64, 1000, 7 * 86400)
+    assert (settings.slots, settings.max_files, settings.record_ttl) == (256, 1000, 7 * 86400)
     assert settings.output_hosts.text == "replicate.delivery *.replicate.delivery storage.googleapis.com"
     assert settings.reconciles == "off"
     assert load({"REPLICATE_API_TOKEN": "r8_x"}).reconciles == "all"

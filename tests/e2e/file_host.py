@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 class FileHost:
     """Files by path; `hurry` ends all slowness from then on.
 
-    `open` counts the answers on their way, `asked` how often each path was requested.
+    `open` counts the answers on their way, `most` how many those have been, `asked` how often each path was
+    requested.
     """
 
     def __init__(self, *, pieces: int, pause: float) -> None:
         self.url = ""
-        self.open = 0
+        self.open = self.most = 0
         self.asked: Counter[str] = Counter()
         self._files: dict[str, bytes] = {}
         self._pieces = pieces
@@ -30,6 +31,10 @@ class FileHost:
         self._files[path] = content
         return f"{self.url}{path}"
 
+    def leading_to(self, url: str) -> str:
+        """A URL that redirects to `url`."""
+        return f"{self.url}/to/{url}"
+
     def sha256(self, url: str) -> str:
         """The hash of a hosted file, in hex."""
         return hashlib.sha256(self._files[url.removeprefix(self.url)]).hexdigest()
@@ -40,12 +45,20 @@ class FileHost:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        self.most = max(self.most, self.open)
         with suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             path = head.split()[1].decode()
             self.asked[path] += 1
-            content = self._files[path]
-            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(content))
+            if path.startswith("/to/"):
+                location = path.removeprefix("/to/").encode()
+                writer.write(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % location)
+                content = b""
+            else:
+                content = self._files[path]
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(content)
+                )
             step = len(content) // self._pieces + 1
             for start in range(0, len(content), step):
                 with suppress(TimeoutError):

@@ -112,6 +112,7 @@ def test_a_dead_handler_with_a_thousand_waiting_holds_up_no_other(
     floor: Floor, release: threading.Event
 ) -> None:
     """The other one's events wait behind the thousand, and arrive before the dead one has ended any."""
+    floor.environment["OUTKEEP_SLOTS"] = "64"
     of_dead = [f"dead{number:04}" for number in range(1000)]
     of_alive = [f"alive{number}" for number in range(20)]
     floor.store(*of_dead[:64], *of_alive)

@@ -1,0 +1,98 @@
+"""What waits on one slow host holds up no other prediction: real worker processes, hosts and Valkey."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from app import queues
+from app.core.manifest import Receipt, format_time
+from app.core.names import PERSIST_QUEUE, Kind
+from app.core.prediction import parse
+from app.records import Arrival
+from tests.e2e.file_host import FileHost, file_host
+from tests.workers.desk import PNG, Desk
+from tests.workers.test_jobs import process
+from tests.workers.worker_process import wait_until
+
+PREDICTION = Kind.PREDICTION
+SLOTS = 8
+SHARE = 2
+INLINE = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+
+Outputs = Callable[[FileHost, FileHost], list[Any]]
+"""The slow host, the quick one → the outputs of predictions."""
+
+
+@pytest.fixture
+def slow() -> Iterator[FileHost]:
+    """Says nothing but the heads of its answers until it is told to hurry."""
+    with file_host(pause=600) as host:
+        yield host
+
+
+@pytest.fixture
+def quick() -> Iterator[FileHost]:
+    with file_host(pause=0) as host:
+        yield host
+
+
+@pytest.fixture
+def desk(redis: Redis, tmp_path: Path) -> Desk:
+    return Desk(redis, tmp_path)
+
+
+def receive(desk: Desk, identity: str, output: Any, **keys: Any) -> str:
+    """Accept the end of a prediction as the receiver does; its id."""
+    now = datetime.now(UTC)
+    raw = {"id": identity, "status": "succeeded", "input": {}, "output": output, **keys}
+    body = json.dumps(raw | {"completed_at": format_time(now)}).encode()
+    job = queues.persist_job(desk.redis, PREDICTION, identity, timeout=4200)
+    desk.records.accept([Arrival(parse(body, PREDICTION), body, Receipt(now, "msg"), job)], now)
+    return identity
+
+
+def stored(desk: Desk, ids: list[str]) -> bool:
+    return all(desk.storage.read_manifest(PREDICTION, one) is not None for one in ids)
+
+
+OF_A_SLOW_HOST: list[Outputs] = [
+    lambda slow, _: [slow.add("a.png", PNG) for _ in range(4 * SLOTS)],
+    lambda slow, _: [[slow.add("a.png", PNG) for _ in range(249)]],
+    lambda slow, _: [[slow.add("a.png", PNG) for _ in range(20)] for _ in range(2 * SLOTS)],
+    lambda slow, quick: [quick.leading_to(slow.add("a.png", PNG)) for _ in range(4 * SLOTS)],
+    lambda slow, quick: [
+        {"a": "text", "b": [quick.add("a.png", PNG), slow.add("a.png", PNG)]} for _ in range(2 * SLOTS)
+    ],
+]
+
+
+@pytest.mark.parametrize("outputs", OF_A_SLOW_HOST)
+def test_a_slow_host_gets_a_quarter_of_the_slots_and_holds_up_no_other_output(
+    desk: Desk, valkey_url: str, slow: FileHost, quick: FileHost, outputs: Outputs
+) -> None:
+    """What came behind it is stored while nothing of it moves, and all of it once it does."""
+    held = [receive(desk, f"slow{number}", one) for number, one in enumerate(outputs(slow, quick))]
+    others = ["text", ["to", "kens"], None, INLINE, quick.add("b.png", PNG), [quick.add("c.png", PNG)] * 3]
+    passing = [receive(desk, f"other{number}", one) for number, one in enumerate(others)]
+    settings = {
+        "REDIS_URL": valkey_url,
+        "OUTKEEP_SLOTS": str(SLOTS),
+        "OUTKEEP_OUTPUT_HOSTS": f"{slow.url} {quick.url}",
+    }
+    with process(desk, PERSIST_QUEUE, **settings) as running:
+        wait_until(lambda: slow.open == SHARE or stored(desk, passing), seconds=30)
+        wait_until(lambda: stored(desk, passing), seconds=30)
+        assert slow.most <= SHARE
+        assert not any(stored(desk, [one]) for one in held)
+        slow.hurry()
+        wait_until(lambda: stored(desk, held), seconds=120)
+        assert slow.most <= SHARE
+        assert running.stop() == 0
+    manifests = [desk.storage.read_manifest(PREDICTION, one) for one in held + passing]
+    assert all(manifest is not None and not manifest.lost for manifest in manifests)
