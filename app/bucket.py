@@ -264,6 +264,15 @@ class Bucket:
             self.lacks.add(Lack.BULK)
         return self._bulk_proven
 
+    def read(self, name: str) -> Iterator[bytes]:
+        """An object whole, in pieces; raises as obstore does, `MISSING` when there is none."""
+        try:
+            answer = obstore.get(self._patient, name)
+        except MISSING as error:
+            _require_bucket(error)
+            raise
+        return map(bytes, answer.stream(min_chunk_size=1 << 20))
+
     async def stream(self, name: str, start: int, end: int, *, size: int | None) -> AsyncIterator[bytes]:
         """Bytes `start` up to but without `end`, as `Storage.stream` has it."""
         at = start

@@ -3,7 +3,7 @@
 import errno
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,12 @@ class LocalFolder:
             return obstore.head(self.store, name)
         except MISSING:
             return None
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """An object whole, in pieces; raises as obstore does, `MISSING` when there is none."""
+        if self.is_absent():
+            raise FileNotFoundError(name)
+        return map(bytes, obstore.get(self.store, name).stream(min_chunk_size=CHUNK))
 
     async def stream(self, name: str, start: int, end: int, *, size: int | None) -> AsyncIterator[bytes]:  # noqa: ARG002
         """Bytes `start` up to but without `end`."""

@@ -1,5 +1,6 @@
 """The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
 
+import hashlib
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 
-from app.bucket import Bucket
+from app.bucket import MISSING, Bucket
 from app.core import manifest as manifests
 from app.core.bucket_faults import Lack
 from app.core.errors import StorageFailure
@@ -148,6 +149,18 @@ class Storage:
         """Remove a folder whose objects are gone, with what killed writes left in it and no list shows."""
         with self._asked(prefix):
             self._place.remove_folder(prefix)
+
+    def digest(self, name: str) -> tuple[int, str] | None:
+        """Size and SHA-256 (hex) of what is stored, read whole in pieces; None when there is nothing."""
+        size, digest = 0, hashlib.sha256()
+        with self._asked(name):
+            try:
+                for piece in self._place.read(name):
+                    size += len(piece)
+                    digest.update(piece)
+            except MISSING:
+                return None
+        return size, digest.hexdigest()
 
     async def stream(
         self, name: str, start: int, end: int, *, size: int | None = None

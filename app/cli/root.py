@@ -5,7 +5,21 @@ import sys
 import click
 from redis.exceptions import AuthenticationError, RedisError
 
-from app.cli import account, doctor, handlers, look, predict, rebuild, reconcile, replay, rm, run, send, show
+from app.cli import (
+    account,
+    doctor,
+    handlers,
+    look,
+    predict,
+    rebuild,
+    reconcile,
+    replay,
+    rm,
+    run,
+    send,
+    show,
+    verify,
+)
 from app.cli.terminal import escape_what_does_not_fit, say
 from app.core.errors import ConfigurationError, OutkeepError
 
@@ -29,7 +43,7 @@ def cli() -> None:
 for command in (
     run.up, run.serve, run.work, run.healthcheck, run.demo, run.simulate,
     send.send, predict.run, look.ls, show.show, look.config, handlers.handlers, replay.replay,
-    rebuild.rebuild, reconcile.reconcile, account.secret, account.url, rm.rm, doctor.doctor,
+    rebuild.rebuild, verify.verify, reconcile.reconcile, account.secret, account.url, rm.rm, doctor.doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -52,7 +52,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._erase()
+        self.pause()
 
     def step(self) -> None:
         """One more."""
@@ -62,9 +62,10 @@ class Progress:
 
     def interrupt(self, text: str) -> None:
         """Print one line to standard error meanwhile."""
-        self._erase()
+        self.pause()
         say(text, err=True)
 
-    def _erase(self) -> None:
+    def pause(self) -> None:
+        """Make room for another line."""
         if self._shown:
             click.echo("\r\033[K", err=True, nl=False)

@@ -1,0 +1,76 @@
+"""The command `verify`: whether what is stored is still what was stored."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import click
+from pydantic import ByteSize
+
+from app.cli.moment import parse_moment
+from app.cli.terminal import Progress, say
+from app.core.names import ID, Kind, folder_name
+from app.settings import load
+from app.storage import Storage
+from app.verify import Odd, Verified, Verifier, everything
+
+
+@click.command(short_help="Read stored files again, and compare them with the manifests.")
+@click.argument("ids", metavar="[ID...]", nargs=-1)
+@click.option("--since", help="All that was stored since then: 1h, 2d, or 2026-03-16T10:00:00Z.")
+@click.option("--all", "all_of_it", is_flag=True, help="All that is stored.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the sums last.")
+def verify(ids: tuple[str, ...], *, since: str | None, all_of_it: bool, as_json: bool) -> None:
+    """Read stored files again, and compare their sizes and SHA-256 with the manifests; needs no Redis.
+
+    Prints a line for each file that is missing or differs, and for each manifest that cannot be read. Exit
+    code 1 when there is any, or when nothing is stored of an id. What was lost before it could be stored is
+    not looked for.
+
+    \b
+    Examples:
+      outkeep verify ype2b3w02xrme0cqadzrms82nm
+      outkeep verify --since 1d
+      outkeep verify --all --json
+    """
+    if sum([bool(ids), all_of_it, since is not None]) != 1:
+        raise click.UsageError("name what to verify: ids, or --since, or --all")
+    for one in ids:
+        if not ID.fullmatch(one):
+            raise click.BadParameter(f"an id has 1 to 64 letters, digits, '_' or '-': {one!r}")
+    moment = None if since is None else parse_moment(since, datetime.now(UTC))
+    storage = Storage(load(os.environ).storage_url)
+    verifier = Verifier(storage, moment)
+    count = {"predictions": 0, "files": 0, "bytes": 0, "odd": 0}
+    with Progress("verified") as progress:
+        for found in _of(verifier, ids) if ids else verifier.verify(everything(storage, moment)):
+            if found is None:
+                continue
+            progress.step()
+            for odd in found.odd:
+                progress.pause()
+                say(json.dumps(asdict(odd)) if as_json else f"{odd.problem} {odd.object}: {odd.detail}")
+            count["predictions"] += 1
+            count["files"] += found.files
+            count["bytes"] += found.size
+            count["odd"] += len(found.odd)
+    if as_json:
+        click.echo(json.dumps({"ok": not count["odd"], **count}))
+    else:
+        end = f"{count['odd']} are missing or differ" if count["odd"] else "all are as they were stored"
+        size = ByteSize(count["bytes"]).human_readable()
+        say(f"{count['files']} files of {count['predictions']} predictions ({size}): {end}", err=True)
+    sys.exit(1 if count["odd"] else 0)
+
+
+def _of(verifier: Verifier, ids: tuple[str, ...]) -> Iterator[Verified | None]:
+    """What there is of each id, a prediction or a training."""
+    for one in dict.fromkeys(ids):
+        found = list(verifier.verify([(kind, one) for kind in Kind]))
+        if not any(found):
+            place = folder_name(Kind.PREDICTION, one)
+            yield Verified(0, 0, (Odd("missing", Kind.PREDICTION, one, place, "nothing is stored of it"),))
+        yield from found
