@@ -8,18 +8,22 @@ addresses: a middleware, which sees every request, judges those.
 import ssl
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from ipaddress import ip_address
 from socket import AF_UNSPEC, AddressFamily
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from app.core.addresses import FAKE, Address, embedded, is_private, is_public
 from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.heads import MAX_HEAD
 from app.core.hosts import PORTS, Origin, is_certified
 from app.core.notation import proxy_url
+from app.lenient import LenientHandler
 from app.lookups import Lookups
 
 Endpoint = tuple[str, int]
@@ -33,6 +37,7 @@ def guarded_session(
     proxy: str | None = None,
     tls: ssl.SSLContext | None = None,
     names: AbstractResolver | None = None,
+    statuses: bool = False,
 ) -> aiohttp.ClientSession:
     """Open a session for requests to hosts that others name; needs a running loop.
 
@@ -40,7 +45,7 @@ def guarded_session(
     `proxy` is an egress proxy (`http://host:port`): it looks names up itself, so that it must guard them,
     and only literal addresses are judged here. One that cannot be read raises `Permanent` (`bad_url`): each
     request would fail as if its own URL were wrong. `tls` replaces the system's certificates, `names` the
-    system's look-up.
+    system's look-up. With `statuses` only the status of an answer counts, whatever else is wrong in it.
 
     Nothing is decoded, no cookie kept, no proxy or password read from the environment. Callers pass
     `allow_redirects=False`. Requests raise `Permanent` (`address_refused`), and aiohttp's errors unless they
@@ -54,8 +59,12 @@ def guarded_session(
         ssl=tls or True,
         limit=0,
     )
+    protocol: Callable[..., ResponseHandler] = LenientHandler
+    connector._factory = partial(protocol, connector._loop, statuses=statuses)  # noqa: SLF001 - no other way
     return aiohttp.ClientSession(
         connector=connector,
+        max_line_size=MAX_HEAD,
+        max_field_size=MAX_HEAD,
         middlewares=(_literal_gate(frozenset(origins), private=private),),
         headers={"Accept-Encoding": "identity", "User-Agent": "outkeep"},
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -129,6 +138,9 @@ def network_errors(host: str) -> Iterator[None]:
         raise Permanent("url_malformed", f"the URL on {host} cannot be requested") from None
     except (aiohttp.ClientError, OSError) as error:
         code, phrase = _name(error)
+        if isinstance(error, aiohttp.ClientResponseError):
+            # The parser's own word for it; behind a colon comes what was sent.
+            phrase += f": {error.message.partition(':')[0]}"
         raise Transient(code, f"{host}: {phrase} ({type(error).__name__})") from error
 
 

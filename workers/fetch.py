@@ -1,6 +1,7 @@
 """Download one output file: guarded, hashed, within a deadline, all of it or nothing."""
 
 import asyncio
+import logging
 import ssl
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from app.core.answers import (
     too_large,
 )
 from app.core.errors import Permanent, Transient
+from app.core.heads import ODD, UNCLEAR
 from app.core.hosts import HostRules, Target
 from app.core.inputs import Uploads
 from app.core.shares import Shares
@@ -36,6 +38,8 @@ STEP_BYTES = 64 * 1024
 """What must arrive within `stall_seconds`; with 30 s that is 2 kB a second."""
 BLOCK_BYTES = 1024 * 1024
 """What is hashed and written at once."""
+
+log = logging.getLogger("outkeep.persist")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +137,16 @@ class Fetcher:
     async def _request(self, url: str, target: Target, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         with network_errors(target.host):
             async with asyncio.timeout(self._stall_seconds):
-                return await self._session.get(
+                response = await self._session.get(
                     _exact(url, target),
                     headers=headers,
                     ssl=self._tls if "_" in target.host else True,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None),
                 )
+        if odd := response.headers.get(ODD):
+            log.info("an answer is odd, and clear all the same", extra={"host": target.host, "odd": odd})
+        return response
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -224,4 +231,5 @@ def _answer(response: aiohttp.ClientResponse, host: str) -> Answer:
         content_encodings=headers.getall("Content-Encoding", []),
         location=headers.get("Location"),
         retry_after=headers.get("Retry-After"),
+        unclear=headers.get(UNCLEAR, ""),
     )

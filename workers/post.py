@@ -1,8 +1,8 @@
 """One signed POST to a handler."""
 
 import asyncio
+import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ import aiohttp
 
 from app.core import event as events
 from app.core.errors import Transient
+from app.core.heads import ODD
 from app.core.retry_after import retry_after
 from app.core.signature import signed_headers
 from app.core.targets import Webhook
@@ -23,6 +24,8 @@ TIMEOUT = 30.0
 MAX_ANSWER = 20_000
 READING = 2.0
 """Bytes and seconds that the body of an answer gets; its status alone decides."""
+
+log = logging.getLogger("outkeep.notify")
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,25 @@ class Post:
         request = self.session.post(url, data=body, headers=headers, allow_redirects=False)
         with network_errors(urlsplit(url).hostname or url):
             async with request as answer:
-                await _finish_reading(answer.content)
+                odd = answer.headers.get(ODD) or await _finish_reading(answer.content)
+                if odd:
+                    facts = {"host": urlsplit(url).hostname, "status": answer.status, "odd": odd}
+                    log.warning("a handler answers oddly, and its status counts", extra=facts)
                 return answer.status, retry_after(answer.headers.get("retry-after"), now=now)
 
 
-async def _finish_reading(content: aiohttp.StreamReader) -> None:
-    """Read a short answer to its end, so that its connection serves again. What it says does not count."""
+async def _finish_reading(content: aiohttp.StreamReader) -> str:
+    """Read a short answer to its end, so that its connection serves again; what was wrong with it.
+
+    What it says does not count.
+    """
     room = MAX_ANSWER
-    with suppress(TimeoutError, aiohttp.ClientError):
+    try:
         async with asyncio.timeout(READING):
             while room > 0 and (block := await content.read(room)):
                 room -= len(block)
+    except TimeoutError:
+        return f"a body that does not end within {READING:.0f} s"
+    except aiohttp.ClientError as error:
+        return f"a body that is not whole ({type(error).__name__})"
+    return ""

@@ -87,7 +87,7 @@ async def notify_jobs(
     share = share_of(settings.slots)
     links = signed_links(link_keys(deployment.secret_keys), settings.base_url, _now)
     async with (
-        guarded_session(private=settings.notify_private, proxy=_proxy(deployment)) as session,
+        guarded_session(private=settings.notify_private, proxy=_proxy(deployment), statuses=True) as session,
         _counting(redis) as tally,
         _following(deployment, redis, storage, links) as follow,
     ):

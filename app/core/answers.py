@@ -60,6 +60,8 @@ class Answer:
     content_encodings: Sequence[str] = ()
     location: str | None = None
     retry_after: str | None = None
+    unclear: str = ""
+    """Why nobody can tell where its body ends, if `heads` has found that."""
 
 
 def redirection(answer: Answer, url: str) -> str | None:
@@ -89,10 +91,12 @@ def declared_length(answer: Answer, *, max_bytes: int, now: float) -> int | None
     """Give the length of the file that follows, or None when its end will tell.
 
     `now` is in Unix seconds. Raises `Permanent` (`not_found`, `gone`, `too_large`) or `Transient`
-    (`forbidden`, `busy`, `server_error`, `status_unexpected`, `length_unclear`).
+    (`forbidden`, `busy`, `server_error`, `status_unexpected`, `answer_malformed`, `length_unclear`).
     """
     if answer.status != _OK:
         raise _refusal(answer, now=now)
+    if answer.unclear:
+        raise Transient("answer_malformed", f"{answer.host} sends {answer.unclear}")
     if answer.transfer_encodings:
         _require_chunked(answer)
         return None

@@ -71,10 +71,12 @@ EVENTS: Final[Mapping[str, str]] = {
     "an output is lost: %s": "output_lost",
     "an output is not fetched, again in %.0f s: %s": "output_refused",
     "an output is tried again in %.0f s: %s": "output_put_off",
+    "an answer is odd, and clear all the same": "answer_odd",
     "an input is not kept: %s": "input_lost",
     "removed meanwhile: nothing is kept": "prediction_removed",
     # telling handlers
     "handler told": "handler_told",
+    "a handler answers oddly, and its status counts": "handler_answer_odd",
     "handler not told, again in %.0f s: %s": "handler_put_off",
     "handler not told; the delivery is a dead letter: %s": "handler_dead_letter",
     "event handed on to a job": "event_handed_on",

@@ -172,10 +172,6 @@ def bare(*lines: str, body: bytes = b"") -> bytes:
             bare("Content-Length: 5", "Content-Length: 6", body=b"12345"),
             {"answer_malformed", "length_unclear"},
         ),
-        (
-            bare("Content-Length: 5", "Content-Length: 5", body=b"12345"),
-            {"answer_malformed", "length_unclear"},
-        ),
         (bare("Content-Length: -5", body=b"12345"), {"answer_malformed"}),
         (
             bare("Content-Length: 5", "Transfer-Encoding: chunked", body=b"5\r\n12345\r\n0\r\n\r\n"),
@@ -443,7 +439,7 @@ def test_a_bucket_with_underscores_must_show_a_certificate_that_somebody_vouches
         ("https://replicate.delivery:22/x", "port_refused"),
         ("https://user@replicate.delivery/x", "userinfo_refused"),
         ("http://[::1/x", "redirect_refused"),
-        ("/a\x01b", "url_malformed"),
+        ("https:///x", "url_malformed"),
         ("/a.png", "too_many_redirects"),
     ],
 )

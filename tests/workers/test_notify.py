@@ -335,6 +335,71 @@ def test_the_status_counts_whatever_the_body_does(office: Office, answer: Script
 
 
 @pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"X: " + b"a" * 9_000 + b"\r\n\r\nok", ""),
+        (b"X: " + b"a" * 300_000 + b"\r\n\r\nok", "headers of more than 128 KiB"),
+        (b"X: 1\r\n" * 129 + b"\r\nok", ""),
+        (b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok", "the same length"),
+        (b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok", "lengths that do not agree"),
+        (b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok", "length unclear"),
+        (b"Transfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nok", "a transfer coding"),
+        (b"Content-Length: two\r\n\r\nok", "no numbers"),
+        (b"X Y: 1\r\nContent-Length: 2\r\n\r\nok", "proper name"),
+        (b"garbage\r\n\r\n", "proper name"),
+        (b"X: \0\r\n\r\n", "control character"),
+        (b"Content-Length: 2\r\n\r\nokay and more", ""),
+        (b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok", "a body that is not whole"),
+        (b"Content-Length: 200\r\n\r\nok", "a body that is not whole"),
+        (b"X: cut", "headers that were cut off"),
+        (b"", ""),
+    ],
+)
+def test_a_handler_that_has_answered_200_is_not_asked_again(
+    office: Office, answer: bytes, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with raw(b"HTTP/1.1 200 OK\r\n" + answer) as host:
+        job = office.tell(url_of(host))
+        office.work()
+        assert host.connections == 1
+    [attempt] = attempts(job)
+    assert (attempt["status"], attempt["error"]) == (200, None)
+    assert office.told()
+    assert said in "".join(str(getattr(record, "odd", "")) for record in caplog.records)
+
+
+def test_a_handler_whose_head_never_ends_has_answered(office: Office) -> None:
+    with raw(then_for_ever(b"HTTP/1.1 204 No Content\r\n", b"X: 1\r\n", every=0.05)) as host:
+        job = office.tell(url_of(host))
+        office.work()
+        assert host.connections == 1
+    assert (attempts(job)[0]["status"], attempts(job)[0]["error"]) == (204, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 503 Busy\r\nRetry-After: 600\r\nX Y: 1\r\n\r\n", "status_503"),
+        (
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 Busy\r\nRetry-After: 600\r\nX Y: 1\r\n\r\n",
+            "status_503",
+        ),
+        (b"HTTP/1.1 302 Found\r\nLocation: /b\r\nX Y: 1\r\n\r\n", "status_302"),
+        (b"HTTP/1.1 20", "connection_reset"),
+        (b"nonsense\r\n\r\n", "answer_malformed"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "answer_malformed"),
+    ],
+)
+def test_an_odd_answer_without_success_is_a_failure(office: Office, answer: bytes, error: str) -> None:
+    with raw(answer) as host:
+        job = office.tell(url_of(host))
+        office.work()
+    assert attempts(job)[0]["error"] == error
+    if b"Retry-After" in answer:
+        assert office.wait(job) > 590
+
+
+@pytest.mark.parametrize(
     ("asked", "least", "most"),
     [("600", 600, 601), ("1", 4, 6), ("abc", 4, 6), ("-5", 4, 6), ("99999999999", 86400, 86401)],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tests.raw_host import Script, chunked, ok, raw_host
+from tests.raw_host import Script, chunked, ok, raw_host, then_reset
 from tests.workers.desk import ID, PNG, Desk
 
 UNTIL_CLOSED = b"HTTP/1.0 200 OK\r\nContent-Type: image/png\r\n\r\n"
@@ -52,6 +52,8 @@ def asked(
     [
         ([WHOLE], 2),
         ([b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + PNG], 2),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n" + PNG], 2),
+        ([b"HTTP/1.1 200 OK\r\nX Y: 1\r\n\r\n" + PNG], 2),
         ([CUT, WHOLE], 3),
         ([CUT, WHOLE, CUT, WHOLE], 5),
         ([WHOLE, BROKEN, WHOLE], 4),
@@ -192,3 +194,110 @@ def test_what_a_host_declared_is_known_to_a_download_that_waited_for_the_storage
     [file] = desk.manifest()["files"]
     assert (file["name"], file["encoding"]) == ("output-0.csv", "gzip")
     assert desk.file("output-0.csv") == ZIPPED
+
+
+START = b"HTTP/1.1 200 OK\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(PNG)
+MANY = b"".join(b"X-%d: 1\r\n" % number for number in range(129))
+ODD = [
+    (START + b"X: " + b"a" * 9_000 + b"\r\n" + LENGTH + b"\r\n" + PNG, None),
+    (START + b"X: " + b"a" * 60_000 + b"\r\n" + LENGTH + b"\r\n" + PNG, None),
+    (START + MANY + LENGTH + b"\r\n" + PNG, None),
+    (START + MANY * 40 + LENGTH + b"\r\n" + PNG, None),
+    (START + LENGTH + LENGTH + b"\r\n" + PNG, "the same length more than once"),
+    (
+        START + b"Content-Length: %d, %d\r\n\r\n" % (len(PNG), len(PNG)) + PNG,
+        "the same length more than once",
+    ),
+    (
+        START + b"Transfer-Encoding: identity\r\n" + LENGTH + b"\r\n" + PNG,
+        "a transfer coding that means nothing",
+    ),
+    (START + b"X Y: 1\r\n" + LENGTH + b"\r\n" + PNG, "a header without a proper name"),
+    (START + b"Server : a\r\n" + LENGTH + b"\r\n" + PNG, "a blank after the name of a header"),
+    (START + LENGTH.replace(b":", b" :") + b"\r\n" + PNG, "a blank after the name of a header"),
+    (START + b"garbage\r\n" + LENGTH + b"\r\n" + PNG, "a header without a proper name"),
+    (START + b": a\r\n" + LENGTH + b"\r\n" + PNG, "a header without a proper name"),
+    (START + b"X: \0\r\n" + LENGTH + b"\r\n" + PNG, "a control character in a header"),
+    (START + "X-\u00dc: 1\r\n".encode() + LENGTH + b"\r\n" + PNG, "a header without a proper name"),
+    (START + b" folded\r\n" + LENGTH + b"\r\n" + PNG, "a header over several lines"),
+    (b"\r\nHTTP/1.1  200\r\n" + LENGTH + b"\r\n" + PNG, None),
+    (
+        b"HTTP/1.1 103 Early\r\nX Y: 1\r\n\r\n" + START + b"X Y: 1\r\n" + LENGTH + b"\r\n" + PNG,
+        "a header without",
+    ),
+    (
+        START + b"X Y: 1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(PNG) + PNG + b"\r\n0\r\n\r\n",
+        "a header",
+    ),
+]
+
+
+@pytest.mark.parametrize(("answer", "said"), ODD)
+def test_an_answer_with_an_odd_head_and_a_clear_extent_is_kept_at_once(
+    desk: Desk, answer: bytes, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert asked(desk, answer, GONE)[0] == 1
+    [file] = desk.manifest()["files"]
+    assert (file["error"], file["sha256"]) == (None, hashlib.sha256(PNG).hexdigest())
+    assert said is None or said in "".join(str(getattr(record, "odd", "")) for record in caplog.records)
+
+
+def dripped(answer: bytes) -> Script:
+    """A byte at a time, each in a segment of its own as far as the network lets it."""
+
+    async def script(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        for byte in head + b"\r\n\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(body)
+        await writer.drain()
+
+    return script
+
+
+def test_a_head_may_come_in_pieces(desk: Desk) -> None:
+    assert asked(desk, dripped(ODD[7][0]), GONE)[0] == 1
+    assert desk.file("output-0.png") == PNG
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Content-Length: 5, 6\r\n",
+        b"Content-Length: 5\r\nContent-Length : 6\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: \r\n",
+        LENGTH + b"Transfer-Encoding: chunked\r\n",
+        LENGTH + b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        LENGTH + b"Content Length: 5\r\n",
+        LENGTH + b"Transfer\tEncoding: chunked\r\n",
+        LENGTH + b"X: a\rTransfer-Encoding: chunked\r\n",
+        LENGTH + b"X: " + b"a" * 70_000 + b"\r\n",
+        LENGTH + (b"X: " + b"a" * 40_000 + b"\r\n") * 4,
+    ],
+)
+def test_an_answer_of_unclear_extent_is_never_kept_and_the_log_says_why(
+    desk: Desk, head: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked(desk, START + head + b"\r\n" + PNG, runs=3)
+    assert not desk.is_committed
+    assert not (desk.outputs / "predictions").exists()
+    assert all(word in caplog.text for word in ("tried again", "length") if len(head) < 60_000)
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 5\r\nContent-Length: 6\r\n", b"X Y: 1\r\n", MANY])
+def test_the_status_and_the_redirect_of_an_odd_answer_count(desk: Desk, head: bytes) -> None:
+    moved = b"HTTP/1.1 302 Found\r\nLocation: /b.png\r\n" + head + b"\r\n"
+    assert asked(desk, b"HTTP/1.1 503 Busy\r\n" + head + b"\r\n", moved, ok(PNG))[0] == 3
+    assert desk.file("output-0.png") == PNG
+
+
+def test_a_body_without_a_length_that_a_broken_connection_cut_does_not_count(desk: Desk) -> None:
+    assert asked(desk, then_reset(CUT), then_reset(CUT), then_reset(CUT), WHOLE)[0] == 5
+    assert desk.file("output-0.png") == PNG
