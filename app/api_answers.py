@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from app.core.errors import Permanent, Transient
-from app.core.retry_after import retry_after
+from app.core.retry_after import http_date, retry_after
 from app.core.trimming import Trimmed
 
 Object = dict[str, Any]
@@ -81,7 +81,9 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Ob
 
 def _wait(headers: Mapping[str, str], problem: Object) -> float | None:
     """What a 429 asks for: a header, or `retry_after` in its body."""
-    asked = retry_after(headers.get("retry-after"), now=time.time())
+    answered = http_date(headers.get("date"))  # a date counts by the clock of who names it
+    now = answered.timestamp() if answered else time.time()
+    asked = retry_after(headers.get("retry-after"), now=now)
     said = problem.get("retry_after")
     if asked is None and isinstance(said, int | float) and not isinstance(said, bool) and said >= 0:
         return float(said)

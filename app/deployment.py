@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.clock import Clock
 from app.core import handlers as handlers_file
 from app.core import notation
 from app.core.errors import ConfigurationError, Permanent, Transient
@@ -31,6 +32,7 @@ class Deployment:
     redis_url: str = field(repr=False)
     secret_keys: tuple[bytes, ...] = field(repr=False)
     handlers: tuple[Handler, ...]
+    clock: Clock = field(default_factory=Clock, repr=False, compare=False)
 
 
 def prepare(

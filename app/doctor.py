@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,6 +14,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 
 from app import deployment, embedded_trace, reconcile_memory
 from app.backlog import queues_of_users
+from app.clock import clock_of
 from app.core import findings as rules
 from app.core import job_findings
 from app.core.addresses import is_private, is_public
@@ -102,7 +104,8 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
             names, users = [handler.name for handler in handlers], _users(redis, handlers)
             findings = [*check_redis(redis, keys, names, users), *unmended(redis, settings, users)]
             if settings.api_token is not None:
-                findings.append(rules.reconciled(settings.reconciles, reconcile_memory.age(redis)))
+                age = reconcile_memory.age(redis, clock_of(redis).time())
+                findings.append(rules.reconciled(settings.reconciles, age))
             return findings
     except AuthenticationError:
         detail = "it refuses the user or password of REDIS_URL"
@@ -152,7 +155,7 @@ def _spool(settings: Settings) -> list[Finding]:
         return [Finding(Level.OK, "spool", "empty")]
     spool = Spool(folder, disk_floor=settings.disk_floor)
     with closing(spool):
-        return spooled(spool)
+        return spooled(spool, datetime.now(UTC))
 
 
 def _storage(settings: Settings) -> list[Finding]:

@@ -74,7 +74,7 @@ class Drainer:
         said = ""
         while not self._stopping.wait(INTERVAL):
             try:
-                self._spool.tidy()
+                self._spool.tidy(self._clock().timestamp())
                 self._remove(self._accepted)
                 if waiting := [one for one in self._spool.waiting() if one.path not in self._accepted]:
                     self._redis.ping()

@@ -2,10 +2,9 @@
 
 import asyncio
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
@@ -18,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from app import queues, reconcile_memory
 from app.bearer import carries
+from app.clock import Clock, clocks_off
 from app.core import findings as rules
 from app.core.errors import OutkeepError
 from app.core.findings import Finding, Level
@@ -55,6 +55,7 @@ class Health:
     spool: Spool | None
     """Takes deliveries while Redis is away; None when that is switched off."""
     lateness: Lateness
+    clock: Clock
     data: Path
     disk_floor: int | None
     api_token: SecretStr | None
@@ -85,21 +86,25 @@ class Health:
 
     def findings(self) -> list[Finding]:
         """Run every check but that of storage; blocks for about two seconds at most when Redis hangs."""
+        now = self.clock()
         try:
             findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
-            findings += [*map(rules.warned, [scheduler(self.redis, self.users), *ages(self.redis)])]
+            findings += [*map(rules.warned, [scheduler(self.redis, self.users), *ages(self.redis, now)])]
             findings += switched_off(self.redis)
+            findings += rules.clocks(clocks_off(self.redis))
             if self.api_token is not None:
-                findings.append(rules.reconciled(self.reconciles, reconcile_memory.age(self.redis)))
+                age = reconcile_memory.age(self.redis, now.timestamp())
+                findings.append(rules.reconciled(self.reconciles, age))
         except BusyLoadingError:
             findings = [self._without_redis("loading its data")]
         except ResponseError as error:
             findings = [self._without_redis(f"takes no writes ({type(error).__name__})")]
         except RedisError as error:
             findings = [self._without_redis(f"no answer ({type(error).__name__})")]
-        findings += [*spooled(self.spool), rules.warned(disk(self.data, self.disk_floor))]
+        findings += [*spooled(self.spool, now), rules.warned(disk(self.data, self.disk_floor))]
         findings += self.ring.findings() if self.ring else []
-        return [*findings, rules.token(self.api_token is not None), *self.lateness.findings(time.time())]
+        findings += [rules.token(self.api_token is not None), rules.warned(rules.clock(self.clock.skew))]
+        return [*findings, *self.lateness.findings(now.timestamp())]
 
     def _without_redis(self, state: str) -> Finding:
         if self.spool is None or self.spool.trouble() is not None:
@@ -158,7 +163,7 @@ def disk(folder: Path, floor: int | None) -> Finding:
     return rules.disk(str(place), shutil.disk_usage(place).free, floor_of(place, floor))
 
 
-def spooled(spool: Spool | None) -> list[Finding]:
+def spooled(spool: Spool | None, now: datetime) -> list[Finding]:
     """Whether it could take a delivery, and what waits there."""
     if spool is None:
         return []
@@ -174,7 +179,7 @@ def spooled(spool: Spool | None) -> list[Finding]:
         detail = f"{damaged} deliveries are damaged; look at *.damaged in {spool.folder}"
         findings.append(Finding(Level.WARN, "spool", detail))
     if waiting:
-        age = (datetime.now(UTC) - waiting[0].received_at).total_seconds()
+        age = (now - waiting[0].received_at).total_seconds()
         whom = "for Redis, or, if large, for the storage"
         detail = f"{len(waiting)} deliveries wait {whom}; the oldest for {age:.0f} s"
         findings.append(Finding(Level.WARN, "spool", detail))

@@ -2,11 +2,12 @@
 
 import http.client
 import socket
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from rq.worker.base import BaseWorker
 
 from app import queues
+from app.clock import clock_of
 from app.core.errors import Permanent
 from app.deployment import find_redis
 from app.inbox import connect
@@ -43,7 +44,7 @@ def _check_receiver(host: str, port: int) -> None:
 
 def _check_worker(queue: str, url: str) -> None:
     redis = connect(url, timeout=TIMEOUT)
-    here, earliest = socket.gethostname(), datetime.now(UTC) - SILENCE
+    here, earliest = socket.gethostname(), clock_of(redis)() - SILENCE
     for worker in BaseWorker.all(queue=queues.queue(queue, redis)):
         heard = worker.last_heartbeat
         if worker.hostname == here and heard is not None and heard > earliest:

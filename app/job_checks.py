@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import cast
 
 from redis import Redis
@@ -22,11 +22,10 @@ from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.user_jobs import untold
 
 
-def workers(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
+def workers(redis: Redis, users: Sequence[str], now: datetime) -> Iterator[Finding]:
     """Whether every queue that is needed is served."""
     if redis.exists(WORKERS_SUSPENDED):
         yield Finding(Level.FAIL, "workers", "all are suspended; `rq resume` lets them go on")
-    now = datetime.now(UTC)
     for name in (PERSIST_QUEUE, NOTIFY_QUEUE, *users):
         registered = BaseWorker.all(queue=queues.queue(name, redis))
         heard = [worker.last_heartbeat for worker in registered if worker.last_heartbeat]
@@ -43,11 +42,11 @@ def scheduler(redis: Redis, users: Sequence[str] = ()) -> Finding:
     return Finding(Level.OK, "scheduler", "running")
 
 
-def ages(redis: Redis, users: Sequence[str] = ()) -> Iterator[Finding]:
+def ages(redis: Redis, now: datetime, users: Sequence[str] = ()) -> Iterator[Finding]:
     """How long work has waited, queue by queue."""
     for name in _all(users):
         queue = queues.queue(name, redis)
-        yield rules.waiting(name, queue.count, _waited(redis, queue.key))
+        yield rules.waiting(name, queue.count, _waited(redis, queue.key, now))
         if name == PERSIST_QUEUE and (put_off := queue.scheduled_job_registry.get_job_count(cleanup=False)):
             yield rules.put_off(put_off)
 
@@ -59,9 +58,8 @@ def dead_letters(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
         yield rules.dead_letters(name, registry.get_job_count(cleanup=False))
 
 
-def untold_ends(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
+def untold_ends(redis: Redis, users: Sequence[str], now: datetime) -> Iterator[Finding]:
     """Whether it is told how the jobs of the user's ended; nothing where there are none."""
-    now = datetime.now(UTC)
     if users:
         found = [job_id for job_id, end in untold(redis, users) if end.age(now) >= UNTOLD_AFTER]
         yield rules.untold(found)
@@ -72,11 +70,11 @@ def _all(users: Sequence[str]) -> tuple[str, ...]:
     return (*OURS, *(name for name in users if name not in OURS))
 
 
-def _waited(redis: Redis, queue_key: str) -> float:
+def _waited(redis: Redis, queue_key: str, now: datetime) -> float:
     """For how many seconds the first job of a queue has stood there."""
     first = cast(bytes | None, redis.lindex(queue_key, 0))
     with suppress(ValueError):  # whoever can write to Redis can write anything
         since = redis.hget(Job.key_for(first.decode()), "enqueued_at") if first else None
         if since is not None:
-            return (datetime.now(UTC) - datetime.fromisoformat(cast(bytes, since).decode())).total_seconds()
+            return (now - datetime.fromisoformat(cast(bytes, since).decode())).total_seconds()
     return 0.0

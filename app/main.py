@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from math import ceil
 from typing import cast
@@ -19,6 +18,7 @@ from starlette.routing import Route
 
 from app.bodies import Bodies
 from app.claim_check import ClaimCheck
+from app.clock import Clock, lend_to_rq
 from app.core.context import context_keys, webhook_path
 from app.core.handlers import job_queues
 from app.core.links import link_keys
@@ -41,7 +41,6 @@ from app.protocol import BoundedProtocol
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
 from app.senders import Cog, Replicate, Sender
-from app.settings import Settings
 from app.spool import Spool
 from app.storage import Storage
 from app.tally import Tally
@@ -64,12 +63,12 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     redis = connect(deployment.redis_url)
     storage = Storage(settings.storage_url)
     tally = Tally()
-    inbox = Inbox(redis, Records(redis, ttl=settings.record_ttl), _now)
+    inbox = Inbox(redis, Records(redis, ttl=settings.record_ttl), deployment.clock)
     folder = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
     spool = folder if settings.spool == "on" else None
     lateness = Lateness()
     ring = ring_of(settings, again=limits.secret_seconds)
-    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE)
+    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE, clock=deployment.clock)
     receiver = Receiver(
         inbox=inbox,
         spool=spool,
@@ -77,7 +76,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         storage=storage,
         claims=claims,
         contexts=context_keys(deployment.secret_keys),
-        clock=_now,
+        clock=deployment.clock,
         tally=tally,
     )
     files = Files(
@@ -86,20 +85,22 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         base_url=settings.base_url,
         keys=link_keys(deployment.secret_keys),
         admin_token=settings.admin_token,
-        clock=_now,
+        clock=deployment.clock,
     )
     health = _health(deployment, redis, storage, spool=spool, lateness=lateness, ring=ring)
-    metrics = Metrics(redis, tally, _now, folder, job_queues(deployment.handlers))
+    metrics = Metrics(redis, tally, deployment.clock, folder, job_queues(deployment.handlers))
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
-    waiting = ClaimCheck(storage, patience=DRAIN_PATIENCE)
-    drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), waiting, _now)
+    waiting = ClaimCheck(storage, patience=DRAIN_PATIENCE, clock=deployment.clock)
+    drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), waiting, deployment.clock)
 
     closes = (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close)
     app = Starlette(
-        routes=[*_webhooks(settings, limits, receiver, lateness, ring), *_routes(files, health, metrics)],
+        routes=[*_webhooks(deployment, limits, receiver, lateness, ring), *_routes(files, health, metrics)],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
-        lifespan=_lifespan(inbox, drainer, ring=ring, tally=tally, redis=redis, closes=closes),
+        lifespan=_lifespan(
+            inbox, drainer, ring=ring, tally=tally, clock=deployment.clock, redis=redis, closes=closes
+        ),
     )
     # A redirect loses a webhook: Replicate follows none and takes it for delivered.
     app.router.redirect_slashes = False
@@ -112,6 +113,7 @@ def _lifespan(
     *,
     ring: KeyRing | None,
     tally: Tally,
+    clock: Clock,
     redis: Redis,
     closes: Sequence[Callable[[], None]],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
@@ -121,7 +123,7 @@ def _lifespan(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         drainer.start()
         filling = asyncio.create_task(ring.fill()) if ring else None
-        with tally.flushing(redis):
+        with tally.flushing(redis), clock.following(redis):
             yield
             await inbox.close()
         if filling:
@@ -133,16 +135,17 @@ def _lifespan(
 
 
 def _webhooks(
-    settings: Settings, limits: Limits, receiver: Receiver, lateness: Lateness, ring: KeyRing | None
+    deployment: Deployment, limits: Limits, receiver: Receiver, lateness: Lateness, ring: KeyRing | None
 ) -> list[Route]:
+    settings, clock = deployment.settings, deployment.clock
     bodies = Bodies(limits, max_body=settings.max_body, folder=settings.temporary)
     floods = Floods()
     senders: list[tuple[str, Sender, Kind]] = []
     if ring is not None:
-        replicate = Replicate(ring, bodies, floods, lateness, _now)
+        replicate = Replicate(ring, bodies, floods, lateness, clock)
         senders += [(webhook_path(kind), replicate, kind) for kind in Kind]
     if settings.cog_token is not None:
-        senders.append((COG_PATH, Cog(settings.cog_token, bodies, floods, _now), Kind.PREDICTION))
+        senders.append((COG_PATH, Cog(settings.cog_token, bodies, floods, clock), Kind.PREDICTION))
     return [
         Route(path, partial(receiver.receive, sender=sender, kind=kind), methods=["POST"])
         for path, sender, kind in senders
@@ -166,6 +169,7 @@ def _health(
         admin_token=settings.admin_token,
         spool=spool,
         lateness=lateness,
+        clock=deployment.clock,
         data=settings.data,
         disk_floor=settings.disk_floor,
         api_token=settings.api_token,
@@ -190,6 +194,7 @@ def serve(deployment: Deployment) -> None:
     Main thread only. What was acknowledged is durable already; requests in flight get some seconds more.
     """
     give_back_large_blocks()
+    lend_to_rq(deployment.clock)
     # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -222,7 +227,3 @@ def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:
             timeout_keep_alive=ceil(limits.keep_alive_seconds),
         )
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.clock import clocks_off
 from app.core import vocabulary as words
 from app.core.names import COUNTERS, HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, RECORDS
 from app.core.vocabulary import Counter, Gauge, Histogram
@@ -160,6 +161,7 @@ def _ask(
         words.OLDEST: {(queue,): age for queue, age in oldest.items()},
         words.WORKERS: {(queue,): found[1] for queue, found in facts.items()},
         words.RECORDS: {(): records},
+        words.SKEW: {(host,): skew for host, skew in clocks_off(redis).items()},
     }
     return {name.decode("utf-8", "replace"): _number(text) for name, text in counts.items()}, gauges
 

@@ -244,7 +244,7 @@ async def reconciler_of(
         contexts=context_keys(deployment.secret_keys),
         first_start=await asyncio.to_thread(memory.first_start, storage, clock()),
     )
-    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE)
+    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE, clock=clock)
     token = settings.api_token.get_secret_value()
     async with connected(settings.api_url, token) as api:
         asker = Asker(

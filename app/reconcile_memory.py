@@ -4,7 +4,6 @@ Methods block; errors are redis-py's, of `first_start` those of storage too.
 """
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -139,10 +138,10 @@ def completed_at(redis: Redis) -> float | None:
     return None if at is None else float(at)
 
 
-def age(redis: Redis) -> float | None:
-    """Seconds since the last complete pass ended."""
+def age(redis: Redis, now: float) -> float | None:
+    """Seconds since the last complete pass ended; `now` is the Unix time."""
     at = completed_at(redis)
-    return None if at is None else time.time() - at
+    return None if at is None else now - at
 
 
 def _member(awaited: Awaited) -> str:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import cast
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from app.clock import clock_of, clocks_off
 from app.core import findings as rules
 from app.core.findings import Finding, Level
 from app.core.links import fingerprint
@@ -36,17 +38,18 @@ def check_redis(
 def _rest(
     redis: Redis, keys: Sequence[bytes], handlers: Sequence[str], users: Sequence[str], *, wrong: bool
 ) -> list[Finding]:
-    durable = durability(redis, severe=Level.FAIL)
+    durable, now = durability(redis, severe=Level.FAIL), clock_of(redis)()
     return [
         *(found for found in durable if not (wrong and found.level is Level.OK)),
         *_key(redis, keys),
         _clock(redis),
-        *workers(redis, users),
+        *rules.clocks(clocks_off(redis)),
+        *workers(redis, users, now),
         scheduler(redis, users),
-        _sweep(redis),
-        *ages(redis, users),
+        _sweep(redis, now),
+        *ages(redis, now, users),
         *dead_letters(redis, users),
-        *untold_ends(redis, users),
+        *untold_ends(redis, users, now),
         *_switched_off(redis, handlers),
     ]
 
@@ -85,9 +88,9 @@ def _clock(redis: Redis) -> Finding:
     return rules.clock(middle - (seconds + microseconds / 1e6))
 
 
-def _sweep(redis: Redis) -> Finding:
+def _sweep(redis: Redis, now: datetime) -> Finding:
     at = cast(bytes | None, redis.get(SWEPT))
-    return rules.sweep(None if at is None else time.time() - float(at))
+    return rules.sweep(None if at is None else now.timestamp() - float(at))
 
 
 def _switched_off(redis: Redis, handlers: Sequence[str]) -> Iterator[Finding]:

@@ -120,15 +120,20 @@ class Spool:
         """Forget a delivery that was fed back; raises `OSError`."""
         path.unlink(missing_ok=True)
 
-    def abandoned(self) -> Iterator[Path]:
-        """The drafts of processes that died while they wrote: nobody was told 2xx for them."""
+    def abandoned(self, now: float) -> Iterator[Path]:
+        """The drafts of processes that died while they wrote: nobody was told 2xx for them.
+
+        `now` is the Unix time. A draft bears the time of this host first, then that of its receipt; where
+        the two clocks differ, both must say that it is old.
+        """
+        now = min(now, time.time())
         for draft in self._scan(_DRAFT):
-            if time.time() - draft.received_at.timestamp() > ABANDONED:
+            if now - draft.received_at.timestamp() > ABANDONED:
                 yield draft.path
 
-    def tidy(self) -> None:
+    def tidy(self, now: float) -> None:
         """Remove abandoned drafts; where that is not possible, they harm nobody."""
-        for path in self.abandoned():
+        for path in self.abandoned(now):
             with suppress(OSError):
                 path.unlink()
 

@@ -3,12 +3,12 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from app.clock import Clock, clock_of
 from app.core import findings as rules
 from app.core.errors import OutkeepError, Permanent
 from app.core.findings import Finding, Level
@@ -33,21 +33,22 @@ def unmended(redis: Redis, settings: Settings, users: Sequence[str] = ()) -> lis
     `users` are queues beside ours that hold jobs of the user's.
     """
     found: dict[Repair, list[str]] = defaultdict(list)
-    storage = _storage(settings)
+    storage, clock = _storage(settings), clock_of(redis)
     try:
-        for gap in _gaps(redis, settings, users):
+        for gap in _gaps(redis, settings, clock, users):
             found[gap.repair].append(gap.name)
-        found[Repair.REMOVAL_ENDED] += unended(redis, datetime.now(UTC))
-        found[Repair.FILE_REMOVED] += map(str, _files(redis, settings, storage.folder if storage else None))
-        found[Repair.CLAIM_REMOVED] += _claims(redis, settings, storage)
+        found[Repair.REMOVAL_ENDED] += unended(redis, clock())
+        outputs, now = storage.folder if storage else None, clock.time()
+        found[Repair.FILE_REMOVED] += map(str, _files(redis, settings, outputs, now))
+        found[Repair.CLAIM_REMOVED] += _claims(redis, settings, storage, now)
     except (ResponseError, OSError) as error:
         return [Finding(Level.WARN, "gaps", f"cannot be looked for ({type(error).__name__}): {error}")]
     return rules.gaps(found)
 
 
-def _gaps(redis: Redis, settings: Settings, users: Sequence[str]) -> list[Gap]:
+def _gaps(redis: Redis, settings: Settings, clock: Clock, users: Sequence[str]) -> list[Gap]:
     def look() -> list[Gap]:
-        return list(Gaps(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users).look())
+        return list(Gaps(redis, ttl=settings.record_ttl, clock=clock, users=users).look())
 
     found = look()
     if not any(gap.repair is Repair.JOB_REQUEUED for gap in found):
@@ -64,17 +65,17 @@ def _storage(settings: Settings) -> Storage | None:
         return None
 
 
-def _claims(redis: Redis, settings: Settings, storage: Storage | None) -> list[str]:
+def _claims(redis: Redis, settings: Settings, storage: Storage | None, now: float) -> list[str]:
     if storage is None:
         return []
     records = Records(redis, ttl=settings.record_ttl)
     try:
-        return list(stray_claims(storage, records, held_for=settings.record_ttl, now=time.time()))
+        return list(stray_claims(storage, records, held_for=settings.record_ttl, now=now))
     except OutkeepError:  # the same
         return []
 
 
-def _files(redis: Redis, settings: Settings, outputs: Path | None) -> Iterator[Path]:
+def _files(redis: Redis, settings: Settings, outputs: Path | None, now: float) -> Iterator[Path]:
     records = Records(redis, ttl=settings.record_ttl)
 
     def is_known(kind: Kind, prediction_id: str) -> bool:
@@ -93,4 +94,4 @@ def _files(redis: Redis, settings: Settings, outputs: Path | None) -> Iterator[P
             yield from abandoned(settings.temporary)
     yield from strays.downloads()
     yield from strays.half_written()
-    yield from Spool(settings.data / "spool", disk_floor=settings.disk_floor).abandoned()
+    yield from Spool(settings.data / "spool", disk_floor=settings.disk_floor).abandoned(now)

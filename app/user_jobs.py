@@ -15,6 +15,7 @@ from typing import cast
 from redis import Redis
 from rq.job import Job, JobStatus
 from rq.results import Result
+from rq.utils import now
 
 from app import told as outcome_files
 from app.core.names import COUNTERS, JOB_TOLD, split_handle_job_id
@@ -60,7 +61,7 @@ class End:
         with suppress(ValueError):  # a job whose worker died has none
             at = datetime.fromisoformat(ended_at)
             self._at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        self.at = self._at or datetime.now(UTC)
+        self.at = self._at or now()
         # RQ counts the runs that a job has asked for itself, and apart from them those that it has left.
         self.attempts = 1 + _number(asked, 0) + max(0, USERS_RETRIES - _number(left, USERS_RETRIES))
 

@@ -4,7 +4,6 @@ One process at a time asks for what is due. While nothing is awaited, all that h
 """
 
 import asyncio
-from datetime import UTC, datetime
 
 from redis import Redis
 
@@ -56,10 +55,10 @@ class Asking:
         """With one connection, ask until nothing is awaited any more."""
         tally = Tally()
         async with reconciler_of(
-            self._deployment, self._redis, _now, tally=tally, pace=self._pace
+            self._deployment, self._redis, self._deployment.clock, tally=tally, pace=self._pace
         ) as reconciler:
             while (at := await asyncio.to_thread(self._here.next_at)) is not None:
-                wait = at - _now().timestamp()
+                wait = at - self._deployment.clock.time()
                 if wait > 0:
                     await asyncio.sleep(min(wait, LOOK))
                     continue
@@ -75,7 +74,3 @@ class Asking:
                 self._trouble.ends()
         if not ours:
             await asyncio.sleep(OTHERS)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

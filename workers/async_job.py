@@ -23,13 +23,14 @@ JobFunction = Callable[..., Awaitable[Any]]
 class AsyncJob(GuardedJob):
     """One run of a job: admitted or refused, then a task on the loop, then an outcome for RQ.
 
-    `task` is set once the job runs.
+    `task` is set once the job runs, `stop_asked` when somebody has asked for its end.
     """
 
     function: JobFunction | None = None
     refusal = "the worker never admitted it"
     task: asyncio.Task[Any] | None = None
     task_started_at: datetime | None = None
+    stop_asked = False
 
     def admit(self, functions: Mapping[str, JobFunction]) -> bool:
         """Look the job up in the closed list; False leaves the reason in `refusal`."""

@@ -20,14 +20,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from redis import Redis
+from redis.exceptions import RedisError
+from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 
+from app.clock import Clock
 from workers.async_job import AsyncJob, JobFunction
 from workers.job_loop import JobLoop
 from workers.recording_worker import RecordingWorker
@@ -62,8 +66,9 @@ class AsyncWorker(RecordingWorker):
         scheduled_queues: Sequence[str] = (),
         drain_timeout: float = 30,
         pace: Pace | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        super().__init__(queue, connection=connection, name=name, pace=pace or Pace())
+        super().__init__(queue, connection=connection, name=name, pace=pace or Pace(), clock=clock)
         self._drain_timeout = drain_timeout
         self._slot_count = slots
         self._slots = threading.Semaphore(slots)
@@ -159,7 +164,7 @@ class AsyncWorker(RecordingWorker):
                 "job %s was not begun, maintenance brings it back: %s",
                 job.id,
                 error,
-                exc_info=True,
+                exc_info=not isinstance(error, RedisError),
                 extra={"job": job.id},
             )
             self._forget(job)
@@ -176,6 +181,8 @@ class AsyncWorker(RecordingWorker):
     def _launch(self, job: AsyncJob, queue: Queue, execution: Execution) -> None:
         def started(task: "asyncio.Task[object]") -> None:
             job.task, job.task_started_at = task, job.started_at
+            if job.stop_asked:
+                task.cancel()
 
         def ended(_: "asyncio.Task[object]") -> None:
             self._pool.submit(self._finish, job, queue, execution)
@@ -197,7 +204,7 @@ class AsyncWorker(RecordingWorker):
                 "the end of job %s was not saved, it runs again: %s",
                 job.id,
                 error,
-                exc_info=True,
+                exc_info=not isinstance(error, RedisError),
                 extra={"job": job.id},
             )
         finally:
@@ -210,10 +217,21 @@ class AsyncWorker(RecordingWorker):
                 self.executions.pop(execution.id, None)
         self._slots.release()
 
+    def handle_payload(self, message: dict[str, Any]) -> None:
+        """Carry out a command of RQ's. RQ stops the one job that a worker runs; here it is one of many."""
+        payload = parse_payload(message)
+        if payload["command"] != "stop-job":
+            super().handle_payload(message)  # type: ignore[no-untyped-call]
+            return
+        for execution_id, execution in list(self.executions.items()):
+            if execution.job_id == payload["job_id"]:
+                self.request_stop_execution(execution_id)
+
     def request_stop_execution(self, execution_id: str) -> None:
-        """RQ's command to stop one execution: RQ marks the job, and its task is cancelled."""
-        super().request_stop_execution(execution_id)
+        """Cancel the task of one execution; it ends as stopped, and is not tried again."""
         execution = self.executions.get(execution_id)
         job = execution.job if execution else None
-        if isinstance(job, AsyncJob) and job.task:
-            self._loop.cancel(job.task)
+        if isinstance(job, AsyncJob):
+            job.stop_asked = True
+            if job.task:
+                self._loop.cancel(job.task)

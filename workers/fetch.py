@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,7 @@ class Fetcher:
         places: Places | None = None,
         stall_seconds: float = 30,
         max_redirects: int = 5,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`places` are those of the process, for each host and port; without, those of 256 slots."""
         self._session = session
@@ -88,6 +89,7 @@ class Fetcher:
         self._places = places or Places("the downloads", Shares.of(256))
         self._stall_seconds = stall_seconds
         self._max_redirects = max_redirects
+        self._now = now
 
     async def fetch(
         self,
@@ -157,7 +159,7 @@ class Fetcher:
     ) -> Fetched:
         host = answer.host
         connection = response.connection.protocol if response.connection else None
-        declared = declared_length(answer, max_bytes=self._max_bytes, now=time.time())
+        declared = declared_length(answer, max_bytes=self._max_bytes, now=self._now())
         async with spilled(self._folder, floor=self._disk_floor, expected=declared or 0) as spill:
             await self._copy(response.content, spill, host)
             if connection is not None and _surplus(connection):

@@ -44,7 +44,9 @@ DEEPEST = 10
 SETTLE = 120.0
 """Seconds after which Replicate's list shows a prediction if it was created."""
 
-CLOCKS_DIFFER = timedelta(minutes=5)
+LOOK_BACK = timedelta(hours=1)
+"""How long before an intent the search for what came of it begins: times of creation are Replicate's."""
+
 EVENTS = ("completed",)
 
 log = logging.getLogger("outkeep.notify")
@@ -151,7 +153,7 @@ class Follow:
         return cast(dict[str, Any], templates.render(target.input, data))
 
     async def _find(self, place: Place, intent: Intent) -> str | None:
-        since = datetime.fromisoformat(intent.at) - CLOCKS_DIFFER
+        since = datetime.fromisoformat(intent.at) - LOOK_BACK
         async for item in self.api.newest(Kind.PREDICTION, since):
             created = parse_time(item.get("created_at"))
             if created is not None and created < since:

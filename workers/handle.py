@@ -16,21 +16,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
-from rq.exceptions import StopRequested
+from rq.exceptions import DequeueTimeout, StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
+from rq.suspension import WORKERS_SUSPENDED
 from rq.timeouts import HorseMonitorTimeoutException
+from rq.worker.base import WorkerStatus
 
 from app import lifeline
+from app.clock import Clock
 from app.core.errors import OutkeepError
 from app.core.handlers import Handler, calls
 from app.core.names import HANDLE_QUEUE
@@ -38,6 +42,7 @@ from app.storage import Storage
 from app.user_jobs import end_of, facts, shortened, tell
 from workers.job_queue import JobQueue
 from workers.listed_job import Listed, ListedJob, listed_jobs
+from workers.patient_worker import Outage, PatientWorker, own_client
 from workers.steady_worker import Pace
 
 PACE = Pace()
@@ -51,7 +56,7 @@ LOOK = 0.05
 log = logging.getLogger("outkeep.worker")
 
 
-class HandleWorker(Worker):
+class HandleWorker(PatientWorker, Worker):
     """RQ's worker, that says every `beat` seconds that it lives and is missed after `silence`.
 
     How a job ended is written to what `storage` opens, if there is one. It is called in the work-horse only.
@@ -60,9 +65,16 @@ class HandleWorker(Worker):
     queue_class = JobQueue
 
     def __init__(
-        self, connection: Redis, listed: Listed, storage: Callable[[], Storage] | None, pace: Pace
+        self,
+        connection: Redis,
+        listed: Listed,
+        storage: Callable[[], Storage] | None,
+        pace: Pace,
+        clock: Clock,
     ) -> None:
         self.pace = pace
+        self.clock = clock
+        self.outage = Outage()
         self._storage = storage
         self._is_written = False
         self._horse_lives: int | None = None
@@ -70,7 +82,7 @@ class HandleWorker(Worker):
         self._cut_with_parent, self._held_by_parent = os.pipe()
         super().__init__(
             [HANDLE_QUEUE],
-            connection=connection,
+            connection=own_client(connection),
             serializer=JSONSerializer,
             job_class=listed_jobs(listed),
             worker_ttl=pace.worker_ttl,
@@ -88,67 +100,112 @@ class HandleWorker(Worker):
         return self.pace.beat
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:  # noqa: ARG002
-        """Say that this worker lives, and who it is: Redis may have come back empty.
-
-        RQ adds a minute to each of its own time-outs.
-        """
+        """Say that this worker lives, and listen; RQ adds a minute to each of its own time-outs."""
         if self.is_horse:
             super().heartbeat(self.pace.worker_ttl, pipeline)
             return
+        with self._said():
+            self._report()
+
+    def _report(self) -> bool:
+        """Say that this worker lives, and who it is: Redis may have come back empty. Obey, ask for the time.
+
+        Whether jobs may be taken; raises redis' errors.
+        """
         with self.connection.pipeline() as own:
             super().heartbeat(self.pace.worker_ttl, own)
             own.hset(self.key, mapping=self.serialize())
             worker_registration.register(self, own)
-            own.execute()
-        self._obey()
+            own.exists(WORKERS_SUSPENDED)
+            suspended = bool(own.execute()[-1])
+        self.clock.ask(self.connection)
+        self.outage.ends()
+        self.commands.obey()
+        return not suspended and not self.clock.is_far_off
 
-    def subscribe(self) -> None:
-        """Listen for RQ's commands; RQ would start a thread for that."""
-        self.pubsub = self.connection.pubsub()  # type: ignore[no-untyped-call]
-        self.pubsub.subscribe(**{self.pubsub_channel_name: self.handle_payload})
-
-    def unsubscribe(self) -> None:
-        """Listen no more."""
-        if self.pubsub is not None:
-            self.pubsub.close()
-
-    def _obey(self) -> None:
-        """Do what RQ's commands want that have come."""
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """Around what is only said to Redis, and said again soon: we do without while it does not serve."""
         try:
-            while self.pubsub is not None and self.pubsub.get_message(timeout=0):
-                pass
-        except RedisError:
-            pass  # it subscribes again by itself
-        except StopRequested:
-            raise  # out of the signal handler
-        except Exception as error:  # whoever can write to Redis can write anything
-            log.warning("a command of RQ's cannot be obeyed: %s", error, exc_info=True)
+            yield
+        except RedisError as error:
+            self.outage.begins(error)
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """Say that a run lives, which goes on whether Redis listens or not."""
+        with self._said():
+            super().maintain_heartbeats(job, execution)
+
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        """Say what this worker does."""
+        with self._said():
+            super().set_state(state, pipeline)
+
+    def set_shutdown_requested_date(self) -> None:
+        """Say that it ends after its job; a signal must not raise anything in the middle of that."""
+        with self._said():
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def check_for_suspension(self, burst: bool) -> None:  # noqa: FBT001
+        """Left to `_report`."""
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         """Seconds of silence after which a run is given up."""
         return self.pace.silence
 
     def dequeue_job_and_maintain_ttl(
-        self, timeout: int | None, max_idle_time: int | None = None
+        self,
+        timeout: int | None,
+        max_idle_time: int | None = None,  # noqa: ARG002
     ) -> tuple[Job, Queue] | None:
-        """Wait for a job that can be read; RQ's worker would end at one that cannot."""
-        while True:
+        """Wait for a job that can be read, and for Redis; None when there is none and `timeout` is None.
+
+        RQ's worker would end at a job that cannot be read, and at most errors of Redis.
+        """
+        [queue] = self.queues
+        assert isinstance(queue, JobQueue)
+        self.set_state(WorkerStatus.IDLE)
+        while not self._stop_requested:
             try:
-                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-            except RedisError:
-                raise
+                while not self._may_take():
+                    time.sleep(1)
+                job = queue.take(timeout)
+            except DequeueTimeout:
+                continue
+            except RedisError as error:
+                self.outage.begins(error)
+                time.sleep(1)
             except Exception as error:
                 job_id = getattr(error, "job_id", None)  # RQ attaches it when the hash cannot be read
                 if job_id is None:
                     raise
-                [queue] = self.queues
-                assert isinstance(queue, JobQueue)
-                queue.bury(job_id, f"{type(error).__name__}: {error}")
+                with self._said():
+                    queue.bury(job_id, f"{type(error).__name__}: {error}")
+            else:
+                return (job, queue) if job else None
+        raise StopRequested
+
+    def _may_take(self) -> bool:
+        """Report, and clean up where due; whether jobs may be taken. Raises redis' errors."""
+        may = self._report()
+        if self.should_run_maintenance_tasks:
+            self.run_maintenance_tasks()
+        return may
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Fork a work-horse and wait for it."""
         job.origin = queue.name  # what a planted hash says does not count
-        super().execute_job(job, queue)
+        try:
+            super().execute_job(job, queue)
+        except RedisError as error:  # before the fork, or after the end: in between nothing is raised
+            self.outage.begins(error)
+            log.warning(
+                "job %s was not begun, or its end not saved, it runs again: %s",
+                job.id,
+                error,
+                extra=facts(job.id),
+            )
+        self.executions.clear()
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork. The end of the work-horse shows at once: only it holds the other end of a pipe."""
@@ -171,7 +228,7 @@ class HandleWorker(Worker):
                 time.sleep(LOOK)  # it has closed the pipe, and is ending or a daemon
             elif select.select([self._horse_lives], [], [], min(left, 1))[0]:
                 self._let_go()
-            self._obey()
+            self.commands.obey()
         raise HorseMonitorTimeoutException
 
     def _let_go(self) -> None:
@@ -264,9 +321,10 @@ def worker(
     storage: Callable[[], Storage] | None = None,
     *,
     pace: Pace = PACE,
+    clock: Clock | None = None,
 ) -> HandleWorker:
     """A worker that runs `functions` and no others; `storage` opens the storage in each work-horse."""
-    return HandleWorker(connection, functions, storage, pace)
+    return HandleWorker(connection, functions, storage, pace, clock or Clock())
 
 
 def _end_group() -> None:

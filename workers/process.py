@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from app import lifeline, telemetry
 from app.backlog import queues_of_users
+from app.clock import lend_to_rq
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
+from app.inbox import connect as hasty
 from app.memory import give_back_large_blocks
 from app.redaction import secrets_of
 from app.storage import Storage
@@ -57,13 +60,20 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
         for problem in error.problems:
             print(f"outkeep: {problem}", file=sys.stderr)  # noqa: T201
         return 2
-    _wait_for(redis)
+    lend_to_rq(deployment.clock)
     try:
-        _work(options.queue, options.path, deployment, redis)
+        _work_on(options.queue, options.path, deployment, redis)
     except Permanent as error:
         log.critical("the worker cannot go on: %s", error.message)
         return 1
     return 0
+
+
+def _work_on(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
+    while True:
+        _wait_for(redis)
+        with suppress(RedisError):  # it went away again before the work began
+            return _work(queue, path, deployment, redis)
 
 
 def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
@@ -71,7 +81,9 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
         sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
         storage = partial(Storage, deployment.settings.storage_url)
         log.info("worker started", extra={"queue": queue})
-        handle.worker(redis, handle.listed(deployment.handlers), storage).work(logging_level="WARNING")
+        functions = handle.listed(deployment.handlers)
+        # It forks, so nothing of it may be in a thread: it asks for the time itself.
+        handle.worker(redis, functions, storage, clock=deployment.clock).work(logging_level="WARNING")
         return
     opened = ASYNCHRONOUS[queue]
     slots = deployment.settings.slots
@@ -84,8 +96,14 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
         slots=slots,
         # Each offers to start the delayed retries of all queues; one of them does.
         scheduled_queues=sorted({*OURS, *users}),
+        clock=deployment.clock,
     )
-    with sweeper_of(queue, deployment, users), reconciling(queue, deployment):
+    with (
+        closing(hasty(deployment.redis_url)) as asked,
+        deployment.clock.following(asked),
+        sweeper_of(queue, deployment, users),
+        reconciling(queue, deployment),
+    ):
         worker.work()
 
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any
 
 from redis import Redis
@@ -58,7 +57,7 @@ def reconciling(
         return
     with closing(connect(deployment.redis_url, timeout=TIMEOUT)) as redis:
         with suppress(RedisError):  # the next start counts for the first, then
-            Memory(redis).note_start(datetime.now(UTC))
+            Memory(redis).note_start(deployment.clock())
         works: list[Work] = []
         if deployment.settings.api_token is not None:
             works.append(
@@ -145,7 +144,7 @@ class Passes:
 
     async def _turn(self) -> None:
         """Make a pass if one is due, and nobody else does."""
-        age = await asyncio.to_thread(reconcile_memory.age, self._redis)
+        age = await asyncio.to_thread(reconcile_memory.age, self._redis, self._deployment.clock.time())
         if age is not None and 0 <= age < self._every:
             return
         if await asyncio.to_thread(self._is_about_to_come_in):
@@ -170,7 +169,8 @@ class Passes:
     async def _pass(self) -> None:
         report, tally = Report(), Tally()
         try:
-            async with reconciler_of(self._deployment, self._redis, _now, tally=tally) as reconciler:
+            deployment = self._deployment
+            async with reconciler_of(deployment, self._redis, deployment.clock, tally=tally) as reconciler:
                 await reconciler.run(report)
             self._trouble.ends()
         finally:
@@ -178,7 +178,3 @@ class Passes:
             if report.taken:
                 found = {found: sum(counts[found] for counts in report.counts.values()) for found in TAKEN}
                 log.info("reconciled", extra={str(one): count for one, count in found.items()})
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

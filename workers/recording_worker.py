@@ -11,6 +11,7 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.utils import now
 
+from app.clock import Clock
 from app.core.errors import OutkeepError
 from workers.async_job import AsyncJob
 from workers.steady_worker import Pace, SteadyWorker
@@ -21,8 +22,11 @@ log = logging.getLogger("outkeep.worker")
 class RecordingWorker(SteadyWorker):
     """Keeps RQ's books of many runs at a time; a subclass runs the jobs."""
 
-    def __init__(self, queue: str, *, connection: Redis, name: str | None, pace: Pace) -> None:
-        super().__init__(queue, connection=connection, name=name, pace=pace)
+    def __init__(
+        self, queue: str, *, connection: Redis, name: str | None, pace: Pace, clock: Clock | None = None
+    ) -> None:
+        super().__init__(queue, connection=connection, name=name, pace=pace, clock=clock)
+        self._failing = threading.Lock()
         self._beats = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
         self._ended = threading.Event()
 
@@ -63,11 +67,22 @@ class RecordingWorker(SteadyWorker):
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Log what a job raised, with a trace only if it is a fault: our own rules say themselves why."""
         error = exc_info[1]
-        if isinstance(error, OutkeepError):
+        if isinstance(job, AsyncJob) and job.stop_asked:
+            log.warning("job %s was stopped on request", job.id, extra={"job": job.id})
+        elif isinstance(error, OutkeepError):
             facts = {"job": job.id, "code": error.code}
             log.info("job %s has ended for good: %s", job.id, error.message, extra=facts)
         else:
             super().handle_exception(job, *exc_info)
+
+    def handle_job_failure(self, job: Job, *args: Any, **options: Any) -> None:
+        """As RQ does: one that was stopped on request is not tried again.
+
+        RQ remembers one such job, of a worker that runs one; here several may end at a time.
+        """
+        with self._failing:
+            self._stopped_job_id = job.id if isinstance(job, AsyncJob) and job.stop_asked else None
+            super().handle_job_failure(job, *args, **options)
 
     def given_up(self, job: AsyncJob, execution: Execution) -> bool:
         """True if maintenance or an operator has taken the job away from this execution.

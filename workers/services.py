@@ -3,7 +3,6 @@
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +70,7 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
                 max_bytes=settings.max_file,
                 disk_floor=settings.disk_floor,
                 places=places,
+                now=deployment.clock.time,
             )
             service = _persist(deployment, redis, fetcher, inputs, tally)
             yield {PERSIST_JOB: partial(jobs.persist, service)}
@@ -85,19 +85,19 @@ async def notify_jobs(
     storage = Storage(settings.storage_url)
     handlers = {handler.name: handler for handler in deployment.handlers}
     share = share_of(settings.slots)
-    links = signed_links(link_keys(deployment.secret_keys), settings.base_url, _now)
+    links = signed_links(link_keys(deployment.secret_keys), settings.base_url, deployment.clock)
     async with (
         guarded_session(private=settings.notify_private, proxy=_proxy(deployment), statuses=True) as session,
         _counting(redis) as tally,
         _following(deployment, redis, storage, links) as follow,
     ):
-        post = Post(session, _now, patience)
+        post = Post(session, deployment.clock, patience)
         service = Notify(
-            attempts=Attempts(redis, storage, handlers, links, post, follow, _now),
+            attempts=Attempts(redis, storage, handlers, links, post, follow, deployment.clock),
             storage=storage,
             states=HandlerStates(redis),
             downstreams={name: Downstream(share) for name in handlers},
-            clock=_now,
+            clock=deployment.clock,
             jitter=random.random,
             tally=tally,
         )
@@ -129,7 +129,7 @@ async def _following(
                 links=links,
                 keys=context_keys(deployment.secret_keys),
                 base_url=settings.public_url,
-                clock=_now,
+                clock=deployment.clock,
             )
 
 
@@ -157,6 +157,7 @@ async def _fetching_inputs(
             max_bytes=settings.max_file,
             disk_floor=settings.disk_floor,
             places=places,
+            now=deployment.clock.time,
         )
         own = OwnFiles(
             Storage(settings.storage_url),
@@ -164,7 +165,7 @@ async def _fetching_inputs(
             link_keys(deployment.secret_keys),
             folder,
             settings.disk_floor,
-            _now,
+            deployment.clock,
         )
         yield InputFetcher(fetcher, settings.api_url, uploads, own)
 
@@ -173,6 +174,7 @@ def _persist(
     deployment: Deployment, redis: Redis, fetcher: Fetcher, inputs: InputFetcher | None, tally: Tally
 ) -> Persist:
     settings = deployment.settings
+    clock = deployment.clock
     records = Records(redis, ttl=settings.record_ttl)
     storage = Storage(settings.storage_url)
     # What waits for storage outlives the process, unlike what is being downloaded.
@@ -186,10 +188,10 @@ def _persist(
         storage=storage,
         keeper=keeper,
         collector=Collector(
-            records, keeper, settings.temporary, limits, _now, random.random, tally, parallel
+            records, keeper, settings.temporary, limits, clock, random.random, tally, parallel
         ),
-        dispatcher=Dispatcher(redis, records, storage, deployment.handlers, _now),
-        clock=_now,
+        dispatcher=Dispatcher(redis, records, storage, deployment.handlers, clock),
+        clock=clock,
         jitter=random.random,
         tally=tally,
         inputs=Inputs(records, input_keeper, settings.max_files) if input_keeper else None,
@@ -214,7 +216,3 @@ async def _counting(redis: Redis) -> AsyncIterator[Tally]:
 def _proxy(deployment: Deployment) -> str | None:
     proxy = deployment.settings.proxy
     return proxy.get_secret_value() if proxy else None
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

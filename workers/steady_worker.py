@@ -7,30 +7,28 @@ Here a signal sets a flag, one pipeline a second says all there is to say, and e
 import logging
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from types import FrameType
 from uuid import uuid4
 
-from redis import ConnectionPool, Redis
-from redis.backoff import ExponentialBackoff
+from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.retry import Retry
 from rq import worker_registration
-from rq.connections import parse_connection
 from rq.exceptions import DequeueTimeout, StopRequested
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import now
-from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker.base import WorkerStatus
 
+from app.clock import Clock
 from app.wakeups import ECHO
 from workers.async_job import AsyncJob, NoDeathPenalty
 from workers.job_queue import JobQueue
+from workers.patient_worker import Outage, PatientWorker, own_client
 
 log = logging.getLogger("outkeep.worker")
 
@@ -51,7 +49,7 @@ class Pace:
     worker_ttl: int = 30
 
 
-class SteadyWorker(BaseWorker):
+class SteadyWorker(PatientWorker):
     """Takes jobs of one queue one by one; a subclass runs them.
 
     Only the address of `connection` is used: RQ changes the socket time-out of the pool that it is given, so
@@ -63,12 +61,14 @@ class SteadyWorker(BaseWorker):
     death_penalty_class = NoDeathPenalty
     log_result_lifespan = False
 
-    def __init__(self, queue: str, *, connection: Redis, name: str | None, pace: Pace) -> None:
+    def __init__(
+        self, queue: str, *, connection: Redis, name: str | None, pace: Pace, clock: Clock | None = None
+    ) -> None:
         _keep_rq_from_printing()
         super().__init__(
             [queue],
             name=name or f"{queue}-{uuid4().hex[:12]}",
-            connection=_own_client(connection),
+            connection=own_client(connection),
             maintenance_interval=pace.maintenance,
             worker_ttl=pace.worker_ttl,
             job_monitoring_interval=pace.beat,
@@ -79,11 +79,13 @@ class SteadyWorker(BaseWorker):
         assert isinstance(own, JobQueue)
         own.stuck_after = pace.stuck
         self.pace = pace
+        self.clock = clock or Clock()
+        self.outage = Outage()
+        self._deaf = threading.Event()
         self.job_queue = own
         self._stopping_since: float | None = None  # no Event: a signal handler must not wait for a lock
         self._reported_at = 0.0
         self._suspended = False
-        self._redis_away_since: float | None = None
 
     @property
     def stopping(self) -> bool:
@@ -121,9 +123,10 @@ class SteadyWorker(BaseWorker):
                 return False
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
-        if self._suspended:
+        if self._suspended or self.clock.is_far_off:
             time.sleep(1)
-        return not self._suspended
+            return False
+        return True
 
     def take(self, timeout: int | None) -> tuple[Job, Queue] | None:
         """Take one job, waiting up to `timeout` seconds; None if there is none. Raises nothing.
@@ -170,14 +173,10 @@ class SteadyWorker(BaseWorker):
             pipeline.exists(WORKERS_SUSPENDED)
             self._suspended = bool(pipeline.execute()[-1])
         self._reported_at = time.monotonic()
-        if self._redis_away_since is not None:
-            log.warning("Redis is back after %.0f s", time.monotonic() - self._redis_away_since)
-            self._redis_away_since = None
+        self.outage.ends()
 
     def _wait_for_redis(self, error: RedisError) -> None:
-        if self._redis_away_since is None:
-            self._redis_away_since = time.monotonic()
-            log.warning("Redis does not serve, no jobs are taken until it does: %s", error)
+        self.outage.begins(error)
         self._reported_at = 0.0
         time.sleep(1)
 
@@ -186,40 +185,28 @@ class SteadyWorker(BaseWorker):
         if pipeline is not None:
             super().heartbeat(self.pace.worker_ttl, pipeline)
 
+    def subscribe(self) -> None:
+        """Listen to RQ's commands in a thread."""
+        self._listening = threading.Thread(target=self._listen, name="commands", daemon=True)
+        self._listening.start()
+
+    def unsubscribe(self) -> None:
+        """Listen no more."""
+        self._deaf.set()
+        self._listening.join(timeout=2)
+
+    def _listen(self) -> None:
+        while not self._deaf.is_set():
+            self.commands.obey(timeout=1)
+        self.commands.close()
+
     def check_for_suspension(self, burst: bool) -> None:  # noqa: FBT001
         """Left to `_report`: once a second, not before each job."""
         if burst and self._suspended:
             raise StopRequested
 
-    def run_maintenance_tasks(self) -> None:
-        """RQ's maintenance, of which a failure does not end the worker."""
-        try:
-            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
-        except RedisError as error:
-            log.warning("maintenance waits for Redis: %s", error)
-        except Exception:
-            log.exception("maintenance failed: jobs of dead workers wait until the cause is gone")
-        self.last_cleaned_at = now()  # type: ignore[assignment]
-
-    def teardown(self) -> None:
-        """Leave Redis' lists of workers, unless Redis is away."""
-        if self._redis_away_since is not None:
-            return
-        try:
-            super().teardown()  # type: ignore[no-untyped-call]
-        except RedisError as error:
-            log.warning("this worker could not sign off, its registration expires by itself: %s", error)
-
     def procline(self, message: str) -> None:
         """The title of the process stays what it is."""
-
-
-def _own_client(connection: Redis) -> Redis:
-    """A client that rides out a restart of Redis: about 5 s of new attempts, but none after a time-out."""
-    client, connection_class, options = parse_connection(connection)
-    backoff = ExponentialBackoff(cap=1, base=0.1)
-    options["retry"] = Retry(backoff, 6, supported_errors=(RedisConnectionError,))
-    return client(connection_pool=ConnectionPool(connection_class=connection_class, **options))
 
 
 def _keep_rq_from_printing() -> None:

@@ -1,7 +1,6 @@
 """The part of the sweep that removes large bodies that wait in storage for nobody."""
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -20,7 +19,7 @@ class StrayClaims:
     """`held_for` is how long a body is kept that no manifest tells of; `now` tells the Unix time."""
 
     def __init__(
-        self, storage: Storage, records: Records, *, held_for: float, now: Callable[[], float] = time.time
+        self, storage: Storage, records: Records, *, held_for: float, now: Callable[[], float]
     ) -> None:
         self._storage = storage
         self._records = records

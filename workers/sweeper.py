@@ -2,16 +2,15 @@
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Self
 
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.clock import Clock
 from app.core.errors import OutkeepError
 from app.core.names import COUNTERS, PERSIST_QUEUE, SWEEP_TURN, SWEPT, Kind
 from app.core.repairs import Repair
@@ -48,7 +47,7 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
 
     `users` are the queues that hold jobs of the user's.
     """
-    settings = deployment.settings
+    settings, clock = deployment.settings, deployment.clock
     redis = connect(deployment.redis_url, timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
     records = Records(redis, ttl=settings.record_ttl)
@@ -68,40 +67,36 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
             is_kept=records.is_kept,
         )
         local = Leftovers(settings.temporary, strays).run
-        tidy = _tidying(settings, redis, storage)
-    sweep = Sweep(redis, ttl=settings.record_ttl, clock=lambda: datetime.now(UTC), users=users)
+        tidy = _tidying(settings, redis, storage, clock)
+    sweep = Sweep(redis, ttl=settings.record_ttl, clock=clock, users=users)
     ends = Ends(redis, storage)
-    claims = StrayClaims(storage, records, held_for=settings.record_ttl)
+    claims = StrayClaims(storage, records, held_for=settings.record_ttl, now=clock.time)
 
     def shared() -> Counter[Repair]:
         return sweep.run() + ends.run() + claims.run()
 
-    return Sweeper(redis, shared=shared, local=local, tidy=tidy)
+    return Sweeper(redis, clock=clock, shared=shared, local=local, tidy=tidy)
 
 
-def _tidying(settings: Settings, redis: Redis, storage: Storage) -> Part:
+def _tidying(settings: Settings, redis: Redis, storage: Storage, clock: Clock) -> Part:
     """Ends removals that were cut off, and removes what is too old. Of its own, since storage may hang."""
-    removal = Removal(redis, storage, ttl=settings.record_ttl, clock=_now)
-    notes = RemovedNotes(storage, _now)
+    removal = Removal(redis, storage, ttl=settings.record_ttl, clock=clock)
+    notes = RemovedNotes(storage, clock)
     retention = None
     if settings.retention is not None:
-        retention = Retention(redis, storage, removal, age=settings.retention, clock=_now)
+        retention = Retention(redis, storage, removal, age=settings.retention, clock=clock)
 
     def tidy() -> Counter[Repair]:
         ended = removal.resume()
         for found in ended:
             facts = {"repair": Repair.REMOVAL_ENDED, "kind": found.kind, "id": found.id}
             log.warning("mended: %s", Repair.REMOVAL_ENDED, extra=facts)
-        if retention is not None:
+        if retention is not None and not clock.is_far_off:
             retention.run()
         notes.tidy()
         return Counter({Repair.REMOVAL_ENDED: len(ended)})
 
     return tidy
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Sweeper:
@@ -116,12 +111,14 @@ class Sweeper:
         self,
         redis: Redis,
         *,
+        clock: Clock,
         shared: Part,
         local: Part | None = None,
         tidy: Part | None = None,
         every: float = EVERY,
     ) -> None:
         self._redis = redis
+        self._clock = clock
         self._shared = shared
         self._local = local
         self._tidy = tidy
@@ -148,7 +145,7 @@ class Sweeper:
         milliseconds = int(self._every * 900)
         if self._redis.set(SWEEP_TURN, 1, nx=True, px=milliseconds):
             self._count(self._shared())
-            self._redis.set(SWEPT, str(time.time()))
+            self._redis.set(SWEPT, str(self._clock.time()))
 
     def tidy(self) -> None:
         """Run the part that removes what is to be removed; raises what it raises."""

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import click
 from redis import Redis
@@ -12,6 +11,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from app import deployment, queues
 from app.claim_check import ClaimCheck
 from app.cli.look import TIMEOUT
+from app.clock import Clock, clock_of
 from app.core.context import context_keys, seal, webhook_url
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import PERSIST_QUEUE, Kind
@@ -32,6 +32,7 @@ class Ready:
     settings: Settings
     token: str
     redis: Redis
+    clock: Clock
     context: dict[str, str]
     webhook: str | None
 
@@ -46,8 +47,8 @@ class Ready:
             redis=self.redis,
             records=Records(self.redis, ttl=self.settings.record_ttl),
             storage=self.storage,
-            claims=ClaimCheck(self.storage, patience=STORAGE_PATIENCE),
-            clock=lambda: datetime.now(UTC),
+            claims=ClaimCheck(self.storage, patience=STORAGE_PATIENCE, clock=self.clock),
+            clock=self.clock,
             context=self.context or None,
             awaits_webhook=self.webhook is not None,
             warn=warn,
@@ -70,7 +71,7 @@ def prepare(context: dict[str, str]) -> Ready:
     webhook = None
     if settings.public_url is not None:
         webhook = webhook_url(settings.public_url, Kind.PREDICTION, context or None, keys)
-    return Ready(settings, settings.api_token.get_secret_value(), redis, context, webhook)
+    return Ready(settings, settings.api_token.get_secret_value(), redis, clock_of(redis), context, webhook)
 
 
 def _require_workers(redis: Redis) -> None:

@@ -4,12 +4,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import click
 
 from app import deployment
 from app.cli.terminal import Progress
+from app.clock import clock_of
 from app.core.errors import Permanent
 from app.core.names import Kind
 from app.inbox import connect
@@ -44,7 +44,7 @@ def rebuild(*, everything: bool, as_json: bool) -> None:
         handlers,
         ttl=settings.record_ttl,
         everything=everything,
-        clock=lambda: datetime.now(UTC),
+        clock=clock_of(redis),
     )
     counts, faults = _count(service.run(), as_json=as_json)
     if as_json:

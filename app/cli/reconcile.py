@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -65,10 +65,11 @@ def reconcile(*, since: str | None, as_json: bool) -> None:
         raise ConfigurationError(
             ["REPLICATE_API_TOKEN: not set, and without it Replicate's lists cannot be read"]
         )
-    start = parse_moment(since, datetime.now(UTC)) if since is not None else None
     deployed = deployment.connect(settings, handlers)
     report, complete = Report(), False
     with closing(connect(deployed.redis_url, timeout=TIMEOUT)) as redis, _turn(redis):
+        deployed.clock.ask(redis)
+        start = parse_moment(since, deployed.clock()) if since is not None else None
         try:
             with _progress() as tell:
                 asyncio.run(_pass(deployed, redis, report, start, tell))
@@ -84,9 +85,7 @@ async def _pass(
 ) -> None:
     tally = Tally()
     try:
-        async with reconciler_of(
-            deployed, redis, lambda: datetime.now(UTC), tell=tell, tally=tally
-        ) as reconciler:
+        async with reconciler_of(deployed, redis, deployed.clock, tell=tell, tally=tally) as reconciler:
             await reconciler.run(report, start)
     finally:
         tally.flush(redis)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
@@ -11,6 +11,7 @@ from app import deployment
 from app.cli.look import TIMEOUT
 from app.cli.moment import parse_moment
 from app.cli.terminal import say
+from app.clock import Clock, clock_of
 from app.core.errors import Permanent
 from app.core.names import ID
 from app.inbox import connect
@@ -51,9 +52,10 @@ def replay(
     for prediction_id in ids:
         if not ID.fullmatch(prediction_id):
             raise click.BadParameter(f"an id has 1 to 64 letters, digits, '_' or '-': {prediction_id!r}")
-    moment = None if since is None else parse_moment(since, datetime.now(UTC))
     done = refused = 0
-    for line in _lines(_open(handler), ids, moment):
+    service, clock = _open(handler)
+    moment = None if since is None else parse_moment(since, clock())
+    for line in _lines(service, ids, moment):
         done += 1
         refused += line.outcome is Outcome.REFUSED
         say(json.dumps(line.to_object()) if as_json else _sentence(line))
@@ -71,13 +73,13 @@ def _lines(service: Replay, ids: tuple[str, ...], moment: datetime | None) -> It
     return service.failed()
 
 
-def _open(only: str | None) -> Replay:
+def _open(only: str | None) -> tuple[Replay, Clock]:
     settings, handlers = deployment.prepare(os.environ)
     if only is not None and only not in {handler.name for handler in handlers}:
         raise click.BadParameter(f"the handlers file has no handler {only!r}", param_hint="--handler")
     redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
     records = Records(redis, ttl=settings.record_ttl)
-    return Replay(redis, Storage(settings.storage_url), records, handlers, only)
+    return Replay(redis, Storage(settings.storage_url), records, handlers, only), clock_of(redis)
 
 
 def _sentence(line: Replayed) -> str:

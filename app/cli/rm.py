@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from pydantic import ByteSize
 from app import deployment
 from app.cli.look import TIMEOUT
 from app.cli.terminal import say
+from app.clock import clock_of
 from app.core.errors import Permanent
 from app.core.names import COUNTERS, ID, Kind
 from app.core.vocabulary import REMOVED
@@ -57,7 +57,7 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
         redis,
         Storage(settings.storage_url),
         ttl=settings.record_ttl,
-        clock=lambda: datetime.now(UTC),
+        clock=clock_of(redis),
         local=LocalCopies(settings.temporary, settings.data / "spool"),
     )
     kinds = [Kind(kind)] if kind else list(Kind)

@@ -142,8 +142,18 @@ def clock(skew: float) -> Finding:
     level = Level.FAIL if abs(skew) >= SKEW_FAIL else Level.WARN if abs(skew) >= SKEW_WARN else Level.OK
     detail = f"{skew:+.1f} s against Redis' host"
     if level is not Level.OK:
-        detail += "; let both keep time by NTP, or good deliveries are refused for their age"
+        detail += ", whose clock all processes use; let both keep time by NTP"
+    if level is Level.FAIL:
+        detail += ": workers of this host take no jobs, and remove nothing for its age, until then"
     return Finding(level, "clock", detail)
+
+
+def clocks(off: Mapping[str, float]) -> list[Finding]:
+    """Warn of hosts with a running process whose clock is off: by how many seconds it is ahead."""
+    named = ", ".join(f"{host} {skew:+.0f} s" for host, skew in sorted(off.items())[:_NAMED])
+    more = ", …" if len(off) > _NAMED else ""
+    detail = f"{named}{more} against Redis' host; over {SKEW_FAIL:.0f} s workers take no jobs: use NTP there"
+    return [Finding(Level.WARN, "clocks", detail)] if off else []
 
 
 def out_of_time(count: int, window: float) -> Finding:

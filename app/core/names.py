@@ -166,6 +166,9 @@ RECONCILED = "outkeep:reconciled"
 
 _RECORD_PREFIX = "outkeep:record:"
 
+CLOCKS = "outkeep:clocks"
+"""Hash: `<host>:<pid>` of each process on a host whose clock is off → how far (s), and when it said so."""
+
 KEY_FINGERPRINT = "outkeep:key-fingerprint"
 """Fingerprint of the first `OUTKEEP_SECRET_KEY` that used this Redis."""
 

@@ -44,7 +44,6 @@ EVENTS: Final[Mapping[str, str]] = {
     "Redis does not serve, no jobs are taken until it does: %s": "redis_lost",
     "Redis is back after %.0f s": "redis_found",
     "no heartbeats, running jobs may be started again elsewhere: %s": "heartbeats_missing",
-    "maintenance waits for Redis: %s": "maintenance_delayed",
     "maintenance failed: jobs of dead workers wait until the cause is gone": "maintenance_failed",
     "this worker could not sign off, its registration expires by itself: %s": "worker_not_signed_off",
     "a thread of a job that was cut off does not end: leaving it behind": "thread_left_behind",
@@ -57,6 +56,9 @@ EVENTS: Final[Mapping[str, str]] = {
     "job %s has ended for good: %s": "job_ended",
     "job %s is refused and stands with the failed jobs: %s": "job_refused",
     "job %s was not begun, maintenance brings it back: %s": "job_not_begun",
+    "job %s was not begun, or its end not saved, it runs again: %s": "job_not_saved",
+    "job %s was stopped on request": "job_stopped",
+    "a command to this worker cannot be carried out": "command_failed",
     "job %s was given up while it ran; its outcome does not count": "job_given_up",
     "the end of job %s was not saved, it runs again: %s": "job_end_not_saved",
     "job %s was taken by a worker that died before it began: it goes back": "job_returned",
@@ -86,7 +88,6 @@ EVENTS: Final[Mapping[str, str]] = {
     "a job of a handler has failed for good, and waits for a replay: %s": "handler_job_failed",
     "the end of job %s is told by the sweep: %s": "handler_job_end_delayed",
     "a run goes on %.0f s after its function has ended": "handler_job_overrun",
-    "a command of RQ's cannot be obeyed: %s": "command_refused",
     "follow-up created": "follow_up_created",
     "a follow-up that an earlier run had created is found": "follow_up_found",
     "handler told meanwhile": "handler_told_meanwhile",
@@ -109,6 +110,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "the webhook secret cannot be fetched, deliveries wait for it: %s": "secret_missing",
     "the webhook secret cannot be fetched again: %s": "secret_outdated",
     # any process
+    "the clock of this host: %s": "clock_skew",
     "counts wait for Redis: %s": "counts_delayed",
     "the process crashed": "process_crashed",
 }
@@ -189,4 +191,10 @@ SPOOL_OLDEST: Final = Gauge("outkeep_spool_oldest_seconds", "Age of the oldest d
 
 COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED, REMOVED, REPAIRS, FOUND)
 HISTOGRAMS: Final = (HOUR_LEFT,)
-GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, SPOOLED, SPOOL_OLDEST)
+SKEW: Final = Gauge(
+    "outkeep_clock_skew_seconds",
+    "How far the clock of a host is ahead of that of Redis, of hosts that are off.",
+    ("host",),
+)
+
+GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, SPOOLED, SPOOL_OLDEST, SKEW)

@@ -34,3 +34,55 @@ def _pump(source: socket.socket, target: socket.socket, change: Rewrite) -> None
         while data := source.recv(1 << 16):
             target.sendall(change(data))
         target.shutdown(socket.SHUT_RDWR)
+
+
+class Partition:
+    """A wire to a Redis that can be cut without a word: nothing passes any more, and nobody is told."""
+
+    def __init__(self, unix_path: str) -> None:
+        self._unix_path = unix_path
+        self._cut = threading.Event()
+        self._sockets: list[tuple[socket.socket, socket.socket]] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def cut(self) -> None:
+        """The server loses all connections; their clients hear nothing of it, nor do new ones get through."""
+        self._cut.set()
+        for _, server in self._sockets:
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+
+    def heal(self) -> None:
+        """New connections get through; the old ones stay dead, and silent."""
+        self._cut.clear()
+
+    def close(self) -> None:
+        """End all of it."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join()
+        for pair in self._sockets:
+            for one in pair:
+                one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                self._sockets.append((client, server))
+                if not self._cut.is_set():
+                    server.connect(self._unix_path)
+                    for source, target in ((client, server), (server, client)):
+                        threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        if not self._cut.is_set():
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -171,7 +172,7 @@ def test_drafts_of_processes_that_died_are_removed(spool: Spool) -> None:
     for draft in (old, new):
         draft.touch()
     os.utime(old, (0, 0))
-    spool.tidy()
+    spool.tidy(time.time())
 
     assert not old.exists()
     assert new.exists()

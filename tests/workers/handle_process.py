@@ -11,6 +11,7 @@ from pathlib import Path
 from redis import Redis
 
 from app import telemetry
+from app.clock import Clock, lend_to_rq
 from app.core.targets import MEMORY
 from app.storage import Storage
 from workers import handle
@@ -60,9 +61,10 @@ def main(url: str, pace: str = "{}", storage: str = "") -> None:
     telemetry.configure("info", "json")
     listed = dict.fromkeys(NAMES, MEMORY)
     opened = hang_for_ever if storage == "hangs" else None
-    handle.worker(Redis.from_url(url), listed, opened, pace=Pace(**json.loads(pace))).work(
-        logging_level="WARNING"
-    )
+    clock = Clock()
+    lend_to_rq(clock)
+    worker = handle.worker(Redis.from_url(url), listed, opened, pace=Pace(**json.loads(pace)), clock=clock)
+    worker.work(logging_level="WARNING")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from rq import Retry
 from rq.job import Job
 from rq.queue import Queue
 
+from app.clock import Clock, lend_to_rq
+from app.inbox import connect
 from workers.async_job import JobFunction
 from workers.async_worker import AsyncWorker
 from workers.steady_worker import Pace
@@ -34,7 +36,8 @@ async def double(client: redis.asyncio.Redis, job: Job, number: int) -> int:
 async def hold(client: redis.asyncio.Redis, job: Job, *, last: str = "return") -> str:
     """Tell that it runs, wait for an entry in `gate:<id>`, then return or raise."""
     await client.rpush(f"runs:{job.id}", str(os.getpid()))
-    await client.blpop([f"gate:{job.id}"], 0)
+    while not await client.blpop([f"gate:{job.id}"], 3):  # less than the time-out of the client
+        pass
     if last == "raise":
         raise ValueError("told to raise")
     return "held"
@@ -112,14 +115,18 @@ def main(url: str, **options: Any) -> None:
     kind = DiesWhenItTakes if options.pop("dies", False) else AsyncWorker
     pace = Pace(**options.pop("pace", {}))
     problem = options.pop("problem", None)
+    clock = Clock()
+    lend_to_rq(clock)
     worker = kind(
         QUEUE,
         connection=Redis.from_url(url),
         jobs=lambda: open_jobs(url, problem),
         pace=pace,
+        clock=clock,
         **options,
     )
-    worker.work()
+    with closing(connect(url)) as asked, clock.following(asked):
+        worker.work()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from rq.worker.base import BaseWorker
 
 from workers.async_job import AsyncJob
 from workers.async_worker import AsyncWorker
+from workers.handle import HandleWorker
 from workers.job_queue import JobQueue, TakenJobs
+from workers.patient_worker import PatientWorker
 from workers.recording_worker import RecordingWorker
 from workers.steady_worker import SteadyWorker
 
@@ -32,6 +34,8 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
         "handle_exception": ["self", "job", "exc_info"],
         "handle_execution_ended": ["self", "job", "queue", "heartbeat_ttl"],
         "handle_job_failure": ["self", "job", "queue", "started_job_registry", "exc_string", "execution"],
+        "handle_payload": ["self", "message"],
+        "handle_work_horse_killed": ["self", "job", "retpid", "ret_val", "rusage"],
         "heartbeat": ["self", "timeout", "pipeline"],
         "job_class": None,
         "log_result_lifespan": None,
@@ -41,14 +45,21 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
         "prepare_job_execution": ["self", "job", "remove_from_intermediate_queue"],
         "procline": ["self", "message"],
         "queue_class": None,
+        "main_work_horse": ["self", "job", "queue"],
+        "pubsub_channel_name": None,
+        "register_birth": ["self"],
         "request_force_stop": ["self", "signum", "frame"],
         "request_stop": ["self", "signum", "frame"],
         "request_stop_execution": ["self", "execution_id"],
         "run_maintenance_tasks": ["self"],
         "serialize": ["self"],
         "set_state": ["self", "state", "pipeline"],
+        "set_shutdown_requested_date": ["self"],
         "should_run_maintenance_tasks": None,
+        "subscribe": ["self"],
         "teardown": ["self"],
+        "unsubscribe": ["self"],
+        "wait_for_horse": ["self"],
         "work": [
             "self", "burst", "logging_level", "date_format", "log_format", "max_jobs", "max_idle_time",
             "with_scheduler", "dequeue_strategy",
@@ -87,7 +98,7 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
 """What we override or call; None stands for a property or an attribute."""
 
 OURS = {
-    BaseWorker: (SteadyWorker, RecordingWorker, AsyncWorker),
+    BaseWorker: (PatientWorker, SteadyWorker, RecordingWorker, AsyncWorker, HandleWorker),
     Job: (AsyncJob,),
     Queue: (JobQueue,),
     IntermediateQueue: (TakenJobs,),

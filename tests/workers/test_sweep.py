@@ -14,6 +14,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from app import queues
+from app.clock import Clock
 from app.core.lifecycle import Move, State
 from app.core.names import (
     COUNTERS,
@@ -281,8 +282,8 @@ def test_one_process_at_a_time_sweeps_and_counts_what_it_mends(desk: Desk) -> No
         runs.append(name)
         return Counter({Repair.JOB_MADE: 2})
 
-    first = Sweeper(desk.redis, shared=lambda: part("first"))
-    second = Sweeper(desk.redis, shared=lambda: part("second"))
+    first = Sweeper(desk.redis, clock=Clock(), shared=lambda: part("first"))
+    second = Sweeper(desk.redis, clock=Clock(), shared=lambda: part("second"))
     first.mend_together()
     second.mend_together()
     assert runs == ["first"]
@@ -304,7 +305,7 @@ def test_a_part_that_fails_keeps_neither_the_other_nor_itself_from_the_next_time
             raise ValueError("only once")
         return Counter({Repair.JOB_MADE: 1})
 
-    with Sweeper(desk.redis, shared=shared, local=local, every=0.02):
+    with Sweeper(desk.redis, clock=Clock(), shared=shared, local=local, every=0.02):
         wait_until(lambda: desk.redis.hget(COUNTERS, MADE))
     assert swept.is_set()
 

@@ -1,6 +1,7 @@
 """Start worker processes, fill their queue, and wait for what Redis shows."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from tests.workers.sample_worker import QUEUE
+from tests.wrong_clock import WrongClock
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,11 +44,12 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> fl
 class WorkerProcess:
     """One worker process; its output is in `log`."""
 
-    def __init__(self, url: str, log: Path, **options: Any) -> None:
+    def __init__(self, url: str, log: Path, *, host: WrongClock | None = None, **options: Any) -> None:
+        environment = os.environ | (host.environment if host else {})
         self._log = log
         with log.open("ab") as out:
             command = [sys.executable, "-m", "tests.workers.sample_worker", url, json.dumps(options)]
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
 
     @property
     def log(self) -> str:
