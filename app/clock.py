@@ -63,12 +63,16 @@ class Clock:
         return abs(self.skew) >= rules.SKEW_FAIL
 
     def ask(self, redis: Redis) -> None:
-        """Ask Redis; a clock of this host that is off is logged, and listed there. Raises redis' errors."""
+        """Ask Redis for its time; raises redis' errors."""
         before = time.monotonic()
         seconds, microseconds = redis.time()
         after = time.monotonic()
         if self._base is None or after - before <= PATIENCE:
             self._base = seconds + microseconds / 1e6 - (before + after) / 2
+
+    def ask_aloud(self, redis: Redis) -> None:
+        """The same; a clock of this host that is off is logged, and listed in Redis."""
+        self.ask(redis)
         skew = self.skew
         found = rules.clock(skew)
         if found.level is not self._level:
@@ -85,7 +89,7 @@ class Clock:
         def work() -> None:
             while not ended.is_set():
                 with suppress(RedisError):  # others say that it is away; the monotonic clock counts on
-                    self.ask(redis)
+                    self.ask_aloud(redis)
                 asked.set()
                 ended.wait(EVERY)
 

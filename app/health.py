@@ -103,7 +103,9 @@ class Health:
             findings = [self._without_redis(f"no answer ({type(error).__name__})")]
         findings += [*spooled(self.spool, now), rules.warned(disk(self.data, self.disk_floor))]
         findings += self.ring.findings() if self.ring else []
-        findings += [rules.token(self.api_token is not None), rules.warned(rules.clock(self.clock.skew))]
+        findings.append(rules.token(self.api_token is not None))
+        own = rules.warned(rules.clock(self.clock.skew))
+        findings += [own] if own.level is not Level.OK else []
         return [*findings, *self.lateness.findings(now.timestamp())]
 
     def _without_redis(self, state: str) -> Finding:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
+from redis.exceptions import RedisError
 
 from app.core.vocabulary import EVENTS, LIBRARY, UNLISTED
 from app.redaction import Redactor
@@ -99,10 +100,20 @@ def _formatter(redactor: Redactor, *, as_text: bool, colours: bool) -> logging.F
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _briefly,
             structlog.processors.format_exc_info,
         ],
         processors=[_plain if as_text else _named, redact, *end],
     )
+
+
+def _briefly(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """One line for an error of Redis: it strikes everything that is under way, and a trace tells nothing."""
+    found = event.get("exc_info")
+    if isinstance(found, tuple) and isinstance(found[1], RedisError):
+        del event["exc_info"]
+        event["error"] = f"{type(found[1]).__name__}: {found[1]}"
+    return event
 
 
 def _plain(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -23,7 +23,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
@@ -164,7 +163,7 @@ class AsyncWorker(RecordingWorker):
                 "job %s was not begun, maintenance brings it back: %s",
                 job.id,
                 error,
-                exc_info=not isinstance(error, RedisError),
+                exc_info=True,
                 extra={"job": job.id},
             )
             self._forget(job)
@@ -204,7 +203,7 @@ class AsyncWorker(RecordingWorker):
                 "the end of job %s was not saved, it runs again: %s",
                 job.id,
                 error,
-                exc_info=not isinstance(error, RedisError),
+                exc_info=True,
                 extra={"job": job.id},
             )
         finally:

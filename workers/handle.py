@@ -118,7 +118,7 @@ class HandleWorker(PatientWorker, Worker):
             worker_registration.register(self, own)
             own.exists(WORKERS_SUSPENDED)
             suspended = bool(own.execute()[-1])
-        self.clock.ask(self.connection)
+        self.clock.ask_aloud(self.connection)
         self.outage.ends()
         self.commands.obey()
         return not suspended and not self.clock.is_far_off

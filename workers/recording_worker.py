@@ -69,6 +69,10 @@ class RecordingWorker(SteadyWorker):
         error = exc_info[1]
         if isinstance(job, AsyncJob) and job.stop_asked:
             log.warning("job %s was stopped on request", job.id, extra={"job": job.id})
+        elif isinstance(error, RedisError):
+            log.warning(
+                "job %s has met a Redis that does not serve: %s", job.id, error, extra={"job": job.id}
+            )
         elif isinstance(error, OutkeepError):
             facts = {"job": job.id, "code": error.code}
             log.info("job %s has ended for good: %s", job.id, error.message, extra=facts)

@@ -142,9 +142,9 @@ def clock(skew: float) -> Finding:
     level = Level.FAIL if abs(skew) >= SKEW_FAIL else Level.WARN if abs(skew) >= SKEW_WARN else Level.OK
     detail = f"{skew:+.1f} s against Redis' host"
     if level is not Level.OK:
-        detail += ", whose clock all processes use; let both keep time by NTP"
+        detail += "; let both keep time by NTP: all processes go by the clock of Redis"
     if level is Level.FAIL:
-        detail += ": workers of this host take no jobs, and remove nothing for its age, until then"
+        detail += ", and workers of this host take no jobs, and remove nothing for its age, until then"
     return Finding(level, "clock", detail)
 
 

@@ -58,6 +58,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "job %s was not begun, maintenance brings it back: %s": "job_not_begun",
     "job %s was not begun, or its end not saved, it runs again: %s": "job_not_saved",
     "job %s was stopped on request": "job_stopped",
+    "job %s has met a Redis that does not serve: %s": "job_without_redis",
     "a command to this worker cannot be carried out": "command_failed",
     "job %s was given up while it ran; its outcome does not count": "job_given_up",
     "the end of job %s was not saved, it runs again: %s": "job_end_not_saved",

@@ -325,13 +325,16 @@ def test_when_redis_was_emptied_a_replay_makes_no_second_follow_up(studio: Studi
     assert told["child"] == child == studio.only["id"]
 
 
-def test_a_follow_up_is_found_although_the_clock_of_replicate_is_behind_ours(studio: Studio) -> None:
+@pytest.mark.parametrize("minutes", [4, 59])
+def test_a_follow_up_is_found_although_the_clock_of_replicate_is_behind_ours(
+    studio: Studio, minutes: int
+) -> None:
     studio.api.mishaps = [lost]
     studio.tell()
     studio.work()
     child, intent = studio.only["id"], follow_up_key(*PLACE)
     written = json.loads(studio.redis.get(intent) or b"")
-    ahead = datetime.fromisoformat(written["at"]) + timedelta(minutes=4)
+    ahead = datetime.fromisoformat(written["at"]) + timedelta(minutes=minutes)
     studio.redis.set(intent, json.dumps(written | {"at": format_time(ahead)}))
     studio.again()
     told = studio.told()
