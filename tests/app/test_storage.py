@@ -165,6 +165,19 @@ def test_a_write_succeeds_only_after_its_fsync(storage: Storage, source: Path) -
     assert with_fsync.stdout.splitlines() == ["file None", "bytes None", "create False"], with_fsync.stderr
 
 
+def test_a_removal_succeeds_only_after_its_fsync(storage: Storage) -> None:
+    names = ["a/one", "a/two", "b/three"]
+    for name in names:
+        storage.put_bytes(name, b"x")
+    code = f"attempt('removal', storage.remove, {names})\nattempt('again', storage.remove, {names})"
+
+    without = run_child(f"forbid_fsync()\n{code}", storage)
+    failed = "StorageFailure storage_unavailable"
+    assert without.stdout.splitlines() == [f"removal {failed}", f"again {failed}"], without.stderr
+    assert run_child(code, storage).stdout.splitlines() == ["removal None", "again None"]
+    assert list(storage.names("")) == []
+
+
 def test_the_folders_above_a_file_are_synced_too(storage: Storage, source: Path) -> None:
     # The interpreter tells of each call; the argument is the one number among the caller's variables.
     code = """

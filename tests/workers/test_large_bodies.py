@@ -103,6 +103,35 @@ def test_a_storage_that_does_not_give_the_body_is_asked_again(away: Desk, proxy:
     assert away.record().state is State.DISPATCHED
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(503, "SlowDown"),
+        Refusal(500, "InternalError"),
+        Refusal(403, "AccessDenied"),
+        Refusal(404, "NoSuchBucket"),
+        Refusal(400, "InvalidRequest"),
+    ],
+    ids=str,
+)
+def test_a_body_whose_manifest_the_storage_refuses_is_kept(
+    away: Desk, proxy: FaultyProxy, refusal: Refusal
+) -> None:
+    received = receive(away)
+    manifest_of = f"{ID}/prediction.json"
+    proxy.rule = lambda asked: refusal if asked.method == "PUT" and manifest_of in asked.path else None
+    assert away.work() is not None
+    assert len(claims(away)) == 1
+    assert away.record().body_at in claims(away)
+
+    proxy.mend()
+    assert away.work() is None
+    manifest = away.storage.read_manifest(Kind.PREDICTION, ID)
+    assert manifest is not None
+    assert manifest.prediction.raw == received
+    assert claims(away) == []
+
+
 def test_a_body_that_cannot_be_removed_holds_up_nothing_and_is_swept_later(
     away: Desk, proxy: FaultyProxy
 ) -> None:

@@ -1,5 +1,6 @@
 """Outputs are fetched while a bucket refuses us, since their hour does not wait until it is mended."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,41 @@ def test_what_a_bucket_refuses_for_longer_than_the_hour_is_kept(
     assert desk.work() is None
     assert desk.storage.get(f"predictions/{ID}/output-0.png") == PNG
     assert desk.storage.get(f"predictions/{ID}/output-1.txt") == b"text"
+    assert list(desk.temporary.iterdir()) == []
+
+
+def test_a_run_that_is_cancelled_while_the_bucket_hangs_keeps_its_download(
+    redis: Redis, tmp_path: Path, simulator: Simulator, proxy: FaultyProxy
+) -> None:
+    desk = Desk(redis, tmp_path)
+    desk.storage = Storage(proxy.s3.url)
+    desk.trust(simulator.url)
+    url = simulator.add_file("a.png", PNG)
+    desk.receive(url)
+    hanging, released = threading.Event(), threading.Event()
+
+    def hang(asked: Asked) -> Refusal | None:
+        if asked.method != "PUT":
+            return None
+        hanging.set()
+        released.wait(60)
+        return Refusal(403, "AccessDenied")
+
+    async def cancelled() -> None:
+        run = asyncio.create_task(desk.run())
+        await asyncio.to_thread(hanging.wait, 60)
+        run.cancel()
+        await asyncio.wait([run])
+        assert run.cancelled()
+        assert [path.read_bytes() for path in desk.temporary.iterdir()] == [PNG]
+        released.set()
+
+    proxy.rule = hang
+    asyncio.run(cancelled())
+    simulator.remove_file(url)  # what is gone at Replicate is here
+    proxy.mend()
+    assert desk.work() is None
+    assert desk.storage.get(f"predictions/{ID}/output-0.png") == PNG
     assert list(desk.temporary.iterdir()) == []
 
 
