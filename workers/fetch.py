@@ -14,6 +14,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from app.core import media
 from app.core.answers import (
     Answer,
     Body,
@@ -128,7 +129,7 @@ class Fetcher:
                     answer = _answer(response, target.host)
                     following = redirection(answer, hop)
                     if following is None:
-                        return await self._receive(response, answer, hop, before)
+                        return await self._receive(response, answer, (url, hop), before)
                 finally:
                     response.close()
             hop = following
@@ -155,17 +156,18 @@ class Fetcher:
         return tls_for_underscores()
 
     async def _receive(
-        self, response: aiohttp.ClientResponse, answer: Answer, url: str, before: Body | None
+        self, response: aiohttp.ClientResponse, answer: Answer, urls: tuple[str, str], before: Body | None
     ) -> Fetched:
-        host = answer.host
+        """Take the file; `urls` are the address that was asked for first, and the one that has answered."""
+        host, headers = answer.host, response.headers
         connection = response.connection.protocol if response.connection else None
         declared = declared_length(answer, max_bytes=self._max_bytes, now=self._now())
         async with spilled(self._folder, floor=self._disk_floor, expected=declared or 0) as spill:
             await self._copy(response.content, spill, host)
             if connection is not None and _surplus(connection):
                 raise Transient("body_too_long", f"{host} sent more than the length it announced")
-            content_type = media_type(response.headers.get("Content-Type"))
-            require_no_error_page(url, host=host, content_type=content_type, head=spill.head)
+            content_type = media_type(headers.get("Content-Type"))
+            require_no_error_page(*urls, host=host, content_type=content_type, head=spill.head)
             require_complete(answer, (spill.size, spill.sha256), declared=declared, before=before)
         return Fetched(
             spill.path,
@@ -173,7 +175,8 @@ class Fetcher:
             spill.sha256,
             spill.head,
             content_type,
-            url,
+            urls[-1],
+            declared=media.declared(content_type, headers.get("Content-Disposition"), urls[-1]),
             encoding=content_coding(answer.content_encodings, spill.head),
         )
 

@@ -93,7 +93,7 @@ class Keeper:
         named = fetched.name or urlsplit(wanted.source).path
         # Bytes that have a coding say nothing of what they are without it.
         head = b"" if fetched.encoding else fetched.head
-        extension = media.extension(head, url_path=named)
+        extension = media.extension(head, url_path=named, declared=fetched.declared)
         name = file_name(wanted.stem, extension)
         path, encoding = object_name(wanted.kind, wanted.id, name), fetched.encoding
         self.storage.put_file(path, fetched.path, encoding=encoding)

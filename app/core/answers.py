@@ -13,6 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from app.core.content import detect
 from app.core.errors import Permanent, Transient
+from app.core.media import is_never_a_page
 from app.core.retry_after import retry_after
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -21,6 +22,7 @@ _LENGTH = re.compile(r"[0-9]{1,19}", re.ASCII)
 _TYPE = re.compile(r"[!#$&^_.+a-z0-9-]{1,64}/[!#$&^_.+a-z0-9-]{1,64}", re.ASCII)
 _UNSENDABLE = re.compile("[ \t\udc80-\udcff]+")
 """Blanks, and bytes that are not UTF-8 as aiohttp decodes them."""
+_PAGES = frozenset({"text/html", "application/xhtml+xml"})
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*+"
     rb"<(?:!doctype\s+html|html|head|body|title|meta|h1|center|script)[\s>]",
@@ -178,13 +180,13 @@ def content_coding(values: Sequence[str], head: bytes) -> str | None:
     return None if belied else ", ".join(codings)
 
 
-def require_no_error_page(url: str, *, host: str, content_type: str | None, head: bytes) -> None:
-    """Raise `Transient` (`html_instead`) for a page served with 200 in place of a file.
+def require_no_error_page(*urls: str, host: str, content_type: str | None, head: bytes) -> None:
+    """Raise `Transient` (`html_instead`) for a page served in the place of a named picture, film, archive.
 
-    `content_type` comes from `media_type`; `head` holds the first bytes, 512 or more.
+    `urls` are the address that was asked for and the one that answered, `content_type` comes from
+    `media_type`; `head` holds the first bytes, 512 or more.
     """
-    named_html = urlsplit(url).path.lower().endswith((".html", ".htm"))
-    if content_type == "text/html" and not named_html and _HTML.match(head):
+    if content_type in _PAGES and any(map(is_never_a_page, urls)) and _HTML.match(head):
         raise Transient("html_instead", f"{host} sent a web page in place of the file")
 
 

@@ -33,9 +33,12 @@ _BINARY: Final = tuple(
         (rb"\0\0..ftyp(?:mif1|msf1|miaf).{4}(?:.{4}){0,12}?avi[fs]", "avif"),
         (rb"\0\0..ftyp(?:he[iv][cxms]|mif1|msf1)", "heic"),
         (rb"\0\0..ftyp(?:M4[ABP] |F4A )", "m4a"),
+        (rb"\0\0\0\x0cJXL \r\n\x87\n", "jxl"),
+        (rb"\xff\x0a[\0-\x7f]", "jxl"),  # a codestream by itself
         (rb"\0\0..ftypqt  ", "mov"),
         (rb"\0\0..ftyp[ -~]{4}", "mp4"),
         (rb"\0.{3}(?:moov|mdat|wide)", "mov"),  # QuickTime, older than `ftyp`
+        (rb"\0\0\x01(?:\xba[\x21\x44]|\xb3)", "mpg"),  # a pack of a program stream, or a sequence of video
         # EBML: its element DocType, with a one-byte length.
         (rb"\x1a\x45\xdf\xa3.{0,80}?\x42\x82.webm", "webm"),
         (rb"\x1a\x45\xdf\xa3.{0,80}?\x42\x82.matroska", "mkv"),
@@ -64,6 +67,14 @@ _BINARY: Final = tuple(
         (rb"ply\r?\n", "ply"),
         (rb"Kaydara FBX Binary  \0", "fbx"),
         (rb"\x93NUMPY", "npy"),
+        (rb"PAR1", "parquet"),
+        (rb"BLENDER[-_0-9]", "blend"),
+        (rb".{128}DICM", "dcm"),
+        (rb"AutoCAD Binary DXF\r\n\x1a\0", "dxf"),
+        (rb"wOFF(?:OTTO|true|\0\x01\0\0)", "woff"),
+        (rb"wOF2(?:OTTO|ttcf|true|\0\x01\0\0)", "woff2"),
+        (rb"OTTO\0[\x01-\x40]", "otf"),
+        (rb"\0\x01\0\0\0[\x01-\x40](?:\0[\x10\x20\x40\x80]|[\x01-\x04]\0)\0[\0-\x06]", "ttf"),
         (rb".{4}\0{4}\{[\"}]", "safetensors"),  # the length of a JSON header, below 4 GiB, and the header
         (rb"GGUF[\x01-\x09]\0\0\0", "gguf"),
         (rb"II(?:\*\0|\+\0\x08\0)|MM(?:\0\*|\0\+\0\x08)", "tiff"),
@@ -84,6 +95,9 @@ _TEXT: Final = tuple(
     for pattern, extension in (
         (rb"%PDF-", "pdf"),
         (rb"WEBVTT(?:\s|\Z)", "vtt"),
+        (rb"\{\\rtf1?[\s\\{}]", "rtf"),
+        (rb"#EXTM3U(?:\s|\Z)", "m3u8"),
+        (rb"\[Script Info\]\s", "ass"),
         (rb"\{.*\"asset\"\s*:\s*\{[^{}]*\"version\"\s*:\s*\"[12]\.\d\"", "gltf"),
         (rb"\{\s*(?:\"|\}\s*\Z)", "json"),
         (rb"\[\s*(?:[\[{\"]|\]\s*\Z|(?:-?\d[\d.eE+-]*|true|false|null)\s*(?:,|\]\s*\Z))", "json"),
@@ -101,14 +115,45 @@ _MARKUP: Final = (
 )
 
 
+_ID3: Final = _starts(rb"ID3[\x02-\x04].(.)([\0-\x7f])([\0-\x7f])([\0-\x7f])([\0-\x7f])")
+_TAGGED: Final = frozenset({"flac", "aac"})
+"""What may begin with an ID3 tag beside mp3."""
+_FRAMED: Final = _starts(rb"\xff[\xe0-\xff]")
+_HEADERLESS: Final = frozenset({"pcm", "raw", "splat"})
+"""Mere numbers, which may begin like a frame of mp3 or aac."""
+
+
 def detect(head: bytes) -> str | None:
     """The extension (lower case, no dot) for a file that begins with `head`, or None: nothing to go by.
 
     Give at least `HEAD` bytes, or all of a shorter file. Never raises.
     """
     head = head[:_LIMIT]
+    tag = _end_of_tag(head)
+    if tag and (behind := _first(_BINARY, head[tag:])) in _TAGGED:
+        return behind
     text = head[_end(_BLANK, head) :]
     return _first(_BINARY, head) or _first(_TEXT, text) or _markup(text)
+
+
+def also(head: bytes) -> frozenset[str]:
+    """What a file may be as well, by its first bytes, as `detect` takes them: its name decides then."""
+    if _end_of_tag(head) >= len(head) > 0:
+        return _TAGGED
+    return _HEADERLESS if _FRAMED.match(head) else frozenset()
+
+
+def _end_of_tag(head: bytes) -> int:
+    """Where an ID3 tag ends that stands before the sound itself; 0 when there is none."""
+    tag = _ID3.match(head)
+    if tag is None:
+        return 0
+    flags, *size = (part[0] for part in tag.groups())
+    return (
+        10
+        + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=True))
+        + (flags >> 4 & 1) * 10
+    )
 
 
 def _markup(text: bytes) -> str | None:

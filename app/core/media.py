@@ -4,10 +4,11 @@ A type is named by its extension, in lower case, without a dot. Whoever asks for
 so that a name on disk, a `Content-Type` and what a browser may show never disagree.
 """
 
+import re
 from typing import Final
 from urllib.parse import unquote
 
-from app.core.content import detect
+from app.core.content import also, detect
 
 UNKNOWN: Final = "bin"
 
@@ -27,6 +28,7 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "ico": "image/vnd.microsoft.icon",
     "heic": "image/heic",
     "svg": "image/svg+xml",
+    "jxl": "image/jxl",
     "psd": "image/vnd.adobe.photoshop",
     "exr": "image/x-exr",
     "hdr": "image/vnd.radiance",
@@ -36,6 +38,8 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "webm": "video/webm",
     "mkv": "video/matroska",
     "avi": "video/x-msvideo",
+    "mpg": "video/mpeg",
+    "m3u8": "application/vnd.apple.mpegurl",
     # audio
     "wav": "audio/wav",
     "mp3": "audio/mpeg",
@@ -46,6 +50,8 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "aac": "audio/aac",
     "aiff": "audio/aiff",
     "mid": "audio/midi",
+    "pcm": "audio/pcm",
+    "raw": _OCTETS,
     # archives
     "zip": "application/zip",
     "gz": "application/gzip",
@@ -65,13 +71,27 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "yaml": "application/yaml",
     "srt": "application/x-subrip",
     "vtt": "text/vtt",
+    "ass": "text/x-ssa",
+    "lrc": "application/x-lrc",
+    "log": "text/plain",
+    "py": "text/x-python",
+    "js": "text/javascript",
+    "rtf": "application/rtf",
     "html": "text/html",
     "xml": "application/xml",
     "pdf": "application/pdf",
     "docx": f"{_OFFICE}.wordprocessingml.document",
     "xlsx": f"{_OFFICE}.spreadsheetml.sheet",
     "pptx": f"{_OFFICE}.presentationml.presentation",
+    "odt": "application/vnd.oasis.opendocument.text",
+    "ods": "application/vnd.oasis.opendocument.spreadsheet",
+    "odp": "application/vnd.oasis.opendocument.presentation",
     "epub": "application/epub+zip",
+    # fonts
+    "ttf": "font/ttf",
+    "otf": "font/otf",
+    "woff": "font/woff",
+    "woff2": "font/woff2",
     # three dimensions
     "glb": "model/gltf-binary",
     "gltf": "model/gltf+json",
@@ -81,9 +101,14 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "ply": "model/ply",
     "3mf": "model/3mf",
     "usdz": "model/vnd.usdz+zip",
+    "vrm": "model/gltf-binary",
+    "blend": "application/x-blender",
+    "dxf": "application/dxf",
+    "dcm": "application/dicom",
     "fbx": _OCTETS,
     "splat": _OCTETS,
     # arrays and weights
+    "parquet": "application/vnd.apache.parquet",
     "npy": _OCTETS,
     "npz": _OCTETS,
     "safetensors": _OCTETS,
@@ -110,19 +135,41 @@ _SPELLINGS: Final = {
     "text": "txt",
     "markdown": "md",
     "htm": "html",
+    "xhtml": "html",
+    "xht": "html",
+    "mpeg": "mpg",
+    "dicom": "dcm",
+    "ssa": "ass",
+    "mjs": "js",
+    "ndjson": "jsonl",
     "yml": "yaml",
 }
 
 # What the bytes say, and the types that are such files inside: there the URL knows better.
 _MADE_OF: Final = {
-    "zip": frozenset({"npz", "pt", "pth", "ckpt", "docx", "xlsx", "pptx", "epub", "3mf", "usdz"}),
-    "gz": frozenset({"tgz"}),
+    "zip": frozenset(
+        {
+            *("npz", "pt", "pth", "ckpt", "3mf", "usdz"),
+            *("docx", "xlsx", "pptx", "odt", "ods", "odp", "epub"),
+        }
+    ),
+    "gz": frozenset({"tgz", "blend"}),
+    "zst": frozenset({"blend"}),
+    "glb": frozenset({"vrm"}),
     "mp4": frozenset({"m4a"}),
     "ogg": frozenset({"opus"}),
     "xml": frozenset({"svg", "html"}),
     "html": frozenset({"md"}),
-    "json": frozenset({"gltf", "jsonl", "txt", "md", "csv", "tsv", "yaml"}),
+    "json": frozenset({"gltf", "jsonl", "txt", "md", "csv", "tsv", "yaml", "log", "lrc", "py", "js"}),
 }
+
+_TEXTS: Final = frozenset(
+    {
+        *("txt", "md", "csv", "tsv", "json", "jsonl", "yaml", "srt", "vtt", "html", "xml"),
+        *("ass", "lrc", "log", "py", "js", "rtf", "m3u8", "obj", "mtl"),
+    }
+)
+"""Types that people write and read, in whose place a page may stand."""
 
 _ALSO_CALLED: Final = {
     "image/jpg": "jpg",
@@ -151,24 +198,84 @@ _ALSO_CALLED: Final = {
     "application/xhtml+xml": "html",
     "text/xml": "xml",
     "text/json": "json",
+    "text/srt": "srt",
+    "text/x-srt": "srt",
+    "text/subrip": "srt",
+    "application/srt": "srt",
+    "application/csv": "csv",
+    "text/x-markdown": "md",
+    "text/yaml": "yaml",
+    "text/x-ass": "ass",
+    "text/rtf": "rtf",
+    "application/javascript": "js",
+    "application/x-javascript": "js",
+    "text/x-script.python": "py",
+    "application/x-python": "py",
+    "application/x-mpegurl": "m3u8",
+    "audio/mpegurl": "m3u8",
+    "audio/x-mpegurl": "m3u8",
+    "audio/l16": "pcm",
+    "audio/x-pcm": "pcm",
+    "application/x-parquet": "parquet",
+    "application/x-font-ttf": "ttf",
+    "application/x-font-otf": "otf",
+    "application/font-woff": "woff",
+    "application/font-woff2": "woff2",
+    "model/x.stl-binary": "stl",
+    "application/sla": "stl",
+    "application/vnd.ms-pki.stl": "stl",
+    "image/vnd.dxf": "dxf",
+    "model/vrm": "vrm",
+    "application/x-tgz": "tgz",
+    "application/x-compressed-tar": "tgz",
 }
 # The first extension of a type stands for it.
 _EXTENSIONS: Final = {media: extension for extension, media in reversed(MEDIA_TYPES.items())} | _ALSO_CALLED
 
+_FILE_NAME: Final = re.compile(
+    r"""filename(?:\*\s*=\s*[\w-]*'[^']*'([^;\s]*)|\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*)))""", re.IGNORECASE
+)
+"""Of a `Content-Disposition`: the extended form, the quoted, or the bare one."""
+
 _SHOWN: Final = ("image/", "video/", "audio/")
 
 
-def extension(head: bytes, *, url_path: str = "") -> str:
+def extension(head: bytes, *, url_path: str = "", declared: str | None = None) -> str:
     """The extension to store a file under: always one of `MEDIA_TYPES`, `bin` when nothing tells more.
 
     `head` is at least the first 512 bytes, or all of a shorter file. The content decides (an error page in
     HTML named `.png` is `html`). `url_path`, a path or whole URL, decides where the content has no signature,
-    and among the types that share one (`npz` and `pt` are zip). Never raises.
+    and among the types that share one (`npz` and `pt` are zip); where it tells nothing, `declared` does, an
+    extension of the table. Never raises.
     """
     named, found = _named(url_path), detect(head)
-    if found is None:
-        return named or UNKNOWN
-    return named if named and named in _MADE_OF.get(found, ()) else found
+    if found is not None:
+        possible = _MADE_OF.get(found, frozenset()) | also(head)
+        return next((name for name in (named, declared) if name in possible), found)
+    if named and named != UNKNOWN:
+        return named
+    is_binary = b"\0" in head  # many servers call text what they do not know
+    return declared if declared and not (is_binary and declared in _TEXTS) else UNKNOWN
+
+
+def declared(content_type: str | None, disposition: str | None, url: str = "") -> str | None:
+    """The extension that an answer declares, of the table but not `bin`.
+
+    `disposition` is its `Content-Disposition`, `url` its own address, after all redirects: a name tells more
+    than a type.
+    """
+    names = [
+        (unquote(star) or quoted or plain).strip()
+        for star, quoted, plain in _FILE_NAME.findall(disposition or "")
+    ]
+    told = [*map(_named_file, names), _named(url), extension_for_media_type(content_type or "")]
+    return next((name for name in told if name and name != UNKNOWN), None)
+
+
+def is_never_a_page(url_path: str) -> bool:
+    """Whether a path or URL is named like a picture, sound, film, archive, weights and the like."""
+    named = _named(url_path)
+    return named is not None and named not in _TEXTS
 
 
 def media_type(extension: str) -> str:
@@ -196,7 +303,12 @@ def is_inline_safe(extension: str) -> bool:
 def _named(url_path: str) -> str | None:
     """The extension that a path or URL ends with, if the table has it."""
     path = url_path.partition("#")[0].partition("?")[0]
-    _, dot, ending = unquote(path.rpartition("/")[2]).rpartition(".")
+    return _named_file(unquote(path.rpartition("/")[2]))
+
+
+def _named_file(name: str) -> str | None:
+    """The same of the name of a file."""
+    _, dot, ending = name.rpartition(".")
     ending = ending.lower()
     known = _SPELLINGS.get(ending, ending)
     return known if dot and known in MEDIA_TYPES else None

@@ -213,15 +213,40 @@ PAGES = [
 
 @pytest.mark.parametrize("head", PAGES)
 def test_a_page_in_place_of_a_file_is_noticed(head: bytes) -> None:
-    for url in (URL, "https://a.test/html", "https://a.test/x?y=.html"):
-        with pytest.raises(Transient) as caught:
-            require_no_error_page(url, host="a.test", content_type="text/html", head=head)
-        assert caught.value.code == "html_instead"
+    for name in (
+        "a.png",
+        "a.svg",
+        "a.MP3",
+        "a.mp4?x=.html",
+        "a.tar.gz",
+        "a.zip",
+        "a.safetensors",
+        "a.glb",
+        "a.bin",
+    ):
+        for content_type in ("text/html", "application/xhtml+xml"):
+            for urls in ([f"https://a.test/{name}"], [f"https://a.test/{name}", "https://a.test/error"]):
+                with pytest.raises(Transient) as caught:
+                    require_no_error_page(*urls, host="a.test", content_type=content_type, head=head)
+                assert caught.value.code == "html_instead"
 
 
 @pytest.mark.parametrize("head", PAGES)
 def test_a_page_that_was_asked_for_or_declared_as_data_is_a_file(head: bytes) -> None:
-    require_no_error_page("https://a.test/x.HTML?y", host="a.test", content_type="text/html", head=head)
+    for name in (
+        "x.HTML?y",
+        "x.htm",
+        "x.xhtml",
+        "plot",
+        "README.md",
+        "x.php",
+        "x?y=.png",
+        "a.png/",
+        "words.txt",
+        "",
+    ):
+        url = f"https://a.test/{name}"
+        require_no_error_page(url, url, host="a.test", content_type="text/html", head=head)
     require_no_error_page(URL, host="a.test", content_type="image/png", head=head)
     require_no_error_page(URL, host="a.test", content_type=None, head=head)
 

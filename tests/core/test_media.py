@@ -5,6 +5,7 @@ import json
 import lzma
 import struct
 import tarfile
+import time
 import wave
 import zipfile
 import zlib
@@ -14,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core import content
-from app.core.media import MEDIA_TYPES, extension, extension_for_media_type, is_inline_safe, media_type
+from app.core.media import (
+    MEDIA_TYPES,
+    declared,
+    extension,
+    extension_for_media_type,
+    is_inline_safe,
+    media_type,
+)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -108,6 +116,7 @@ SVG_DOCTYPE = (
 )
 BOM = b"\xef\xbb\xbf"
 GLTF = b'{\n  "asset" : {\n "generator" : "x",\n "version" : "2.0"\n },\n "scenes" : [] }'
+LONG_ID3 = b"ID3\x04\0\0\0\0\x7f\x00" + bytes(5000)
 MP3_FRAME = b"\xff\xfb\x90\x64" + bytes(413)
 
 BY_CONTENT = [
@@ -203,6 +212,28 @@ BY_CONTENT = [
     (b"<script>alert(1)</script>", "html"),
     (BOM + b"<HTML>", "html"),
     (XML + b"<Error><Code>NoSuchKey</Code></Error>", "xml"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), "jxl"),
+    (b"\xff\x0a\x7a\x1f" + bytes(20), "jxl"),
+    (b"\0\0\x01\xba\x44\0\x04" + bytes(20), "mpg"),
+    (b"\0\0\x01\xba\x21\0\x01" + bytes(20), "mpg"),
+    (b"\0\0\x01\xb3\x16\0\xf0" + bytes(20), "mpg"),
+    (b"PAR1\x15\x04" + bytes(20), "parquet"),
+    (b"BLENDER-v402" + bytes(20), "blend"),
+    (b"BLENDER_V279" + bytes(20), "blend"),
+    (bytes(128) + b"DICM\x02\0", "dcm"),
+    (b"AutoCAD Binary DXF\r\n\x1a\0\0\0", "dxf"),
+    (b"wOFF\0\x01\0\0" + bytes(20), "woff"),
+    (b"wOF2OTTO" + bytes(20), "woff2"),
+    (b"OTTO\0\x0c\0\x80\0\x03\0\x40", "otf"),
+    (b"\0\x01\0\0\0\x0f\0\x80\0\x03\0\x70", "ttf"),
+    (b"\0\x01\0\0\0\x12\x01\0\0\x04\0\x20", "ttf"),
+    (b"{\\rtf1\\ansi hello}", "rtf"),
+    (b"#EXTM3U\n#EXT-X-VERSION:3\n", "m3u8"),
+    (b"[Script Info]\nTitle: a\n", "ass"),
+    (BOM + b"[Script Info]\r\n", "ass"),
+    (b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + b"fLaC\0\0\0\x22" + bytes(34), "flac"),
+    (b"ID3\x04\0\x10\0\0\0\x0a" + bytes(20) + b"fLaC\0\0\0\x22" + bytes(34), "flac"),
+    (b"ID3\x03\0\0\0\0\x01\x00" + bytes(128) + b"\xff\xf1\x50\x80" + bytes(100), "aac"),
 ]
 
 WITHOUT_SIGNATURE = [
@@ -283,12 +314,112 @@ def test_a_zip_is_what_its_name_says_when_such_files_are_zips(name: str) -> None
         (b'{"error": "gone"}', "out.png", "json"),
         (archive(a=b"x"), "out.png", "zip"),
         (png(), "out.npz", "png"),
+        (MP3_FRAME, "speech.pcm", "pcm"),
+        (b"\xff\xf1\x50\x80" + bytes(100), "samples.raw", "raw"),
+        (b"\xff\xff\xfe\xff" * 100, "speech.pcm", "pcm"),
+        (b"\xff\xe3\x18\xc4" + bytes(100), "cloud.splat", "splat"),
+        (png(), "speech.pcm", "png"),
+        (wav(), "speech.raw", "wav"),
+        (LONG_ID3, "song.flac", "flac"),
+        (LONG_ID3, "song.aac", "aac"),
+        (LONG_ID3, "song.mp3", "mp3"),
+        (LONG_ID3, "song", "mp3"),
+        (LONG_ID3, "song.png", "mp3"),
+        (b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + MP3_FRAME, "song.flac", "mp3"),
+        (glb(), "avatar.vrm", "vrm"),
+        (archive(a=b"x"), "text.odt", "odt"),
+        (archive(a=b"x"), "table.xlsx", "xlsx"),
+        (gzip.compress(b"x", mtime=0), "scene.blend", "blend"),
+        (b'{"level": "info"}\n', "run.log", "log"),
+        (b"[1, 2].map(x => x)", "code.js", "js"),
+        (b"[1, 2]", "code.py", "py"),
+        (b"<!DOCTYPE html>", "page.xhtml", "html"),
+        (b"<div>", "notes.md", "md"),
     ],
 )
 def test_the_name_decides_only_among_types_that_share_a_signature(
     head: bytes, name: str, expected: str
 ) -> None:
     assert extension(head, url_path=name) == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "told", "expected"),
+    [
+        (b"words", "out", "srt", "srt"),
+        (b"words", "out.exe", "txt", "txt"),
+        (b"words", "out.bin", "csv", "csv"),
+        (b"words", "out.obj", "txt", "obj"),
+        (b"words", "out", None, "bin"),
+        (b"words", "out", "bin", "bin"),
+        (b"\0\1\2\3", "out", "txt", "bin"),
+        (b"\0\1\2\3", "out", "onnx", "onnx"),
+        (b"\0\1\2\3", "out.txt", "txt", "txt"),
+        (b"", "out", "srt", "srt"),
+        (png(), "out", "txt", "png"),
+        (archive(a=b"x"), "out", "docx", "docx"),
+        (archive(a=b"x"), "out.png", "docx", "docx"),
+        (archive(a=b"x"), "out.npz", "docx", "npz"),
+        (archive(a=b"x"), "out", "png", "zip"),
+        (MP3_FRAME, "out", "pcm", "pcm"),
+        (b'{"a": 1}', "out", "jsonl", "jsonl"),
+    ],
+)
+def test_what_is_declared_decides_where_content_and_name_tell_nothing(
+    head: bytes, name: str, told: str | None, expected: str
+) -> None:
+    assert extension(head, url_path=name, declared=told) == expected
+
+
+@pytest.mark.parametrize(
+    ("content_type", "disposition", "url", "expected"),
+    [
+        ("text/plain; charset=utf-8", None, "", "txt"),
+        ("application/x-subrip", None, "", "srt"),
+        ("text/csv", None, "", "csv"),
+        ("model/obj", None, "", "obj"),
+        ("application/octet-stream", None, "", None),
+        ("binary/octet-stream", None, "", None),
+        (None, None, "", None),
+        (None, 'attachment; filename="a b.srt"', "", "srt"),
+        ("text/plain", "attachment; filename=scene.OBJ", "", "obj"),
+        ("text/plain", "inline; FileName = words.md ; size=5", "", "md"),
+        ("text/plain", "attachment; filename=\"fallback\"; filename*=UTF-8''%E2%82%AC.csv", "", "csv"),
+        ("text/plain", "attachment; filename*=UTF-8''x%2Esrt", "", "srt"),
+        ("text/plain", 'attachment; filename="a\\"b.vtt"', "", "vtt"),
+        ("text/plain", 'attachment; filename="x.exe"', "", "txt"),
+        ("text/plain", "attachment", "", "txt"),
+        ("text/plain", 'attachment; filename="unclosed.srt', "", "srt"),
+        ("text/plain", None, "https://cdn.test/a/b.srt?sig=c.png", "srt"),
+        ("text/plain", 'attachment; filename="a.csv"', "https://cdn.test/b.srt", "csv"),
+        ("application/octet-stream", None, "https://cdn.test/b.bin", None),
+        ("x\udce9", "filename=\udce9.srt", "", "srt"),
+    ],
+)
+def test_what_an_answer_declares_is_an_extension_of_the_table(
+    content_type: str | None, disposition: str | None, url: str, expected: str | None
+) -> None:
+    assert declared(content_type, disposition, url) == expected
+
+
+@given(st.text() | st.text(alphabet="filename*=\"';\\. ", max_size=300))
+def test_any_disposition_gives_an_extension_of_the_table_or_none(disposition: str) -> None:
+    assert declared(None, disposition) in {*MEDIA_TYPES, None}
+
+
+def test_a_hostile_disposition_is_read_in_time_that_grows_with_its_size_alone() -> None:
+    for piece in (
+        'filename="',
+        "filename=",
+        "filename*=a'",
+        "filename = ",
+        'filename="\\',
+        " " * 50,
+        "filename\t",
+    ):
+        began = time.process_time()
+        declared(None, piece * (65536 // len(piece)))
+        assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(

@@ -301,3 +301,44 @@ def test_the_status_and_the_redirect_of_an_odd_answer_count(desk: Desk, head: by
 def test_a_body_without_a_length_that_a_broken_connection_cut_does_not_count(desk: Desk) -> None:
     assert asked(desk, then_reset(CUT), then_reset(CUT), then_reset(CUT), WHOLE)[0] == 5
     assert desk.file("output-0.png") == PNG
+
+
+WORDS = b"1\n00:00:00,000 --> 00:00:01,000\nhello\n"
+MOVED = ok(b"", "Location: /other/file.csv", status="302 Found")
+
+
+@pytest.mark.parametrize(
+    ("answers", "name", "stored"),
+    [
+        ([ok(WORDS, "Content-Type: application/x-subrip")], "out", "srt"),
+        ([ok(WORDS, "Content-Type: text/plain; charset=utf-8")], "out", "txt"),
+        ([ok(WORDS, "Content-Type: text/csv")], "out?name=x.png", "csv"),
+        (
+            [ok(WORDS, "Content-Type: text/plain", 'Content-Disposition: attachment; filename="a.obj"')],
+            "out",
+            "obj",
+        ),
+        ([ok(WORDS, "Content-Type: text/plain")], "out.srt", "srt"),
+        ([ok(WORDS, "Content-Type: application/octet-stream")], "out", "bin"),
+        ([ok(PNG, "Content-Type: text/plain")], "out", "png"),
+        ([ok(b"<!DOCTYPE html><p>", "Content-Type: text/html")], "plot", "html"),
+        ([ok(b"<!DOCTYPE html><p>", "Content-Type: application/xhtml+xml")], "page.xhtml", "html"),
+        ([ok(b"<h1>Title</h1>", "Content-Type: text/html")], "README.md", "md"),
+        ([MOVED, ok(WORDS)], "out", "csv"),
+        ([b"HTTP/1.1 200 OK\r\nX Y: 1\r\nContent-Type: text/csv\r\n\r\n" + WORDS], "out", "csv"),
+    ],
+)
+def test_a_file_is_named_by_what_its_host_declares(
+    desk: Desk, answers: list[bytes], name: str, stored: str
+) -> None:
+    asked(desk, *answers, name=name)
+    [file] = desk.manifest()["files"]
+    assert (file["error"], file["name"]) == (None, f"output-0.{stored}")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp3", "a.mp4", "a.tar", "a.safetensors"])
+def test_a_page_in_the_place_of_a_picture_is_lost_though_it_is_elsewhere(desk: Desk, name: str) -> None:
+    moved = ok(b"", "Location: /sorry", status="302 Found")
+    page = ok(b"<!DOCTYPE html><title>Sorry</title>", "Content-Type: text/html")
+    asked(desk, *[moved, page] * 100, name=name)
+    assert desk.manifest()["files"][0]["error"] == "html_instead"
