@@ -31,6 +31,7 @@ from app.core.names import (
     EVENTS,
     NOTIFY_QUEUE,
     RECORDS,
+    REFUSED,
     Kind,
     record_key,
     record_member,
@@ -42,6 +43,9 @@ from app.core.prediction import Prediction
 from app.record_scripts import ACCEPT, KEEP, MOVE
 
 PAGE = 200
+
+MAX_REFUSED = 10_000
+"""Predictions with refused outputs that are looked at; those whose hour ends first."""
 
 OUTLINE_RANK = "9"
 """Newer than any progress."""
@@ -233,6 +237,16 @@ class Records:
         """Remember by number how files ended, so that later attempts skip them."""
         pairs = [item for number, file in kept.items() for item in (f"kept:{number}", json.dumps(dict(file)))]
         self._keep(keys=[record_key(kind, prediction_id)], args=pairs)
+
+    def list_refused(self, kind: Kind, prediction_id: str, until: datetime) -> None:
+        """Note that outputs were refused which a change of settings can mend until then."""
+        self._redis.zadd(REFUSED, {record_member(kind, prediction_id): until.timestamp()})
+
+    def refused(self, now: datetime) -> list[tuple[Kind, str]]:
+        """Whose outputs were refused and still exist; what came to its hour is forgotten."""
+        self._redis.zremrangebyscore(REFUSED, "-inf", now.timestamp())
+        members = cast(list[bytes], self._redis.zrange(REFUSED, 0, MAX_REFUSED - 1))
+        return [split_member(member.decode()) for member in members]
 
     def is_removed(self, kind: Kind, prediction_id: str) -> bool:
         """Whether somebody had the prediction removed, so that it must not come back."""

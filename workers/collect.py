@@ -5,20 +5,20 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
 from app.core.errors import Crowded, OutkeepError, Permanent, StorageFailure
-from app.core.hosts import PORTS
-from app.core.manifest import KeptFile
-from app.core.outputs import find_files
-from app.core.policy import RETRIED_WITHIN_THE_HOUR, attempt_timeout, keep_until, store_delay
+from app.core.hosts import PORTS, HostRules
+from app.core.manifest import KeptFile, Manifest
+from app.core.outputs import SHOWN, OutputFile, find
+from app.core.policy import MENDED_BY_SETTING, attempt_timeout, keep_until, store_delay
 from app.core.prediction import Prediction
 from app.core.tries import Tries
 from app.core.vocabulary import RETRIES
@@ -62,8 +62,13 @@ class Run:
     began: float
     ends: float
     """When the outputs are gone from their hosts."""
-    more: bool
+    more: bool = False
     """Whether the output holds files beyond those in `files`, of which there are too many to name."""
+    links: Sequence[OutputFile] = ()
+    mends: Manifest | None = None
+    """What stands in storage already, when these are the files that it says were refused."""
+    said: set[str] = field(default_factory=set)
+    """What the log was told of refused hosts: once for all files of one."""
 
     @classmethod
     def of(
@@ -75,15 +80,33 @@ class Run:
         began: float,
         *,
         max_files: int,
+        rules: HostRules,
     ) -> "Run":
         """Walks the output: use a thread."""
-        named = max_files + NAMED_SURPLUS
-        places = list(islice(find_files(prediction.output), named + 1))
-        files = [Wanted.of(record.kind, record.id, *numbered) for numbered in enumerate(places[:named])]
+        found = find(prediction.output, rules, most=max_files + NAMED_SURPLUS)
+        files = [Wanted.of(record.kind, record.id, *numbered) for numbered in enumerate(found.files)]
         if record.outline is not None:  # what is inside the event, or too much, is for the whole of it
             files = [one for one in files[:max_files] if not one.place.is_inline]
         ends = keep_until(prediction.completed_at, record.received_at).timestamp()
-        return cls(record, prediction, files, tries, attempt, began, ends, more=len(places) > named)
+        return cls(
+            record, prediction, files, tries, attempt, began, ends, more=not found.is_all, links=found.links
+        )
+
+    @classmethod
+    def mending(
+        cls, record: Record, manifest: Manifest, tries: Tries, attempt: int, began: float, *, rules: HostRules
+    ) -> "Run | None":
+        """What is to be fetched after all, since the operator has changed a setting within the hour."""
+        ends = keep_until(manifest.prediction.completed_at, manifest.receipt.received_at).timestamp()
+        files = [
+            Wanted.of(record.kind, record.id, number, OutputFile(lost.pointer, lost.source))
+            for number, lost in manifest.refused.items()
+            if lost.source is not None and rules.permits(lost.source, lost.error)
+        ]
+        if not files or began >= ends:
+            return None
+        record = replace(record, kept={}, outline=None)
+        return cls(record, manifest.prediction, files, tries, attempt, began, ends, mends=manifest)
 
     @property
     def last_start(self) -> float:
@@ -143,6 +166,8 @@ class Collector:
     limits: Limits
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
+    rules: HostRules
+    """Which URLs in an output are files."""
     tally: Tally = field(default_factory=Tally)
     parallel: int = PARALLEL_FILES
 
@@ -183,8 +208,9 @@ class Collector:
         self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_held: bool
     ) -> Result:
         known = run.record.kept.get(str(wanted.number))
-        if known is not None and known["source"] == wanted.source:
-            return KeptFile(**known)
+        if known is not None and known["source"] == wanted.source and not self._may_be_mended(wanted, known):
+            # The outline of an event has other pointers than the whole of it.
+            return replace(KeptFile(**known), pointer=wanted.place.pointer)
         wait = run.tries.wait(str(wanted.number), self._now())
         if wait > 0:
             return _Later(self._now() + wait)
@@ -217,6 +243,10 @@ class Collector:
                 await asyncio.to_thread(self._remember, run, {wanted.number: kept})
         return kept
 
+    def _may_be_mended(self, wanted: Wanted, known: Mapping[str, Any]) -> bool:
+        error = known["error"]
+        return error in MENDED_BY_SETTING and self.rules.permits(wanted.source, error)
+
     def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
         """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
         ended = [result for result in results if isinstance(result, KeptFile)]
@@ -243,7 +273,9 @@ class Collector:
     def _failed(self, run: Run, wanted: Wanted, error: OutkeepError, began: float, jitter: float) -> Result:
         """What follows from the failure of an attempt that was begun at `began` (Unix seconds)."""
         delay = self._delay(run, wanted, error, began, jitter)
-        _report(wanted, error, delay)
+        if error.code not in MENDED_BY_SETTING or error.message not in run.said:
+            _report(wanted, error, delay)
+        run.said.add(error.message)
         if delay is None:
             return _lost(wanted, error)
         self.tally.add(RETRIES, "fetch", error.code)
@@ -290,12 +322,10 @@ def _report(wanted: Wanted, error: OutkeepError, delay: float | None) -> None:
     facts: dict[str, str] = {
         "kind": wanted.kind,
         "id": wanted.id,
-        "pointer": wanted.place.pointer,
+        "pointer": wanted.place.pointer[:SHOWN],
         "code": error.code,
     }
     if delay is None:
         log.error("an output is lost: %s", error.message, extra=facts)
-    elif error.code in RETRIED_WITHIN_THE_HOUR:
-        log.error("an output is not fetched, again in %.0f s: %s", delay, error.message, extra=facts)
     else:
         log.warning("an output is tried again in %.0f s: %s", delay, error.message, extra=facts)

@@ -18,6 +18,7 @@ from app.core.errors import OutkeepError, Transient
 from app.core.inputs import find_inputs
 from app.core.manifest import KeptFile
 from app.core.names import input_stem
+from app.core.outputs import SHOWN
 from app.core.policy import INPUT_PATIENCE, LATE_ATTEMPT, input_delay
 from app.records import Records
 from workers.collect import Result, Run
@@ -48,7 +49,7 @@ class Tried:
         """Say why it is not kept."""
         if self.kept is None:
             wanted = self.wanted
-            facts = {"kind": wanted.kind, "id": wanted.id, "pointer": wanted.place.pointer}
+            facts = {"kind": wanted.kind, "id": wanted.id, "pointer": wanted.place.pointer[:SHOWN]}
             log.warning(
                 "an input is not kept: %s", self.error.message, extra=facts | {"code": self.error.code}
             )

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from app.core import content, media
 from app.core.answers import Body
-from app.core.data_uri import decode_data_uri
-from app.core.errors import Permanent
+from app.core.data_uri import decode_data_uri, source_of
 from app.core.manifest import KeptFile
 from app.core.names import TEXT_NAME, Kind, file_name, object_name, output_stem
 from app.core.outputs import OutputFile
@@ -33,12 +32,18 @@ class Wanted:
     source: str
     stem: str
 
+    @property
+    def parked(self) -> int:
+        """The number under which its download is parked: not its own, which another setting would change."""
+        return int.from_bytes(hashlib.sha256(self.source.encode()).digest()[:6])
+
     @classmethod
     def of(
         cls, kind: Kind, prediction_id: str, number: int, place: OutputFile, *, stem: str | None = None
     ) -> Self:
         """Hashes `data:` URIs, some milliseconds a megabyte: use a thread. Outputs need no `stem`."""
-        return cls(kind, prediction_id, number, place, _source(place), stem or output_stem(number))
+        source = source_of(place.source) if place.is_inline else place.source
+        return cls(kind, prediction_id, number, place, source, stem or output_stem(number))
 
 
 class Fetches(Protocol):
@@ -61,7 +66,7 @@ class Keeper:
         """The download that an earlier run on this host could not store; it is read whole: use a thread."""
         if wanted.place.is_inline:
             return None
-        return held(self.folder, wanted.kind, wanted.id, wanted.number)
+        return held(self.folder, wanted.kind, wanted.id, wanted.parked)
 
     async def keep(
         self,
@@ -82,7 +87,7 @@ class Keeper:
         try:
             return await asyncio.to_thread(self._store_file, wanted, fetched)
         except BaseException:
-            await asyncio.to_thread(hold, fetched, self.folder, wanted.kind, wanted.id, wanted.number)
+            await asyncio.to_thread(hold, fetched, self.folder, wanted.kind, wanted.id, wanted.parked)
             raise
 
     def keep_text(self, kind: Kind, prediction_id: str, text: str) -> KeptFile:
@@ -120,13 +125,3 @@ class Keeper:
         media_type = media.media_type(file.name.rpartition(".")[2])
         digest = hashlib.sha256(data).hexdigest()
         return KeptFile(file.pointer, file.source, file.name, media_type, len(data), digest)
-
-
-def _source(place: OutputFile) -> str:
-    if not place.is_inline:
-        return place.source
-    try:
-        media_type, data = decode_data_uri(place.source)
-    except Permanent:
-        media_type, data = place.source[5:].partition(",")[0].partition(";")[0].lower(), place.source.encode()
-    return f"data:{media_type};sha256={hashlib.sha256(data).hexdigest()}"

@@ -17,7 +17,7 @@ from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import Kind
 from app.core.outputs import OutputFile, joined_text
-from app.core.policy import store_delay
+from app.core.policy import keep_until, store_delay
 from app.core.prediction import parse
 from app.core.shares import Shares
 from app.core.tries import Tries
@@ -99,6 +99,11 @@ class Persist:
         """As `run`; raises `Removed` and what storage and Redis raise, too."""
         loaded = await asyncio.to_thread(self._load, kind, prediction_id, record, tries, attempt)
         if isinstance(loaded, Run):
+            if loaded.mends is not None:  # first tell what is told anyway
+                quiet = loaded.record.receipt.quiet
+                await asyncio.to_thread(partial(self._dispatch, loaded.mends, quiet=quiet))
+                mended = await self.collector.collect(loaded)
+                return await asyncio.to_thread(self._mend, loaded, loaded.mends, mended)
             outputs = self.collector.collect(loaded)
             if loaded.record.outline is not None:
                 return await asyncio.to_thread(self._await_the_whole, loaded, await outputs)
@@ -107,7 +112,35 @@ class Persist:
             )
             return await asyncio.to_thread(self.conclude, loaded, results, inputs)
         quiet = record is not None and record.receipt.quiet
-        await asyncio.to_thread(partial(self.dispatcher.dispatch, loaded, quiet=quiet))
+        await asyncio.to_thread(partial(self._dispatch, loaded, quiet=quiet))
+        return None
+
+    def _dispatch(self, manifest: Manifest, *, quiet: bool) -> None:
+        """Hand a stored prediction on; what was refused is listed for the sweep. Raises `Removed`."""
+        prediction = manifest.prediction
+        if manifest.refused:
+            until = keep_until(prediction.completed_at, manifest.receipt.received_at)
+            self.records.list_refused(prediction.kind, prediction.id, until)
+        self.dispatcher.dispatch(manifest, quiet=quiet)
+
+    def _mend(self, run: Run, manifest: Manifest, results: Sequence[Result]) -> float | None:
+        """Put files in the place of losses; seconds until the next run, or None. Raises `Removed`."""
+        ended = self.collector.decide(run, results)
+        if isinstance(ended, float):
+            return ended
+        kind, prediction_id = run.record.kind, run.record.id
+        if self.records.is_removed(kind, prediction_id):
+            raise Removed(f"{kind} {prediction_id} was removed meanwhile")
+        numbers = [wanted.number for wanted in run.files]
+        mended = manifests.mended(manifest, dict(zip(numbers, ended, strict=True)), self.clock())
+        if mended.replaces(manifest):
+            mended = self.storage.commit(mended)
+            self.records.move(kind, prediction_id, Move.MEND, self.clock(), counts(mended))
+            facts = _facts(kind, prediction_id) | counts(mended)
+            log.warning(
+                "outputs that were refused are kept after all; `outkeep replay` tells handlers of them",
+                extra=facts,
+            )
         return None
 
     def _await_the_whole(self, run: Run, results: Sequence[Result]) -> float:
@@ -133,7 +166,7 @@ class Persist:
         for one in inputs:
             one.report()
         manifest = self.commit(run, ended, [one.file for one in inputs])
-        self.dispatcher.dispatch(manifest, quiet=run.record.receipt.quiet)
+        self._dispatch(manifest, quiet=run.record.receipt.quiet)
         self._forget_claim(run.record)
         return None
 
@@ -161,7 +194,9 @@ class Persist:
         if gone:
             kept.append((OutputFile("/output", ""), KeptFile("/output", None, error=gone)))
         manifest = self.storage.commit(
-            manifests.build(prediction, kept, text_file, record.receipt, self.clock(), inputs=inputs)
+            manifests.build(
+                prediction, kept, text_file, record.receipt, self.clock(), inputs=inputs, links=run.links
+            )
         )
         facts = _facts(record.kind, record.id) | counts(manifest)
         log.log(logging.ERROR if manifest.lost else logging.INFO, "stored", extra=facts)
@@ -195,7 +230,10 @@ class Persist:
         # The record came first: a run that overlaps writes the manifest before it drops the body.
         manifest = self._stored(kind, prediction_id, record)
         if manifest is not None:
-            return manifest
+            mending = record and Run.mending(
+                record, manifest, tries, attempt, self.clock().timestamp(), rules=self.collector.rules
+            )
+            return mending or manifest
         body = self._body(record) if record is not None else None
         if record is None or body is None:
             if self.records.is_removed(kind, prediction_id):
@@ -212,6 +250,7 @@ class Persist:
             attempt,
             self.clock().timestamp(),
             max_files=self.collector.limits.max_files,
+            rules=self.collector.rules,
         )
         self.collector.require_room(run)
         return run

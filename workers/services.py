@@ -188,7 +188,15 @@ def _persist(
         storage=storage,
         keeper=keeper,
         collector=Collector(
-            records, keeper, settings.temporary, limits, clock, random.random, tally, parallel
+            records,
+            keeper,
+            settings.temporary,
+            limits,
+            clock,
+            random.random,
+            settings.output_hosts,
+            tally,
+            parallel,
         ),
         dispatcher=Dispatcher(redis, records, storage, deployment.handlers, clock),
         clock=clock,

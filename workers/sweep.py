@@ -49,13 +49,18 @@ class Sweep:
         """Mend what is wrong; how often which repair was made. Raises redis' errors."""
         mended: Counter[Repair] = Counter()
         for gap in self._gaps.look():
-            if self._mend(gap):
-                log.warning("mended: %s", gap.repair, extra={"repair": str(gap.repair), **gap.facts})
+            if self.mend(gap):
                 mended[gap.repair] += 1
         return mended
 
+    def mend(self, gap: Gap) -> bool:
+        """Mend one gap, and say so; whether it was still there. Raises redis' errors."""
+        if not self._mend(gap):
+            return False
+        log.warning("mended: %s", gap.repair, extra={"repair": str(gap.repair), **gap.facts})
+        return True
+
     def _mend(self, gap: Gap) -> bool:
-        """Whether it was still there."""
         match gap.repair:
             case Repair.RECORD_LISTED:
                 return self._list(Kind(gap.where), gap.name)

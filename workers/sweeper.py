@@ -26,6 +26,7 @@ from app.strays import Strays
 from app.tally import series
 from workers.ends import Ends
 from workers.leftovers import Leftovers
+from workers.refused import Refused
 from workers.retention import Retention
 from workers.stray_claims import StrayClaims
 from workers.sweep import Sweep
@@ -51,7 +52,8 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
     redis = connect(deployment.redis_url, timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
     records = Records(redis, ttl=settings.record_ttl)
-    local = tidy = None
+    local: Part | None = None
+    tidy = None
     if queue == PERSIST_QUEUE:
         outputs = storage.folder
 
@@ -66,7 +68,12 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
             is_removed=records.is_removed,
             is_kept=records.is_kept,
         )
-        local = Leftovers(settings.temporary, strays).run
+        leftovers = Leftovers(settings.temporary, strays)
+        refused = Refused(redis, storage, settings.output_hosts, ttl=settings.record_ttl, clock=clock)
+
+        def local() -> Counter[Repair]:
+            return leftovers.run() + refused.run()
+
         tidy = _tidying(settings, redis, storage, clock)
     sweep = Sweep(redis, ttl=settings.record_ttl, clock=clock, users=users)
     ends = Ends(redis, storage)

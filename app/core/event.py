@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from app.core.manifest import KeptFile, Manifest, format_time
@@ -10,7 +11,11 @@ from app.core.names import MANIFEST_NAME
 MAX_BYTES = 256 * 1024
 MAX_LOGS = 64 * 1024
 _NEVER_CUT = frozenset({"id", "kind", "status", "truncated"})
-_BRIEF = {"files": ("name", "url", "media_type", "size"), "lost": ("pointer", "error")}
+_BRIEF = {
+    "files": ("name", "url", "media_type", "size"),
+    "lost": ("pointer", "error"),
+    "links": ("pointer", "url"),
+}
 """What the entries of a long list keep: all that is needed to fetch a file. The rest is in the manifest."""
 
 Link = Callable[[str], str]
@@ -25,8 +30,8 @@ def event_type(manifest: Manifest) -> str:
 def build(manifest: Manifest, link: Link) -> dict[str, Any]:
     """The event about a stored prediction, within 256 KiB.
 
-    What is too large is replaced by a link to the manifest, largest first. `files` and `lost` stay lists:
-    their entries are made brief, and only if that is not enough the last ones are left out.
+    What is too large is replaced by a link to the manifest, largest first. `files`, `lost` and `links` stay
+    lists: their entries are made brief, and only if that is not enough the last ones are left out.
     `data.truncated` lists the JSON pointers (into the event) of what was cut.
     """
     data = whole(manifest, link)
@@ -57,6 +62,7 @@ def whole(manifest: Manifest, link: Link) -> dict[str, Any]:
         **({"deadline": raw["deadline"]} if "deadline" in raw else {}),
         "query": dict(manifest.receipt.query),
         "context": manifest.receipt.context,
+        "links": [asdict(link) for link in manifest.links],
         "lost": [_lost(file) for file in (*manifest.lost, *manifest.lost_inputs)],
         "truncated": [],
     }

@@ -15,6 +15,8 @@ from app.core.errors import Permanent
 
 SETTING = "OUTKEEP_OUTPUT_HOSTS"
 PORTS = {"http": 80, "https": 443}
+MAX_URL = 64 * 1024
+"""Characters of a URL that is requested; no server reads more."""
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}", re.ASCII)
@@ -22,6 +24,7 @@ _NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 """A name whose last label looks like this is an IPv4 address to `inet_aton`."""
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_HOST = re.compile(r"https?://(?:[^/?#\\@]*@)?(?P<host>\[[^\[\]]*\]|[^:/?#\\]*)", re.IGNORECASE)
 _PASSWORD = re.compile(r":(?!//)[^@]*@")
 _UNSENDABLE = re.compile("[\x00-\x20\x7f\ud800-\udfff]")
 """What cannot stand in a request line."""
@@ -93,6 +96,29 @@ class HostRules:
             self._require_permitted(origin)
         return Target(origin.scheme, origin.host, origin.port, trusted)
 
+    def lists(self, url: str) -> bool:
+        """Whether a URL lies on a host of the list, though it may yet be refused, for its port perhaps."""
+        match = _HOST.match(url)
+        host = match["host"].lower().rstrip(".") if match else ""
+        if host in self.names or host.endswith(self.suffixes):
+            return True
+        if self.any_public and url[:6].lower() == "https:" and _is_name(host):
+            return True
+        if not any(origin.host == host.strip("[]") for origin in self.origins):
+            return False
+        try:
+            return parse_origin(url) in self.origins
+        except Permanent:
+            return False
+
+    def permits(self, url: str, error: str | None) -> bool:
+        """Whether a URL that was refused with `error` may be fetched now."""
+        try:
+            target = self.check(url)
+        except Permanent:
+            return False
+        return target.trusted or error != "address_refused"
+
     def _require_permitted(self, origin: Origin) -> None:
         if not _is_name(origin.host):
             raise Permanent(
@@ -129,6 +155,8 @@ def parse_origin(url: str) -> Origin:
     Raises `Permanent`: `url_malformed`, `userinfo_refused`, `scheme_refused`, or `host_refused` for every
     odd spelling of a host.
     """
+    if len(url) > MAX_URL:
+        raise Permanent("url_malformed", f"the URL has more than {MAX_URL >> 10} KiB")
     if _UNSENDABLE.search(url):
         raise Permanent("url_malformed", "the URL contains a space, a control character or broken text")
     try:

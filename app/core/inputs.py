@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from app.core.hosts import Origin, Target, parse_origin
 from app.core.names import ID, input_key
-from app.core.outputs import OutputFile, find_files, unescape
+from app.core.outputs import OutputFile, Pointers, find_whole
 
 POINTER = "/input"
 
@@ -26,11 +26,15 @@ class InputFile:
 
 
 def find_inputs(value: Any) -> Iterator[InputFile]:
-    """All files in the input of a prediction, in order of appearance."""
+    """All files in the input of a prediction, in order of appearance, wherever they lie.
+
+    A URL within a prompt or another text is no file.
+    """
     seen: Counter[str] = Counter()
-    for place in find_files(value, POINTER):
-        key = input_key(unescape(place.pointer.split("/")[2])) if place.pointer != POINTER else "_"
-        yield InputFile(place, key, seen[key])
+    pointers = Pointers(POINTER)
+    for spot in find_whole(value):
+        key = input_key(str(spot.path[0])) if spot.path else "_"
+        yield InputFile(OutputFile(pointers.spell(spot.path), spot.source), key, seen[key])
         seen[key] += 1
 
 

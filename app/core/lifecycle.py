@@ -27,6 +27,8 @@ class Move(StrEnum):
     DISPATCH = "dispatch"
     TELL = "tell"
     """What nobody was to be told of is told after all."""
+    MEND = "mend"
+    """Files are kept after all that were refused."""
     FAIL = "fail"
 
 
@@ -39,6 +41,7 @@ MOVES: dict[tuple[State | None, Move], State] = {
     (State.RECEIVED, Move.FAIL): State.FAILED,
     (State.STORED, Move.DISPATCH): State.DISPATCHED,
     (State.STORED, Move.FAIL): State.FAILED,
+    (State.DISPATCHED, Move.MEND): State.DISPATCHED,
     (State.DISPATCHED, Move.TELL): State.STORED,
     (State.FAILED, Move.STORE): State.STORED,
     (State.FAILED, Move.FAIL): State.FAILED,

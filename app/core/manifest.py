@@ -4,8 +4,8 @@ It alone is enough to rebuild everything else, so it holds the object exactly as
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -13,6 +13,7 @@ from app.core.context import Query
 from app.core.errors import Permanent, Removed, Unusable
 from app.core.names import Kind
 from app.core.outputs import OutputFile, with_stored_names
+from app.core.policy import MENDED_BY_SETTING
 from app.core.prediction import Prediction, from_object
 
 FORMAT = 1
@@ -49,6 +50,14 @@ class KeptFile:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A text of the output that is a URL elsewhere: nothing of ours, neither fetched nor lost."""
+
+    pointer: str
+    url: str
+
+
+@dataclass(frozen=True)
 class Receipt:
     """How an event reached us."""
 
@@ -73,11 +82,21 @@ class Manifest:
     output: Any
     receipt: Receipt
     stored_at: datetime
+    links: tuple[Link, ...] = ()
 
     @property
     def lost(self) -> tuple[KeptFile, ...]:
         """The outputs that could not be kept; without any the manifest is final."""
         return tuple(file for file in self.files if file.error is not None and not file.is_input)
+
+    @property
+    def refused(self) -> Mapping[int, KeptFile]:
+        """The outputs, by their number, that are lost until the operator changes a setting."""
+        return {
+            number: file
+            for number, file in enumerate(self.files)
+            if file.error in MENDED_BY_SETTING and not file.is_input
+        }
 
     @property
     def lost_inputs(self) -> tuple[KeptFile, ...]:
@@ -107,6 +126,7 @@ class Manifest:
             "id": self.prediction.id,
             "prediction": self.prediction.raw,
             "files": [file.to_object() for file in self.files],
+            "links": [asdict(link) for link in self.links],
             "output": self.output,
             "received_at": format_time(receipt.received_at),
             "stored_at": format_time(self.stored_at),
@@ -129,21 +149,45 @@ def build(
     stored_at: datetime,
     *,
     inputs: Sequence[KeptFile] = (),
+    links: Sequence[OutputFile] = (),
 ) -> Manifest:
     """Put together the manifest of a prediction whose files have been dealt with, in order of appearance.
 
     Inputs come last: who asks for the first file wants an output.
     """
-    # To the millisecond, as it is written: what reads it back must not find another time.
-    stored_at = stored_at.replace(microsecond=stored_at.microsecond // 1000 * 1000)
-    names = {place: file.name for place, file in kept if file.name is not None}
+    outputs = [file for _, file in kept]
     return Manifest(
         prediction=prediction,
-        files=(*(file for _, file in kept), *([text] if text else []), *inputs),
-        output=with_stored_names(prediction.output, names),
+        files=(*outputs, *([text] if text else []), *inputs),
+        output=_stored_output(prediction, outputs),
         receipt=receipt,
-        stored_at=stored_at,
+        stored_at=_to_the_millisecond(stored_at),
+        links=tuple(Link(link.pointer, link.source) for link in links),
     )
+
+
+def mended(manifest: Manifest, kept: Mapping[int, KeptFile], stored_at: datetime) -> Manifest:
+    """The manifest once outputs that were refused have been dealt with, by their number."""
+    files = tuple(kept.get(number, file) for number, file in enumerate(manifest.files))
+    return replace(
+        manifest,
+        files=files,
+        output=_stored_output(manifest.prediction, files),
+        stored_at=_to_the_millisecond(stored_at),
+    )
+
+
+def _stored_output(prediction: Prediction, files: Iterable[KeptFile]) -> Any:
+    names: dict[str, list[str]] = {}
+    for file in files:
+        if file.name is not None and file.source is not None and not file.is_input:
+            names.setdefault(file.source, []).append(file.name)
+    return with_stored_names(prediction.output, names)
+
+
+def _to_the_millisecond(time: datetime) -> datetime:
+    """As it is written: what reads a manifest back must not find another time."""
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
 def read(data: bytes) -> Manifest | None:
@@ -200,6 +244,7 @@ def _from_document(document: Mapping[str, Any]) -> Manifest:
             parent=document["parent"],
         ),
         stored_at=datetime.fromisoformat(document["stored_at"]),
+        links=tuple(Link(**link) for link in document.get("links", ())),  # older ones know no links
     )
 
 

@@ -292,6 +292,11 @@ def extension_for_media_type(media_type: str) -> str | None:
     return _EXTENSIONS.get(essence.strip().lower())
 
 
+def has_known_extension(url_path: str) -> bool:
+    """Whether a path ends in an extension of the table, so that it names a file."""
+    return _named(url_path) is not None
+
+
 def is_inline_safe(extension: str) -> bool:
     """Whether a browser may show it in our origin: images that cannot carry a script, video, audio, `txt`.
 

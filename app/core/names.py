@@ -124,6 +124,9 @@ def notification_id(handler: str, kind: Kind, prediction_id: str) -> str:
 RECORDS = "outkeep:records"
 """Sorted set of `<kind>:<id>`, scored by the time of the latest change (seconds)."""
 
+REFUSED = "outkeep:refused"
+"""Sorted set of predictions with outputs that a setting can still mend, by when their hour ends."""
+
 COUNTERS = "outkeep:counters"
 """Hash of counter name with labels → count; read by `/metrics`."""
 
@@ -321,7 +324,7 @@ def file_name(stem: str, extension: str) -> str:
 
 def input_key(key: str) -> str:
     """What stands for a key of an input in the name of its file. Two keys may share it: count them as one."""
-    return _UNSAFE.sub("_", key)[:MAX_INPUT_KEY] or "_"
+    return _UNSAFE.sub("_", key[:MAX_INPUT_KEY]) or "_"
 
 
 def outcome_name(handler: str) -> str:

@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-from app.core.outputs import OutputFile, find_files, is_file
+from app.core.outputs import MAX_SPOTS, bare, find_spots, is_inline
 
 KEYS = ("id", "status", "model", "version", "created_at", "completed_at")
 """What stays as it is; input and logs, which make most events large, are left out."""
-
-_INLINE = "data:;base64,"
-"""Stands for a file that comes with the event: so the others keep their numbers."""
 
 
 def outline(raw: Mapping[str, Any], *, limit: int) -> bytes | None:
@@ -18,21 +16,9 @@ def outline(raw: Mapping[str, Any], *, limit: int) -> bytes | None:
 
     None when that is not possible, or there is nothing to fetch.
     """
-    output = _outlined(raw.get("output"))
-    if all(file.is_inline for file in find_files(output)):
+    output = bare(raw.get("output"))
+    if all(is_inline(spot.source) for spot in islice(find_spots(output), MAX_SPOTS)):
         return None
     short = {key: raw[key] for key in KEYS if key in raw} | {"output": output}
     body = json.dumps(short).encode()
     return body if len(body) <= limit else None
-
-
-def _outlined(value: Any) -> Any:
-    if isinstance(value, str):
-        if not is_file(value):
-            return ""
-        return _INLINE if OutputFile("", value).is_inline else value
-    if isinstance(value, list):
-        return [_outlined(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _outlined(item) for key, item in value.items()}
-    return value

@@ -21,8 +21,9 @@ UNCOUNTED = frozenset({"api_busy", "creations_limited", "follow_up_running", "fo
 
 MAX_RETRY_AFTER = 86400.0
 RETRIED_ONCE = frozenset({"forbidden"})
-RETRIED_WITHIN_THE_HOUR = frozenset({"host_refused", "scheme_refused", "port_refused", "address_refused"})
-"""Permanent by themselves, but `OUTKEEP_OUTPUT_HOSTS` mends them while the file still exists."""
+MENDED_BY_SETTING = frozenset({"host_refused", "scheme_refused", "port_refused", "address_refused"})
+"""Lost at once, since nothing waits for what only the operator can change; but once `OUTKEEP_OUTPUT_HOSTS`
+was changed within the hour the file is fetched after all."""
 
 SOONEST_ASK, LATEST_ASK = 2.0, 30.0
 """The shortest and the longest wait before Replicate is asked again for what was created here."""
@@ -67,7 +68,7 @@ def fetch_delay(error: OutkeepError, *, attempt: int, remaining: float, jitter: 
     """
     if error.code == "not_found":
         return _absent_delay(attempt, remaining, jitter)
-    if not isinstance(error, Transient) and error.code not in RETRIED_WITHIN_THE_HOUR:
+    if not isinstance(error, Transient):
         return None
     if error.code in RETRIED_ONCE and attempt > 1:
         return None

@@ -19,6 +19,8 @@ class Repair(StrEnum):
     """A prediction that is worked on was missing in the index."""
     RECORD_UNLISTED = "record_unlisted"
     """The index named a prediction whose record has expired."""
+    OUTPUT_SOUGHT = "output_sought"
+    """An output was refused, and is permitted now."""
     WORKER_DROPPED = "worker_dropped"
     """A dead worker was still registered."""
     REMOVAL_ENDED = "removal_ended"

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from app.core import event as events
 from app.core.event import MAX_BYTES, MAX_LOGS, encode
+from app.core.hosts import HostRules
 from app.core.manifest import KeptFile, Manifest, Receipt, build
 from app.core.names import Kind
-from app.core.outputs import find_files
+from app.core.outputs import find
 from app.core.prediction import from_object
 
+RULES = HostRules.parse("replicate.delivery *.replicate.delivery storage.googleapis.com")
 URL = "https://replicate.delivery/pbxt/AbC/out-{}.png"
+LINK = "https://en.wikipedia.org/wiki/Cat"
 RECEIPT = Receipt(
     received_at=datetime(2025, 6, 9, 7, 5, 42, tzinfo=UTC),
     webhook_id="msg_1",
@@ -25,7 +28,7 @@ WHOLE = "https://keep.example/files/prediction.json"
 
 DATA_KEYS = {
     "id", "kind", "status", "model", "version", "input", "output", "files", "error", "metrics", "logs",
-    "created_at", "completed_at", "query", "context", "lost", "truncated",
+    "created_at", "completed_at", "query", "context", "links", "lost", "truncated",
 }  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def manifest_of(raw: dict[str, Any], *, losses: int = 0, kind: Kind = Kind.PREDI
     """As it is after all but the first `losses` files were kept."""
     prediction = from_object({"id": "a", "status": "succeeded", **raw}, kind)
     kept = []
-    for number, place in enumerate(find_files(prediction.output)):
+    for number, place in enumerate(find(prediction.output, RULES).files):
         file = KeptFile(place.pointer, place.source, f"output-{number}.png", "image/png", 8, "ab" * 32)
         if number < losses:
             file = KeptFile(place.pointer, place.source, error="gone")
@@ -98,10 +101,29 @@ def test_an_event_says_what_the_contract_says() -> None:
             "completed_at": "2025-06-09T07:05:41.882143865Z",
             "query": {"customId": "1"},
             "context": {"user": 7},
+            "links": [],
             "lost": [{"pointer": "/output/0", "source": URL.format(0), "error": "gone"}],
             "truncated": [],
         },
     }
+
+
+def test_links_are_told_and_are_no_loss() -> None:
+    prediction = from_object({"id": "a", "status": "succeeded", "output": [LINK, "x", 1]}, Kind.PREDICTION)
+    found = find(prediction.output, RULES)
+    manifest = build(prediction, [], None, RECEIPT, STORED, links=found.links)
+    data = events.build(manifest, link)["data"]
+    assert (data["links"], data["lost"]) == ([{"pointer": "/output/0", "url": LINK}], [])
+
+
+def test_of_very_many_links_the_first_ones_are_told_in_a_list() -> None:
+    urls = [f"{LINK}/{'x' * 1000}/{number}" for number in range(2000)]
+    prediction = from_object({"id": "a", "status": "succeeded", "output": urls}, Kind.PREDICTION)
+    manifest = build(prediction, [], None, RECEIPT, STORED, links=find(urls, RULES).links)
+    event = events.build(manifest, link)
+    assert len(encode(event)) <= MAX_BYTES
+    assert event["data"]["links"][0] == {"pointer": "/output/0", "url": urls[0]}
+    assert "/data/links" in event["data"]["truncated"]
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -239,7 +261,7 @@ def test_the_most_files_ever_seen_still_come_as_a_list(samples: list[dict[str, A
     longest = max((sample["object"] for sample in samples), key=lambda raw: len(json.dumps(raw)))
     data = data_of(longest)
     assert data["truncated"] == []
-    assert len(data["files"]) == len(list(find_files(longest["output"])))
+    assert len(data["files"]) == len(find(longest["output"], RULES).files)
 
 
 def test_the_limits_are_those_of_the_contract() -> None:

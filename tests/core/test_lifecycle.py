@@ -12,6 +12,7 @@ def test_the_table_is_this() -> None:
         Move.STORE: (State.STORED, {State.RECEIVED, State.FAILED}),
         Move.DISPATCH: (State.DISPATCHED, {State.STORED}),
         Move.TELL: (State.STORED, {State.DISPATCHED}),
+        Move.MEND: (State.DISPATCHED, {State.DISPATCHED}),
         Move.FAIL: (State.FAILED, {State.RECEIVED, State.STORED, State.FAILED}),
     }
     assert {move: (target(move), set(origins(move))) for move in Move} == table

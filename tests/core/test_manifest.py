@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 
 from app.core.context import Query
 from app.core.errors import Permanent
-from app.core.manifest import KeptFile, Manifest, Receipt, build, format_time, read
+from app.core.hosts import HostRules
+from app.core.inputs import find_inputs
+from app.core.manifest import KeptFile, Manifest, Receipt, build, format_time, mended, read
 from app.core.names import Kind
-from app.core.outputs import OutputFile, find_files
+from app.core.outputs import OutputFile, find
 from app.core.prediction import from_object
 
+RULES = HostRules.parse("replicate.delivery *.replicate.delivery storage.googleapis.com")
 URL = "https://replicate.delivery/pbxt/AbC/out-0.png"
+LINK = "https://en.wikipedia.org/wiki/Cat"
+REFUSED = "https://files.example.com/cat.png"
 RECEIVED = datetime(2025, 6, 9, 7, 5, 42, 5000, tzinfo=UTC)
 STORED = datetime(2025, 6, 9, 7, 5, 43, tzinfo=UTC)
 RECEIPT = Receipt(received_at=RECEIVED, webhook_id="msg_1", query={"customId": "ü 1"}, context={"user": 7})
@@ -40,7 +45,7 @@ def manifest_of(raw: dict[str, Any], *, losses: Sequence[int] = (), kind: Kind =
     prediction = from_object(raw, kind)
     files = [
         (place, lost(place) if number in losses else kept(place, number))
-        for number, place in enumerate(find_files(prediction.output))
+        for number, place in enumerate(find(prediction.output, RULES).files)
     ]
     return build(prediction, files, None, RECEIPT, STORED)
 
@@ -97,6 +102,7 @@ def test_it_has_the_keys_of_the_contract_in_plain_words() -> None:
                 "error": None,
             }
         ],
+        "links": [],
         "output": ["output-0.png", "words"],
         "received_at": "2025-06-09T07:05:42.005Z",
         "stored_at": "2025-06-09T07:05:43.000Z",
@@ -107,6 +113,38 @@ def test_it_has_the_keys_of_the_contract_in_plain_words() -> None:
         "context": {"user": 7},
     }
     assert "ü 1".encode() in manifest.to_json()
+
+
+def test_links_come_back_and_one_that_was_written_before_there_were_any_is_read() -> None:
+    prediction = from_object(with_output([URL, LINK]), Kind.PREDICTION)
+    found = find(prediction.output, RULES)
+    manifest = build(
+        prediction, [(found.files[0], kept(found.files[0], 0))], None, RECEIPT, STORED, links=found.links
+    )
+    assert document_of(manifest)["links"] == [{"pointer": "/output/1", "url": LINK}]
+    assert document_of(manifest)["output"] == ["output-0.png", LINK]
+    assert manifest.lost == ()
+    assert read(manifest.to_json()) == manifest
+    old = document_of(manifest)
+    del old["links"]
+    assert read(json.dumps(old).encode()) == replace(manifest, links=())
+
+
+def test_what_was_refused_is_told_from_other_losses_and_can_be_mended() -> None:
+    raw = with_output({"a": URL, "b": REFUSED, "text": f"see {URL}"}, input={"image": REFUSED})
+    prediction = from_object(raw, Kind.PREDICTION)
+    first, second, third = find(prediction.output, RULES).files
+    refused = KeptFile(second.pointer, second.source, error="host_refused")
+    given = KeptFile("/input/image", REFUSED, error="host_refused")
+    files = [(first, lost(first)), (second, refused), (third, kept(third, 2))]
+    manifest = build(prediction, files, None, RECEIPT, STORED, inputs=[given])
+    assert manifest.refused == {1: refused}
+    later = STORED + timedelta(minutes=5)
+    better = mended(manifest, {1: kept(second, 1)}, later)
+    assert better.replaces(manifest)
+    assert better.files == (lost(first), kept(second, 1), kept(third, 2), given)
+    assert better.output == {"a": "output-2.png", "b": "output-1.png", "text": "see output-2.png"}
+    assert (better.stored_at, better.refused) == (later, {})
 
 
 def test_each_key_stands_on_a_line_of_its_own_for_people() -> None:
@@ -161,14 +199,14 @@ def test_any_manifest_stands_where_there_is_none() -> None:
 def with_inputs(outputs: Sequence[int], inputs: Sequence[int]) -> Manifest:
     """A manifest of two outputs and two inputs, of which those with these numbers are lost."""
     prediction = from_object(with_output([URL, URL + "2"], input={"image": [URL, URL]}), Kind.PREDICTION)
-    places = list(find_files(prediction.output))
+    places = list(find(prediction.output, RULES).files)
     files = [
         (place, lost(place) if number in outputs else kept(place, number))
         for number, place in enumerate(places)
     ]
     given = [
         lost(place) if number in inputs else KeptFile(place.pointer, URL, f"input-image-{number}.png")
-        for number, place in enumerate(find_files(prediction.raw["input"], "/input"))
+        for number, place in enumerate(one.place for one in find_inputs(prediction.raw["input"]))
     ]
     return build(prediction, files, None, RECEIPT, STORED, inputs=given)
 
@@ -252,7 +290,9 @@ KEYS = sorted(document_of(manifest_of(with_output([URL]))).keys() - {"id"})
         document(received_at=None),
         document(received_at="soon"),
         document(stored_at=7),
-        *(without(key) for key in KEYS),
+        document(links=None),
+        document(links=[{"pointer": "/output"}]),
+        *(without(key) for key in KEYS if key != "links"),
     ],
 )
 def test_what_is_whole_but_not_ours_to_read_is_never_taken_for_absent(data: bytes) -> None:

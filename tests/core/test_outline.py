@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from app.core.hosts import HostRules
 from app.core.names import Kind
 from app.core.outline import outline
-from app.core.outputs import find_files
+from app.core.outputs import find
 from app.core.prediction import from_object, parse
 
+RULES = HostRules.parse("replicate.delivery")
 URL = "https://replicate.delivery/x/out-0.png"
 INLINE = "data:image/png;base64," + "A" * 2000
 LIMIT = 1 << 20
@@ -43,21 +45,23 @@ def test_input_logs_and_what_is_not_known_are_left_out() -> None:
         [INLINE, URL, "a caption", URL],
         {"mask": INLINE, "out": {"b": URL, "text": "t" * 5000}, URL: [URL, None, 3, True]},
         {INLINE: URL, "x": INLINE},
+        ["See ", URL, f" and {INLINE}", " at ", URL],
+        {"answer": f"![a]({URL}) ![b]({INLINE})", "file": URL, "page": "https://example.com/"},
+        [["a ", URL], "https://files.example.com/a.png", URL, {"b": ["c", f"({URL})"]}],
     ],
 )
-def test_files_to_be_fetched_keep_their_number_and_place(output: Any) -> None:
-    raw = ended(output)
-    whole = [(number, file) for number, file in enumerate(find_files(raw["output"])) if not file.is_inline]
-    short = [
-        (number, file)
-        for number, file in enumerate(find_files(outlined(raw)["output"]))
-        if not file.is_inline
-    ]
-    assert short == whole
+def test_files_to_be_fetched_keep_their_number(output: Any) -> None:
+    def to_be_fetched(output: Any) -> list[tuple[int, str]]:
+        files = enumerate(find(output, RULES).files)
+        return [(number, file.source) for number, file in files if not file.is_inline]
+
+    assert to_be_fetched(outlined(ended(output))["output"]) == to_be_fetched(output)
 
 
 def test_text_and_inline_files_do_not_stay() -> None:
-    assert outlined(ended([INLINE, "a caption", URL]))["output"] == ["data:;base64,", "", URL]
+    assert outlined(ended([INLINE, {"a": "a caption"}, URL]))["output"] == ["data:;base64,", {"a": ""}, URL]
+    assert outlined(ended([INLINE, "a caption", URL]))["output"] == [".", f". data:;base64, {URL}"]
+    assert outlined(ended(f"see {URL} and {INLINE}"))["output"] == f". {URL} data:;base64,"
 
 
 @pytest.mark.parametrize("output", [None, "text", ["to", "kens"], INLINE, [INLINE], {"a": {"b": "text"}}, 3])

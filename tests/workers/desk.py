@@ -146,7 +146,7 @@ class Desk:
             )
             keeper = Keeper(self.storage, fetcher, self.temporary)
             collector = Collector(
-                self.records, keeper, self.temporary, self.limits, lambda: self.now, lambda: 0.0
+                self.records, keeper, self.temporary, self.limits, lambda: self.now, lambda: 0.0, rules
             )
             inputs = None
             if self.opening is not None:

@@ -316,7 +316,8 @@ async def committed(desk: Desk) -> None:
         record = desk.record()
         assert record.body is not None
         parsed = prediction.parse(record.body, record.kind)
-        run = Run.of(record, parsed, Tries({}), 1, desk.now.timestamp(), max_files=1000)
+        rules = service.collector.rules
+        run = Run.of(record, parsed, Tries({}), 1, desk.now.timestamp(), max_files=1000, rules=rules)
         ended = service.collector.decide(run, await service.collector.collect(run))
         assert not isinstance(ended, float)
         service.commit(run, ended)
