@@ -18,7 +18,13 @@ from app.core.errors import Crowded, OutkeepError, Permanent, StorageFailure
 from app.core.hosts import PORTS, HostRules
 from app.core.manifest import KeptFile, Manifest
 from app.core.outputs import SHOWN, OutputFile, find
-from app.core.policy import MENDED_BY_SETTING, attempt_timeout, keep_until, store_delay
+from app.core.policy import (
+    MENDED_BY_SETTING,
+    RETRIED_WITHIN_THE_HOUR,
+    attempt_timeout,
+    keep_until,
+    store_delay,
+)
 from app.core.prediction import Prediction
 from app.core.tries import Tries
 from app.core.vocabulary import RETRIES
@@ -101,7 +107,7 @@ class Run:
         files = [
             Wanted.of(record.kind, record.id, number, OutputFile(lost.pointer, lost.source))
             for number, lost in manifest.refused.items()
-            if lost.source is not None and rules.permits(lost.source, lost.error)
+            if lost.source is not None and rules.permits(lost.source)
         ]
         if not files or began >= ends:
             return None
@@ -245,7 +251,7 @@ class Collector:
 
     def _may_be_mended(self, wanted: Wanted, known: Mapping[str, Any]) -> bool:
         error = known["error"]
-        return error in MENDED_BY_SETTING and self.rules.permits(wanted.source, error)
+        return error in MENDED_BY_SETTING and self.rules.permits(wanted.source)
 
     def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
         """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
@@ -327,5 +333,7 @@ def _report(wanted: Wanted, error: OutkeepError, delay: float | None) -> None:
     }
     if delay is None:
         log.error("an output is lost: %s", error.message, extra=facts)
+    elif error.code in RETRIED_WITHIN_THE_HOUR:
+        log.error("an output is not fetched, again in %.0f s: %s", delay, error.message, extra=facts)
     else:
         log.warning("an output is tried again in %.0f s: %s", delay, error.message, extra=facts)

@@ -42,7 +42,7 @@ class Refused:
                 continue
             manifest = self._storage.read_manifest(*place)
             refused = manifest.refused.values() if manifest else ()
-            if any(file.source and self._rules.permits(file.source, file.error) for file in refused):
+            if any(file.source and self._rules.permits(file.source) for file in refused):
                 assert manifest is not None
                 gap = RecordGap(Repair.OUTPUT_SOUGHT, *place, State.DISPATCHED, manifest.receipt.received_at)
                 if self._sweep.mend(gap):

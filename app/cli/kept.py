@@ -1,6 +1,7 @@
 """What a finished prediction left: shown on standard output, and judged for the exit code."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -30,6 +31,8 @@ def show(manifest: Manifest, storage: Storage, *, as_json: bool, with_text: bool
         flow(text if text.endswith("\n") else f"{text}\n")
     for file in manifest.files:
         say(_line(file, place))
+    for link in manifest.links:
+        say(f"link {link.pointer}: {link.url}")
 
 
 def _line(file: KeptFile, place: str) -> str:
@@ -52,6 +55,7 @@ def _document(manifest: Manifest, place: str) -> dict[str, Any]:
         "version": prediction.version,
         "output": manifest.output,
         "files": [file.to_object() for file in manifest.kept],
+        "links": [asdict(link) for link in manifest.links],
         "lost": [file.to_object() for file in (*manifest.lost, *manifest.lost_inputs)],
         "error": prediction.raw.get("error"),
         "metrics": prediction.raw.get("metrics"),

@@ -111,13 +111,13 @@ class HostRules:
         except Permanent:
             return False
 
-    def permits(self, url: str, error: str | None) -> bool:
-        """Whether a URL that was refused with `error` may be fetched now."""
+    def permits(self, url: str) -> bool:
+        """Whether `check` raises nothing."""
         try:
-            target = self.check(url)
+            self.check(url)
         except Permanent:
             return False
-        return target.trusted or error != "address_refused"
+        return True
 
     def _require_permitted(self, origin: Origin) -> None:
         if not _is_name(origin.host):

@@ -21,7 +21,9 @@ UNCOUNTED = frozenset({"api_busy", "creations_limited", "follow_up_running", "fo
 
 MAX_RETRY_AFTER = 86400.0
 RETRIED_ONCE = frozenset({"forbidden"})
-MENDED_BY_SETTING = frozenset({"host_refused", "scheme_refused", "port_refused", "address_refused"})
+RETRIED_WITHIN_THE_HOUR = frozenset({"address_refused"})
+"""Permanent by itself, but names may lead elsewhere a little later."""
+MENDED_BY_SETTING = frozenset({"host_refused", "scheme_refused", "port_refused"})
 """Lost at once, since nothing waits for what only the operator can change; but once `OUTKEEP_OUTPUT_HOSTS`
 was changed within the hour the file is fetched after all."""
 
@@ -68,7 +70,7 @@ def fetch_delay(error: OutkeepError, *, attempt: int, remaining: float, jitter: 
     """
     if error.code == "not_found":
         return _absent_delay(attempt, remaining, jitter)
-    if not isinstance(error, Transient):
+    if not isinstance(error, Transient) and error.code not in RETRIED_WITHIN_THE_HOUR:
         return None
     if error.code in RETRIED_ONCE and attempt > 1:
         return None

@@ -72,6 +72,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "given up until it is replayed: %s": "prediction_given_up",
     "trying again in %.0f s: %s": "job_put_off",
     "an output is lost: %s": "output_lost",
+    "an output is not fetched, again in %.0f s: %s": "output_refused",
     "outputs that were refused are kept after all; `outkeep replay` tells handlers of them": "outputs_mended",
     "an output is tried again in %.0f s: %s": "output_put_off",
     "an answer is odd, and clear all the same": "answer_odd",

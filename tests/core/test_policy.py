@@ -13,6 +13,7 @@ from app.core.policy import (
     MENDED_BY_SETTING,
     NOTIFY_DELAYS,
     PERSIST_MARGIN,
+    RETRIED_WITHIN_THE_HOUR,
     attempt_timeout,
     fetch_delay,
     keep_until,
@@ -102,6 +103,14 @@ def test_what_time_cannot_heal_is_lost_at_once(error: OutkeepError, attempt: int
 @pytest.mark.parametrize("code", sorted(MENDED_BY_SETTING))
 def test_nothing_waits_for_what_only_the_operator_can_change(code: str) -> None:
     assert delay(Permanent(code, ""), attempt=1, remaining=3600.0) is None
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 100])
+@pytest.mark.parametrize("code", sorted(RETRIED_WITHIN_THE_HOUR))
+def test_what_may_heal_by_itself_is_tried_for_the_whole_hour(code: str, attempt: int) -> None:
+    error = Permanent(code, "")
+    assert delay(error, attempt=attempt, remaining=1.0) is not None
+    assert delay(error, attempt=attempt, remaining=0.0) is None
 
 
 def test_a_refused_host_can_be_mended() -> None:

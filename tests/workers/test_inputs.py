@@ -398,8 +398,8 @@ def test_an_output_at_the_api_does_not_get_the_token(desk: Desk) -> None:
         async with raw_host(ok(PNG)) as api:
             base_url = f"http://127.0.0.1:{api.port}"
             desk.keep_inputs(base_url, TOKEN)
-            desk.receive([f"{base_url}/v1/files/{FILE}"])
-            assert await desk.run() is not None
+            desk.receive([f"{base_url}/v1/files/{FILE}", f"{base_url}/v1/files/{FILE}/image.png"])
+            assert await desk.run() is None
             return api.connections
 
     assert asyncio.run(scenario()) == 0
