@@ -9,6 +9,7 @@ from typing import Any
 from redis import Redis
 
 from app import queues
+from app.core.errors import Unusable
 from app.core.manifest import Receipt
 from app.core.outline import outline
 from app.core.policy import PERSIST_MARGIN, keep_until
@@ -49,3 +50,9 @@ def outlined(arrival: Arrival) -> Arrival | None:
     """
     short = outline(arrival.prediction.raw, limit=LARGE)
     return None if short is None else replace(arrival, body=b"", outline=short)
+
+
+def foreign(prediction_id: str) -> Unusable:
+    """Why Cog's end of a prediction of Replicate is set aside."""
+    message = f"Replicate tells of {prediction_id}, so Cog's token does not end it; let Cog use other ids"
+    return Unusable("foreign_id", message)

@@ -30,10 +30,30 @@ def make_folder(root: Path, *, mode: int = 0o777) -> None:
 
 def prove_writable(folder: Path) -> None:
     """Prove that a folder can be written, or made if it is missing, and leave nothing; raises `OSError`."""
-    folder = folder.absolute()
-    place = next(place for place in (folder, *folder.parents) if place.exists())
-    with tempfile.TemporaryFile(dir=place):
+    with tempfile.TemporaryFile(dir=existing(folder)):
         pass
+
+
+def existing(folder: Path) -> Path:
+    """A folder, or what is there of those above it."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def lack_of_room(folder: Path, size: int, setting: int | None) -> str | None:
+    """Why no `size` bytes may be written to a folder; None when they may. Raises `OSError`.
+
+    Half of what downloads leave free must stay so: else they could fill the disk up to where no delivery can
+    be kept.
+    """
+    place = existing(folder)
+    free, floor = shutil.disk_usage(place).free, floor_of(place, setting) // 2
+    if free - size >= floor:
+        return None
+    return (
+        f"the disk of {folder} is too full: {free >> 20} MiB are free, "
+        f"and {floor >> 20} MiB must stay free; make room"
+    )
 
 
 def floor_of(folder: Path, setting: int | None) -> int:

@@ -9,11 +9,12 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.arrivals import make_arrival, outlined
+from app.arrivals import foreign, make_arrival, outlined
 from app.claim_check import ClaimCheck
 from app.core.errors import StorageFailure, Transient, Unusable
 from app.core.prediction import parse
-from app.records import LARGE, Arrival, Records
+from app.quarantine import Aside, Quarantine
+from app.records import LARGE, Accepted, Arrival, Records
 from app.spool import Spool, Waiting
 
 INTERVAL = 1.0
@@ -46,9 +47,12 @@ class Drainer:
         records: Records,
         claims: ClaimCheck,
         clock: Callable[[], datetime],
+        *,
+        quarantine: Quarantine,
     ) -> None:
         """Both `redis` and `records` are on a client that waits for `TIMEOUT`."""
         self._claims = claims
+        self._quarantine = quarantine
         self._spool = spool
         self._redis = redis
         self._records = records
@@ -141,10 +145,22 @@ class Drainer:
 
     def _feed(self, batch: Sequence[Waiting]) -> int:
         read = [(one, arrival) for one in batch if (arrival := self._read(one)) is not None]
-        arrivals = [(one, self._claims.check_in(arrival)) for one, arrival in read]
-        self._records.accept([arrival for _, arrival in arrivals], self._clock())
-        self._remove({one.path for one, _ in arrivals})
-        return len(arrivals)
+        checked = [self._claims.check_in(arrival) for _, arrival in read]
+        outcomes = self._records.accept(checked, self._clock())
+        for (_, arrival), sent, outcome in zip(read, checked, outcomes, strict=True):
+            self._claims.settle(arrival, sent, outcome)
+            if outcome is Accepted.FOREIGN:
+                self._set_aside(arrival)
+        self._remove({one.path for one, _ in read})
+        return len(read)
+
+    def _set_aside(self, arrival: Arrival) -> None:
+        prediction, receipt = arrival.prediction, arrival.receipt
+        reason = foreign(prediction.id)
+        aside = Aside(
+            prediction.kind, arrival.body, reason, receipt.received_at, receipt.source, receipt.query, {}
+        )
+        self._quarantine.put(aside)
 
     def _remove(self, paths: Set[Path]) -> None:
         """Remove what is accepted, or remember what cannot be."""

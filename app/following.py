@@ -64,8 +64,10 @@ class Follower:
         receipt = Receipt(now, None, source="run", context=self.context)
         asked = not self.awaits_webhook
         made = make_arrival(self.redis, prediction, body, receipt, now, is_asked_for=asked)
-        arrival = self.claims.check_in(made)
-        return self.records.accept([arrival], now)[0]
+        checked = self.claims.check_in(made)
+        [outcome] = self.records.accept([checked], now)
+        self.claims.settle(made, checked, outcome)
+        return outcome
 
     async def until_end(self, api: Api, prediction_id: str, show: Callable[[Prediction], None]) -> Prediction:
         """Poll until Replicate changes nothing more; `show` sees every state that was read."""
@@ -119,6 +121,8 @@ class Follower:
     def _look(self, prediction: Prediction, *, patient: bool) -> Manifest | None:
         """The manifest, once it is there; unless we are `patient`, what nobody handed in is handed in."""
         record = self.records.get(prediction.kind, prediction.id)
+        if record is not None and record.receipt.source == "cog":
+            record = None  # no more than a token vouches for it
         if record is not None and record.state is State.FAILED:
             raise Permanent(
                 record.error or "failed", f"{prediction.id} was not kept; see `outkeep show {prediction.id}`"
@@ -127,7 +131,7 @@ class Follower:
             return None
         if record is None or record.state is not State.RUNNING:
             manifest = self.storage.read_manifest(prediction.kind, prediction.id)
-            if manifest is not None:
+            if manifest is not None and manifest.receipt.source != "cog":
                 return manifest
         if not patient:
             outcome = self.hand_in(prediction.raw)

@@ -30,7 +30,7 @@ from app.job_checks import ages, scheduler
 from app.keyring import KeyRing
 from app.lateness import Lateness
 from app.recent import Recent
-from app.redis_checks import durability
+from app.redis_checks import durability, memory
 from app.spool import Spool
 from app.storage import Storage
 
@@ -90,7 +90,7 @@ class Health:
         try:
             findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
             findings += [*map(rules.warned, [scheduler(self.redis, self.users), *ages(self.redis, now)])]
-            findings += switched_off(self.redis)
+            findings += [*switched_off(self.redis), *map(rules.warned, memory(self.redis))]
             findings += rules.clocks(clocks_off(self.redis))
             if self.api_token is not None:
                 age = reconcile_memory.age(self.redis, now.timestamp())

@@ -38,6 +38,7 @@ from app.listening import listen
 from app.memory import give_back_large_blocks
 from app.metrics import Metrics
 from app.protocol import BoundedProtocol
+from app.quarantine import Quarantine
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
 from app.senders import Cog, Replicate, Sender
@@ -63,17 +64,20 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     redis = connect(deployment.redis_url)
     storage = Storage(settings.storage_url)
     tally = Tally()
-    inbox = Inbox(redis, Records(redis, ttl=settings.record_ttl), deployment.clock)
+    records = Records(redis, ttl=settings.record_ttl)
+    inbox = Inbox(redis, records, deployment.clock)
     folder = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
     spool = folder if settings.spool == "on" else None
     lateness = Lateness()
     ring = ring_of(settings, again=limits.secret_seconds)
-    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE, clock=deployment.clock)
+    floor = settings.disk_floor
+    claims = ClaimCheck(storage, records, patience=CLAIM_PATIENCE, disk_floor=floor, clock=deployment.clock)
+    quarantine = Quarantine(storage, disk_floor=floor, clock=deployment.clock)
     receiver = Receiver(
         inbox=inbox,
         spool=spool,
         redis=redis,
-        storage=storage,
+        quarantine=quarantine,
         claims=claims,
         contexts=context_keys(deployment.secret_keys),
         clock=deployment.clock,
@@ -90,9 +94,12 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     health = _health(deployment, redis, storage, spool=spool, lateness=lateness, ring=ring)
     metrics = Metrics(redis, tally, deployment.clock, folder, job_queues(deployment.handlers))
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
+    patient_records = Records(patient, ttl=settings.record_ttl)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
-    waiting = ClaimCheck(storage, patience=DRAIN_PATIENCE, clock=deployment.clock)
-    drainer = Drainer(folder, patient, Records(patient, ttl=settings.record_ttl), waiting, deployment.clock)
+    waiting = ClaimCheck(
+        storage, patient_records, patience=DRAIN_PATIENCE, disk_floor=floor, clock=deployment.clock
+    )
+    drainer = Drainer(folder, patient, patient_records, waiting, deployment.clock, quarantine=quarantine)
 
     closes = (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close)
     app = Starlette(

@@ -1,14 +1,12 @@
 """The webhook endpoint: sender → parse → inbox. Nothing is answered with 2xx before it is durable."""
 
 import asyncio
-import base64
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 
@@ -17,27 +15,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from app.arrivals import make_arrival
+from app.arrivals import foreign, make_arrival
 from app.bodies import TOO_LARGE, apart
 from app.claim_check import ClaimCheck
 from app.core.context import ContextKeys, gathered, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
-from app.core.manifest import Receipt, format_time
-from app.core.names import Kind, quarantine_name
+from app.core.manifest import Receipt
+from app.core.names import Kind
 from app.core.prediction import is_progress, parse
 from app.core.vocabulary import RECEIVED, REFUSED
 from app.inbox import Inbox
 from app.keyring import SECRET_MISSING
+from app.quarantine import Aside, Quarantine
 from app.records import Accepted, Arrival
 from app.senders import BAD_TOKEN, TOO_MANY_TOKENS, Authenticated, Sender
 from app.spool import Spool, Spooled
-from app.storage import Storage
 from app.tally import Tally
 
 RETRY_AFTER = 2
 """Seconds after which a sender should try again: more than the breaker needs to close."""
 
 SPOOLED = "spooled"
+QUARANTINED = "quarantined"
 
 _UNREAD = frozenset(
     {TOO_LARGE, "content_encoding", "busy", "no_room", BAD_TOKEN, TOO_MANY_TOKENS, SECRET_MISSING}
@@ -59,13 +58,13 @@ class Receiver:
     spool: Spool | None
     """Where terminal deliveries go while Redis is away; None refuses them."""
     redis: Redis
-    storage: Storage
+    quarantine: Quarantine
     claims: ClaimCheck
     contexts: ContextKeys
     clock: Callable[[], datetime]
     tally: Tally
     # Of its own: should storage hang, large deliveries still find a thread.
-    _quarantine: ThreadPoolExecutor = field(
+    _quarantiners: ThreadPoolExecutor = field(
         init=False, repr=False, default_factory=partial(ThreadPoolExecutor, QUARANTINERS, "quarantine")
     )
 
@@ -89,9 +88,8 @@ class Receiver:
         except Unusable as error:
             if delivery.source == "cog" and is_progress(delivery.body):
                 return Accepted.PROGRESS
-            work = partial(self._set_aside, request, delivery, kind, error)
-            await asyncio.get_running_loop().run_in_executor(self._quarantine, work)
-            return "quarantined"
+            await self._set_aside(request, delivery, kind, error)
+            return QUARANTINED
         now = self.clock()
         query, context = split_query(request.query_params.multi_items(), self.contexts)
         receipt = Receipt(
@@ -103,6 +101,9 @@ class Receiver:
             parent=parent(context),
         )
         outcome = await self._accept(make_arrival(self.redis, prediction, delivery.body, receipt, now))
+        if outcome == Accepted.FOREIGN:
+            await self._set_aside(request, delivery, kind, foreign(prediction.id))
+            outcome = QUARANTINED
         level = logging.INFO if outcome in {Accepted.ACCEPTED, SPOOLED} else logging.DEBUG
         facts = {
             "kind": kind,
@@ -115,7 +116,12 @@ class Receiver:
 
     async def _accept(self, arrival: Arrival) -> str:
         try:
-            return await self.inbox.accept(await self._check_in(arrival))
+            checked = await self._check_in(arrival)
+            outcome = await self.inbox.accept(checked)
+            with suppress(TimeoutError):
+                settling = asyncio.wrap_future(self.claims.begin_settling(arrival, checked, outcome))
+                await asyncio.wait_for(settling, self.claims.patience)
+            return outcome  # noqa: TRY300
         except Transient as error:
             if self.spool is None:
                 raise
@@ -137,22 +143,19 @@ class Receiver:
         except TimeoutError:
             raise self.claims.too_slow() from None
 
-    def _set_aside(self, request: Request, delivery: Authenticated, kind: Kind, error: Unusable) -> None:
-        now = self.clock()
-        document = {
-            "reason": {"code": error.code, "message": error.message},
-            "received_at": format_time(now),
-            "source": delivery.source,
-            "kind": kind,
-            "query": gathered(request.query_params.multi_items()),
-            "headers": {k: v for k, v in request.headers.items() if k not in _CREDENTIALS},
-            "body": delivery.body.decode("utf-8", "backslashreplace"),
-            "body_base64": base64.b64encode(delivery.body).decode(),
-        }
-        digest = hashlib.sha256(delivery.body).hexdigest()
-        name = quarantine_name(now.astimezone(UTC).date().isoformat(), digest)
-        self.storage.put_bytes(name, json.dumps(document, indent=1).encode())
-        log.warning("a delivery cannot be used; it is kept aside", extra={"code": error.code, "object": name})
+    async def _set_aside(
+        self, request: Request, delivery: Authenticated, kind: Kind, reason: Unusable
+    ) -> None:
+        aside = Aside(
+            kind,
+            delivery.body,
+            reason,
+            self.clock(),
+            delivery.source,
+            gathered(request.query_params.multi_items()),
+            {k: v for k, v in request.headers.items() if k not in _CREDENTIALS},
+        )
+        await asyncio.get_running_loop().run_in_executor(self._quarantiners, self.quarantine.put, aside)
 
 
 def _refusal(error: Rejected | Transient) -> JSONResponse:

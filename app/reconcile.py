@@ -244,13 +244,14 @@ async def reconciler_of(
         contexts=context_keys(deployment.secret_keys),
         first_start=await asyncio.to_thread(memory.first_start, storage, clock()),
     )
-    claims = ClaimCheck(storage, patience=CLAIM_PATIENCE, clock=clock)
+    records, floor = Records(redis, ttl=settings.record_ttl), settings.disk_floor
+    claims = ClaimCheck(storage, records, patience=CLAIM_PATIENCE, disk_floor=floor, clock=clock)
     token = settings.api_token.get_secret_value()
     async with connected(settings.api_url, token) as api:
         asker = Asker(
             api=api,
             redis=redis,
-            records=Records(redis, ttl=settings.record_ttl),
+            records=records,
             follow_ups=FollowUps(redis),
             memory=memory,
             here=CreatedHere(redis),

@@ -92,15 +92,17 @@ class Memory:
             return set()
         with self._redis.pipeline(transaction=False) as pipeline:
             for identity in ids:
-                pipeline.hget(record_key(kind, identity), "state")
+                pipeline.hmget(record_key(kind, identity), "state", "source")
                 pipeline.exists(removed_key(kind, identity))
             pipeline.zmscore(PASSED_OVER, [record_member(kind, identity) for identity in ids])
             *answers, passed = pipeline.execute()
-        past_running = {None, State.RUNNING.encode()}
+        running = {None, State.RUNNING.encode()}
         return {
             identity
-            for identity, state, removed, over in zip(ids, answers[0::2], answers[1::2], passed, strict=True)
-            if state not in past_running or removed or over is not None
+            for identity, (state, source), removed, over in zip(
+                ids, answers[0::2], answers[1::2], passed, strict=True
+            )
+            if (state not in running and source != b"cog") or removed or over is not None
         }
 
     def pass_over(self, kind: Kind, identity: str, now: datetime) -> None:

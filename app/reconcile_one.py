@@ -115,16 +115,18 @@ class Asker:
         if not is_ours and judgement.expected_for(prediction, now) > 0:
             return Found.EXPECTED, prediction
         record = self.records.get(kind, prediction.id)
-        if record is not None and record.receipt.quiet:
-            record = None  # an outline of our own: nobody waits for it
+        if record is not None and (record.receipt.quiet or record.receipt.source == "cog"):
+            record = None  # an outline of our own, for which nobody waits; or a claim that anybody may make
         is_known = is_ours or record is not None
         if not is_known and self._may_follow(prediction, now):
             return Found.EXPECTED, prediction
         if judgement.is_foreign(prediction, self.rules, has_record=is_known, whole=True):
             return Found.FOREIGN, prediction
         receipt = self._receipt(prediction, record, now, awaited.origin)
-        arrival = self._check_in(make_arrival(self.redis, prediction, body, receipt, now), now)
-        [outcome] = self.records.accept([arrival], now)
+        arrival = make_arrival(self.redis, prediction, body, receipt, now)
+        checked = self._check_in(arrival, now)
+        [outcome] = self.records.accept([checked], now)
+        self.claims.settle(arrival, checked, outcome)
         if outcome is not Accepted.ACCEPTED:
             return Found.KNOWN, prediction
         facts = {"kind": str(kind), "id": prediction.id, "status": prediction.status, "quiet": receipt.quiet}

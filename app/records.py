@@ -1,7 +1,8 @@
 """The live view: one Redis hash per prediction, which expires and can be rebuilt from storage.
 
 Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank` (orders progress), `model`,
-`received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `quiet` (set: no handler is
+`received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `context_from` (`run`: we
+have noted the context ourselves; `disputed`: deliveries did not agree on one), `quiet` (set: no handler is
 told, unless its own event comes after all), until stored `body` (as received) or `body_at` (the object that
 holds it) or, while neither is here, `outline` (see `Arrival`), `error` (a code), `files` and `lost` (counts),
 and `kept:<number>` for each file that has ended while others are still tried.
@@ -10,6 +11,7 @@ and `kept:<number>` for each file that has ended while others are still tried.
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,9 +24,10 @@ from redis.exceptions import RedisError
 from rq.job import Job
 
 from app import queues
+from app.core.context import shortened
 from app.core.errors import Permanent, Removed, Transient
 from app.core.lifecycle import Move, State, origins, target
-from app.core.manifest import Receipt, format_time
+from app.core.manifest import Receipt, Source, format_time
 from app.core.names import (
     AWAITED,
     AWAITED_HERE,
@@ -33,6 +36,7 @@ from app.core.names import (
     RECORDS,
     REFUSED,
     Kind,
+    delivery_key,
     record_key,
     record_member,
     removed_key,
@@ -50,14 +54,30 @@ MAX_REFUSED = 10_000
 OUTLINE_RANK = "9"
 """Newer than any progress."""
 
+PROGRESS_REPEATED_FOR = 900
+"""Seconds for which the id of a delivery counts once: a signature is good for 300 s before and after its
+time. That of an end counts for as long as a record lives."""
+
+_WHO_TELLS = {"run": "run", "reconcile": "api"}
+"""How `ACCEPT` calls those who know of a context, by the source of a delivery."""
+
 LARGE = 1 << 20
 """Bytes of the largest body that may stand in Redis; see `app.claim_check`."""
 
-_REMOVED, _TO_BE_TOLD = -1, -2
+MAX_MODEL = 256
+"""Characters of a model's name in a record; the event holds all of it."""
+
+MAX_QUERY = 16 << 10
+"""Bytes of the JSON of a webhook URL's parameters: twice what most servers take of a URL."""
+
+_REMOVED, _TO_BE_TOLD, _OVERRULED = -1, -2, -3
 """What `MOVE` answers when it does nothing."""
 
 _Hash = Mapping[bytes, bytes]
 _BODIES = frozenset({b"body", b"outline"})
+
+
+log = logging.getLogger("outkeep.receiver")
 
 
 class Accepted(StrEnum):
@@ -67,6 +87,10 @@ class Accepted(StrEnum):
     DUPLICATE = "duplicate"
     PROGRESS = "progress"
     STALE = "stale"
+    FOREIGN = "foreign"
+    """Cog's end of what Replicate has told of: no more than a token vouches for it, and it closes nothing."""
+    WANTED = "wanted"
+    """Not a repeat, as was thought of an end that came without its body: nothing was done."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,8 @@ class Arrival:
     """The object in storage that holds the body, in the place of `body`."""
     is_asked_for: bool = False
     """Whether it was created here without a webhook: then nothing tells of its end but asking for it."""
+    is_repeat: bool = False
+    """Whether it is taken for a repeat, so that its large body was brought nowhere."""
     outline: bytes | None = None
     """In the place of `body`, what of it is needed to fetch the outputs; the end itself is yet to come."""
 
@@ -149,14 +175,17 @@ class Records:
                     self._add(pipeline, arrival, now)
                 return [Accepted(outcome.decode()) for outcome in pipeline.execute()[1:]]
         except RedisError as error:
-            raise Transient("redis_unavailable", f"Redis did not confirm: {type(error).__name__}") from error
+            raise _unconfirmed(error) from error
 
     def _add(self, pipeline: Pipeline, arrival: Arrival, now: datetime) -> None:
         prediction, job = arrival.prediction, arrival.job
         fields = _fields(arrival, now)
         member = record_member(prediction.kind, prediction.id)
         place = (prediction.kind, prediction.id)
-        keys = [record_key(*place), RECORDS, removed_key(*place)]
+        webhook_id, source = arrival.receipt.webhook_id, arrival.receipt.source
+        context = arrival.receipt.context
+        delivery = delivery_key(prediction.id, webhook_id or "")
+        keys = [record_key(*place), RECORDS, removed_key(*place), delivery]
         job_fields: Sequence[str | bytes] = []
         if job is not None:
             keys += [job.key, *queues.keys(job.origin, self._redis)]
@@ -165,9 +194,16 @@ class Records:
         arguments = [
             arrival.move, arrival.rank, member, self._ttl, now.timestamp(), job.id if job else "",
             EVENTS, State.RUNNING, State.RECEIVED, _score(arrival, now), "" if arrival.receipt.quiet else "1",
-            *map(str, origins(Move.TELL)), target(Move.TELL), len(fields), *fields, *job_fields,
+            *map(str, origins(Move.TELL)), target(Move.TELL),
+            self._delivery_ttl(arrival) if webhook_id else "", "1" if source == "cog" else "",
+            json.dumps(context) if context is not None else "", arrival.receipt.parent or "",
+            _WHO_TELLS.get(source, "url"), "" if arrival.is_repeat else "1",
+            len(fields), *fields, *job_fields,
         ]  # fmt: skip
         pipeline.evalsha(self._accept, len(keys), *keys, *arguments)
+
+    def _delivery_ttl(self, arrival: Arrival) -> int:
+        return self._ttl if arrival.move is Move.FINISH else min(self._ttl, PROGRESS_REPEATED_FOR)
 
     def move(
         self,
@@ -188,18 +224,22 @@ class Records:
         fields: Mapping[str, str | int],
         jobs: Sequence[Job],
         *,
+        source: Source = "webhook",
         quiet: bool = False,
     ) -> bool:
         """Note in one step that a prediction is stored, with `fields`, and that `jobs` (notify) are enqueued.
 
         Moves that are not legal are left out; a job that RQ knows by its id is left alone. False, and nothing
-        is done, when it was `quiet` and is not any more: then there are jobs. Raises `Removed` when the
-        prediction was removed: then nothing may be left of it.
+        is done, when it was `quiet` and is not any more: then there are jobs. `source` tells whose event is
+        stored. Raises `Removed` when the prediction was removed: then nothing may be left of it; `Transient`
+        when it is Cog's, and Replicate has told of the prediction meanwhile.
         """
         moves: dict[Move, Mapping[str, str | int]] = {Move.STORE: fields, Move.DISPATCH: {}}
-        made = self._advance(kind, prediction_id, now, moves, jobs, quiet=quiet)
+        made = self._advance(kind, prediction_id, now, moves, jobs, quiet=quiet, source=source)
         if made == _REMOVED:
             raise Removed(f"{kind} {prediction_id} was removed meanwhile")
+        if made == _OVERRULED:
+            raise Transient("overruled", "Replicate itself has told of it meanwhile")
         return made != _TO_BE_TOLD
 
     def _advance(
@@ -211,14 +251,15 @@ class Records:
         jobs: Sequence[Job],
         *,
         quiet: bool = False,
+        source: Source | None = None,
     ) -> int:
         """Make those of `moves` that are legal, one after the other, and enqueue `jobs`; how many were.
 
-        `_REMOVED` or `_TO_BE_TOLD`, and nothing is done, when that is so.
+        `_REMOVED`, `_TO_BE_TOLD` or `_OVERRULED`, and nothing is done, when that is so.
         """
         member = record_member(kind, prediction_id)
         arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, EVENTS]
-        arguments += ["1" if quiet else "", len(moves)]
+        arguments += ["1" if quiet else "", "1" if source == "cog" else "", len(moves)]
         for move, fields in moves.items():
             legal = [state for state in origins(move) if state is not None]
             pairs = [item for pair in {**fields, "updated_at": format_time(now)}.items() for item in pair]
@@ -252,6 +293,25 @@ class Records:
         """Whether somebody had the prediction removed, so that it must not come back."""
         return bool(self._redis.exists(removed_key(kind, prediction_id)))
 
+    def is_repeat(self, arrival: Arrival, *, awaits_no: str) -> bool:
+        """Whether an end would not be accepted now, and its record does not await the claim `awaits_no`.
+
+        Raises `Transient`.
+        """
+        place = (arrival.prediction.kind, arrival.prediction.id)
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hmget(record_key(*place), "state", "source", "body_at")
+                pipeline.exists(removed_key(*place))
+                (state, source, body_at), removed = cast(tuple[list[bytes | None], int], pipeline.execute())
+        except RedisError as error:
+            raise _unconfirmed(error) from error
+        if removed or state is None:
+            return removed == 1
+        if (source == b"cog") != (arrival.receipt.source == "cog"):
+            return arrival.receipt.source == "cog"
+        return bool(state != State.RUNNING.encode() and body_at != awaits_no.encode())
+
     def is_kept(self, kind: Kind, prediction_id: str) -> bool:
         """Whether all of it is stored and handed on, so that no job works on its files any more."""
         record = self.get(kind, prediction_id)
@@ -276,6 +336,10 @@ class Records:
                 return
 
 
+def _unconfirmed(error: RedisError) -> Transient:
+    return Transient("redis_unavailable", f"Redis did not confirm: {type(error).__name__}")
+
+
 def _require_small(arrival: Arrival) -> None:
     if len(arrival.body) > LARGE and arrival.job is not None:
         raise Permanent("body_too_large", "a body of this size has to be checked in before it is accepted")
@@ -292,23 +356,31 @@ def _fields(arrival: Arrival, now: datetime) -> list[str | bytes]:
     prediction, receipt = arrival.prediction, arrival.receipt
     fields: dict[str, str | bytes | None] = {
         "state": target(arrival.move),
-        "status": prediction.status,
+        **described(prediction, receipt),
         "rank": arrival.rank,
-        "model": prediction.model,
-        "received_at": format_time(receipt.received_at),
         "updated_at": format_time(now),
-        "webhook_id": receipt.webhook_id,
-        "source": receipt.source,
-        "query": json.dumps(dict(receipt.query)),
-        # What a record knows of it already stays: not every way to us tells it.
-        "context": json.dumps(receipt.context) if receipt.context is not None else None,
-        "parent": receipt.parent,
         "quiet": "1" if receipt.quiet else None,
         "body": arrival.body if arrival.move is Move.FINISH and arrival.body_at is None else None,
         "body_at": arrival.body_at,
         "outline": arrival.outline,
     }
     return [item for name, value in fields.items() if value is not None for item in (name, value)]
+
+
+def described(prediction: Prediction, receipt: Receipt) -> dict[str, str | None]:
+    """The fields of a record that senders fill, each within its bound; the event itself stays whole."""
+    query = json.dumps(receipt.query)
+    if len(query) > MAX_QUERY:
+        log.warning("parameters of a webhook URL are too long and left out", extra={"id": prediction.id})
+        query = json.dumps(shortened(receipt.query, MAX_QUERY))
+    return {
+        "status": prediction.status,
+        "model": prediction.model and prediction.model[:MAX_MODEL],
+        "received_at": format_time(receipt.received_at),
+        "webhook_id": receipt.webhook_id,
+        "source": receipt.source,
+        "query": query,
+    }
 
 
 def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:

@@ -41,6 +41,7 @@ def _rest(
     durable, now = durability(redis, severe=Level.FAIL), clock_of(redis)()
     return [
         *(found for found in durable if not (wrong and found.level is Level.OK)),
+        *memory(redis),
         *_key(redis, keys),
         _clock(redis),
         *rules.clocks(clocks_off(redis)),
@@ -108,6 +109,14 @@ def durability(redis: Redis, *, severe: Level) -> list[Finding]:
     except RedisError:
         return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
     return rules.durability(current, severe=severe)
+
+
+def memory(redis: Redis) -> list[Finding]:
+    """Whether Redis' memory runs short; nothing where it may not be asked."""
+    try:
+        return rules.memory(cast(dict[str, object], redis.info("memory")))
+    except ResponseError:
+        return []
 
 
 def _text(answer: object, name: str) -> str:

@@ -31,6 +31,7 @@ from app.core.names import (
     follow_up_child,
     follow_up_key,
     manifest_name,
+    quarantine_body_name,
     record_key,
     record_member,
     removed_key,
@@ -138,19 +139,25 @@ class Removal:
 
         All of it is read for that, and as text: it could not be parsed, or it would not be there.
         """
-        gap = rb"(?:\s|\\[nrt])*"
-        own = re.compile(rb'\\"id\\"' + gap + b":" + gap + rb'\\"' + prediction_id.encode() + rb'\\"')
-        shelf = f'"kind": "{kind}"'.encode()
-        aside = ((name, self._storage.get(name) or b"") for name in self._storage.names(QUARANTINE))
-        named = [name for name, data in aside if shelf in data and own.search(data)]
+        named = [name for name in self._storage.names(QUARANTINE) if self._names(name, kind, prediction_id)]
         return replace(self.find(kind, prediction_id), quarantined=named)
+
+    def _names(self, name: str, kind: Kind, prediction_id: str) -> bool:
+        """Whether an object in quarantine tells of a delivery of this kind that has this id."""
+        document = (self._storage.get(name) or b"") if name.endswith(".json") else b""
+        if f'"kind": "{kind}"'.encode() not in document:
+            return False
+        if _spelled(prediction_id, quote=rb'\\"', gap=rb"(?:\s|\\[nrt])*").search(document):
+            return True  # as a text in it
+        body = self._storage.get(quarantine_body_name(name)) if b'"body_at": "' in document else None
+        return _spelled(prediction_id, quote=b'"', gap=rb"\s*").search(body or b"") is not None
 
     def remove(self, found: Found) -> Found:
         """Remove what was found, and what has come since; what that was."""
         kind, prediction_id = found.kind, found.id
         self._mark(kind, prediction_id, only=None)
         now = replace(self.find(kind, prediction_id), state=found.state, quarantined=found.quarantined)
-        self._storage.remove(now.quarantined)
+        self._storage.remove([*map(quarantine_body_name, now.quarantined), *now.quarantined])
         for path in now.local:
             path.unlink(missing_ok=True)
         return self._finish(now)
@@ -208,6 +215,11 @@ def erase(storage: Storage, kind: Kind, prediction_id: str, now: datetime) -> No
     storage.remove(sorted(names & {manifest}))
     storage.remove(sorted(storage.names(folder)))  # a follow-up may have been noted here meanwhile
     storage.remove_folder(folder)
+
+
+def _spelled(prediction_id: str, *, quote: bytes, gap: bytes) -> re.Pattern[bytes]:
+    """An object's own id, as JSON has it."""
+    return re.compile(quote + b"id" + quote + gap + b":" + gap + quote + prediction_id.encode() + quote)
 
 
 def _claims(storage: Storage, kind: Kind, prediction_id: str) -> dict[str, Stored]:

@@ -22,6 +22,7 @@ from app.core.names import (
     removed_key,
 )
 from app.core.outcomes import Told, document
+from app.records import described
 
 _RESTORE = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 queue of the jobs, 5 RQ's set of queues,
@@ -137,14 +138,9 @@ def _fields(manifest: Manifest) -> list[str]:
     prediction, receipt = manifest.prediction, manifest.receipt
     fields: dict[str, str | None] = {
         "state": State.DISPATCHED,
-        "status": prediction.status,
+        **described(prediction, receipt),
         "rank": prediction.progress_rank,
-        "model": prediction.model,
-        "received_at": format_time(receipt.received_at),
         "updated_at": format_time(manifest.stored_at),
-        "webhook_id": receipt.webhook_id,
-        "source": receipt.source,
-        "query": json.dumps(dict(receipt.query)),
         "context": json.dumps(receipt.context),
         "parent": receipt.parent,
         "files": str(len(manifest.kept)),

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pathlib import Path
 from app.core.errors import Transient
 from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, spool_name
-from app.disk import floor_of, fsync, make_folder
+from app.disk import fsync, lack_of_room, make_folder
 
 WRITERS = 16
 """Deliveries that are written at the same time: the disk syncs many for little more than the price of one."""
@@ -65,10 +64,7 @@ class Spool:
     """A folder of waiting deliveries, which several processes may share. Methods block, save `keep`."""
 
     def __init__(self, folder: Path, *, disk_floor: int | None) -> None:
-        """Use `folder`; `disk_floor` (bytes) is what downloads leave free, by default as `floor_of` says.
-
-        The spool may use half of that: else downloads could fill the disk up to where nothing can be spooled.
-        """
+        """Use `folder`; `disk_floor` (bytes) is what downloads leave free; the spool may use half of that."""
         self.folder = folder
         self._disk_floor = disk_floor
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="spool")
@@ -161,13 +157,9 @@ class Spool:
 
     def _require_room(self, size: int) -> None:
         make_folder(self.folder, mode=0o700)
-        free, floor = shutil.disk_usage(self.folder).free, floor_of(self.folder, self._disk_floor) // 2
-        if free - size < floor:
-            message = (
-                f"the disk of {self.folder} is too full: {free >> 20} MiB are free, "
-                f"and {floor >> 20} MiB must stay free; make room"
-            )
-            raise Transient("spool_full", message, retry_after=RETRY_AFTER)
+        full = lack_of_room(self.folder, size, self._disk_floor)
+        if full is not None:
+            raise Transient("spool_full", full, retry_after=RETRY_AFTER)
 
     def _put(self, name: str, content: bytes, received_at: datetime) -> None:
         descriptor, draft = tempfile.mkstemp(suffix=_DRAFT, dir=self.folder)

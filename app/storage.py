@@ -17,9 +17,12 @@ from app.core.bucket_faults import Lack
 from app.core.errors import StorageFailure
 from app.core.manifest import Manifest
 from app.core.names import Kind, manifest_name
+from app.disk import lack_of_room
 from app.local_folder import LocalFolder
 from app.silence import Silence
 from app.storage_errors import is_remote, translated
+
+RETRY_AFTER = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,18 @@ class Storage:
     def folder(self) -> Path | None:
         """The local folder; None for a remote store."""
         return self._place.root if isinstance(self._place, LocalFolder) else None
+
+    def require_room(self, size: int, disk_floor: int | None) -> None:
+        """Raise `StorageFailure` (`storage_full`) when the disk of a local folder has no room for deliveries.
+
+        `size` is what is to be written, in bytes; `disk_floor` what downloads leave free.
+        """
+        if self.folder is None:
+            return
+        with translated(self.url, "room"):
+            full = lack_of_room(self.folder, size, disk_floor)
+        if full is not None:
+            raise StorageFailure("storage_full", full, retry_after=RETRY_AFTER)
 
     def link(self, name: str) -> str | None:
         """A URL that the store itself serves for some minutes to whoever has it; None when it cannot."""

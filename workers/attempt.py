@@ -30,6 +30,10 @@ LARGE_AT_ONCE = 4
 each; they may hold many megabytes."""
 
 
+MAX_DETAIL = 500
+"""Characters of what is said of a failure: others choose the words, and Redis keeps them."""
+
+
 @dataclass(frozen=True)
 class Delivery:
     """What the handler named `handler` is told about, by the notify job with the id `job`."""
@@ -101,7 +105,7 @@ class Attempts:
                 raise
             failure = error
         spent = round((time.monotonic() - began) * 1000)
-        code, detail = (failure.code, failure.message) if failure else (None, "")
+        code, detail = (failure.code, failure.message[:MAX_DETAIL]) if failure else (None, "")
         return Attempt(format_time(at), result.status, code, detail, spent), result
 
     async def _act(self, delivery: Delivery, handler: Handler) -> Result:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
@@ -213,10 +212,9 @@ class Collector:
     async def _attempt(
         self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_held: bool
     ) -> Result:
-        known = run.record.kept.get(str(wanted.number))
-        if known is not None and known["source"] == wanted.source and not self._may_be_mended(wanted, known):
-            # The outline of an event has other pointers than the whole of it.
-            return replace(KeptFile(**known), pointer=wanted.place.pointer)
+        known = wanted.recalled(run.record.kept.get(str(wanted.number)))
+        if known is not None and not self._may_be_mended(wanted, known):
+            return known
         wait = run.tries.wait(str(wanted.number), self._now())
         if wait > 0:
             return _Later(self._now() + wait)
@@ -249,9 +247,8 @@ class Collector:
                 await asyncio.to_thread(self._remember, run, {wanted.number: kept})
         return kept
 
-    def _may_be_mended(self, wanted: Wanted, known: Mapping[str, Any]) -> bool:
-        error = known["error"]
-        return error in MENDED_BY_SETTING and self.rules.permits(wanted.source)
+    def _may_be_mended(self, wanted: Wanted, known: KeptFile) -> bool:
+        return known.error in MENDED_BY_SETTING and self.rules.permits(wanted.source)
 
     def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
         """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
@@ -305,7 +302,7 @@ class Collector:
         return run.tries.failed(file, error, now=now, remaining=remaining, jitter=jitter)
 
     def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
-        ended = {str(number): file.to_object() for number, file in files.items()}
+        ended = {str(one.number): one.noted(files[one.number]) for one in run.files if one.number in files}
         self.records.keep(run.record.kind, run.record.id, ended)
 
     def _now(self) -> float:

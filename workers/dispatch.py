@@ -9,12 +9,22 @@ from redis import Redis
 from app import queues
 from app import told as outcome_files
 from app.core.context import lineage
+from app.core.errors import Transient
 from app.core.handlers import Handler, interested
 from app.core.manifest import Manifest
-from app.core.names import Kind, manifest_name, object_name, outcome_name
+from app.core.names import (
+    PERSIST_QUEUE,
+    Kind,
+    folder_name,
+    manifest_name,
+    object_name,
+    outcome_name,
+    split_outcome_name,
+)
 from app.core.outcomes import Told
 from app.records import Records
 from app.storage import Storage
+from app.traces import Traces, forget
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,20 @@ class Dispatcher:
                 outcome_files.write(self.storage, handler.name, *place, passed_by)
             else:
                 jobs.append(queues.notify_job(self.redis, handler.name, *place, timeout=handler.patience))
-        if not self.records.dispatch(*place, manifest.stored_at, counts(manifest), jobs, quiet=quiet):
+        facts, source = counts(manifest), manifest.receipt.source
+        if not self.records.dispatch(*place, manifest.stored_at, facts, jobs, quiet=quiet, source=source):
             self.dispatch(manifest, quiet=False)
+
+    def unsay(self, kind: Kind, prediction_id: str) -> None:
+        """Let handlers be told anew of what Cog's token had told of: Replicate itself tells of it now.
+
+        Raises `Transient` while a job tells of the former.
+        """
+        jobs = [job for job in Traces(self.redis).of(kind, prediction_id) if job.queue != PERSIST_QUEUE]
+        if not all(forget(self.redis, job) for job in jobs):
+            raise Transient("still_telling", "a handler is being told of what is overruled now")
+        names = self.storage.names(folder_name(kind, prediction_id))
+        self.storage.remove([name for name in names if split_outcome_name(name.rpartition("/")[2])])
 
     def _is_untold(self, handler: Handler, kind: Kind, prediction_id: str, *, quiet: bool) -> bool:
         """Whether there is no outcome yet; that nobody was to be told is none any more unless it is `quiet`.

@@ -93,9 +93,8 @@ class Inputs:
         ]
 
     async def _keep(self, run: Run, one: Tried, gate: asyncio.Semaphore) -> None:
-        known = run.record.kept.get(str(one.wanted.number))
-        if known is not None and known["source"] == one.wanted.source:
-            one.kept = KeptFile(**known)
+        one.kept = one.wanted.recalled(run.record.kept.get(str(one.wanted.number)))
+        if one.kept is not None:
             return
         before: Body | None = None
         for attempt in count(1):
@@ -112,7 +111,7 @@ class Inputs:
                 return
         # What Redis does not remember is fetched once more if this run is put off, and that is all.
         with suppress(RedisError):
-            kept = {str(one.wanted.number): one.file.to_object()}
+            kept = {str(one.wanted.number): one.wanted.noted(one.file)}
             await asyncio.to_thread(self.records.keep, run.record.kind, run.record.id, kept)
 
     async def _attempt(self, run: Run, wanted: Wanted, before: Body | None) -> KeptFile:

@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 from app.core import content, media
@@ -44,6 +45,20 @@ class Wanted:
         """Hashes `data:` URIs, some milliseconds a megabyte: use a thread. Outputs need no `stem`."""
         source = source_of(place.source) if place.is_inline else place.source
         return cls(kind, prediction_id, number, place, source, stem or output_stem(number))
+
+    def noted(self, file: KeptFile) -> dict[str, Any]:
+        """How it ended, for the record. Where it came from stands in the event, and may be long."""
+        return {**file.to_object(), "pointer": "", "source": self._digest}
+
+    def recalled(self, noted: Mapping[str, Any] | None) -> KeptFile | None:
+        """The same back; None when nothing, or another file, was noted."""
+        if noted is None or noted["source"] not in {self._digest, self.source}:
+            return None
+        return KeptFile(**{**noted, "pointer": self.place.pointer, "source": self.source})
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.source.encode()).hexdigest()
 
 
 class Fetches(Protocol):

@@ -261,11 +261,15 @@ class Persist:
         The hour does not wait until the storage is mended: what it does not take is held on this host.
         """
         try:
-            return self.storage.read_manifest(kind, prediction_id)
+            manifest = self.storage.read_manifest(kind, prediction_id)
         except StorageFailure:
             if record is None or (record.body is None and record.outline is None):
                 raise
             return None
+        if manifest is not None and record is not None and manifest.is_overruled_by(record.receipt):
+            self.dispatcher.unsay(kind, prediction_id)
+            return None
+        return manifest
 
     def _body(self, record: Record) -> bytes | None:
         if record.body_at is not None:

@@ -93,7 +93,7 @@ class Retention:
         for name, changed_at in self._storage.listed(QUARANTINE):
             if changed_at <= limit:
                 self._storage.remove([name])
-                yield Counter({QUARANTINE: 1})
+                yield Counter({QUARANTINE: int(name.endswith(".json"))})
             else:
                 yield Counter()
 

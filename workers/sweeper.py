@@ -17,6 +17,7 @@ from app.core.repairs import Repair
 from app.core.vocabulary import REPAIRS
 from app.deployment import Deployment
 from app.inbox import connect
+from app.quarantine import Quarantine
 from app.records import Records
 from app.removal import Removal
 from app.removed_notes import RemovedNotes
@@ -89,6 +90,7 @@ def _tidying(settings: Settings, redis: Redis, storage: Storage, clock: Clock) -
     """Ends removals that were cut off, and removes what is too old. Of its own, since storage may hang."""
     removal = Removal(redis, storage, ttl=settings.record_ttl, clock=clock)
     notes = RemovedNotes(storage, clock)
+    quarantine = Quarantine(storage, disk_floor=settings.disk_floor, clock=clock)
     retention = None
     if settings.retention is not None:
         retention = Retention(redis, storage, removal, age=settings.retention, clock=clock)
@@ -98,8 +100,10 @@ def _tidying(settings: Settings, redis: Redis, storage: Storage, clock: Clock) -
         for found in ended:
             facts = {"repair": Repair.REMOVAL_ENDED, "kind": found.kind, "id": found.id}
             log.warning("mended: %s", Repair.REMOVAL_ENDED, extra=facts)
-        if retention is not None and not clock.is_far_off:
-            retention.run()
+        if not clock.is_far_off:
+            quarantine.tidy()
+            if retention is not None:
+                retention.run()
         notes.tidy()
         return Counter({Repair.REMOVAL_ENDED: len(ended)})
 

@@ -16,6 +16,7 @@ from app.core import notation
 from app.core.allowed_hosts import AllowedHosts
 from app.core.hosts import HostRules
 from app.core.manifest import format_time
+from app.core.names import QUARANTINE
 from app.failures import failures
 from app.inbox import connect
 from app.records import Record, Records
@@ -47,7 +48,9 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
         raise click.UsageError("give one of --lost, --failed and --quarantine")
     settings = load(os.environ)
     if quarantine:
-        for name in sorted(Storage(settings.storage_url).names("quarantine"), reverse=True)[:limit]:
+        # The bytes that lie beside a document are named in it.
+        names = [name for name in Storage(settings.storage_url).names(QUARANTINE) if name.endswith(".json")]
+        for name in sorted(names, reverse=True)[:limit]:
             say(json.dumps({"object": name}) if as_json else name)
         return
     if failed:

@@ -43,11 +43,14 @@ class Ready:
 
     def follower(self, warn: Callable[[str], None]) -> Follower:
         """What follows the prediction that is about to be created."""
+        records, floor = Records(self.redis, ttl=self.settings.record_ttl), self.settings.disk_floor
         return Follower(
             redis=self.redis,
-            records=Records(self.redis, ttl=self.settings.record_ttl),
+            records=records,
             storage=self.storage,
-            claims=ClaimCheck(self.storage, patience=STORAGE_PATIENCE, clock=self.clock),
+            claims=ClaimCheck(
+                self.storage, records, patience=STORAGE_PATIENCE, disk_floor=floor, clock=self.clock
+            ),
             clock=self.clock,
             context=self.context or None,
             awaits_webhook=self.webhook is not None,

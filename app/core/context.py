@@ -56,11 +56,16 @@ def context_keys(secret_keys: Sequence[bytes]) -> ContextKeys:
 
 def seal(context: Mapping[str, Any], keys: ContextKeys) -> str:
     """The token for a context; raises `Permanent` (`context_too_large`) when it does not fit into a URL."""
-    size = len(_payload({key: value for key, value in context.items() if key != RESERVED}))
-    if size > MAX_BYTES:
-        raise Permanent("context_too_large", f"a context has {MAX_BYTES} bytes at most, this one {size}")
+    require_short({key: value for key, value in context.items() if key != RESERVED})
     payload = _payload(context)
     return f"{_encode(payload)}.{_encode(_mac(payload, keys.keys[0]))}"
+
+
+def require_short(context: Mapping[str, Any]) -> None:
+    """Raise `Permanent` (`context_too_large`) for what a user gives that is too large."""
+    size = len(_payload(context))
+    if size > MAX_BYTES:
+        raise Permanent("context_too_large", f"a context has {MAX_BYTES} bytes at most, this one {size}")
 
 
 def unseal(token: str, keys: ContextKeys) -> Context | None:
@@ -81,6 +86,18 @@ def gathered(pairs: Iterable[tuple[str, str]]) -> Query:
     for name, value in pairs:
         values.setdefault(name, []).append(value)
     return {name: given if len(given) > 1 else given[0] for name, given in values.items()}
+
+
+def shortened(query: Query, limit: int) -> Query:
+    """Those of the first parameters whose JSON fits into `limit` bytes together, without what is too long."""
+    kept: Query = {}
+    left = limit - len("{}")
+    for name, value in query.items():
+        size = len(json.dumps({name: value}))
+        if size <= left:
+            kept[name] = value
+            left -= size
+    return kept
 
 
 def split_query(pairs: Iterable[tuple[str, str]], keys: ContextKeys) -> tuple[Query, Context | None]:

@@ -53,6 +53,9 @@ SKEW_WARN = 5.0
 SKEW_FAIL = 60.0
 """Of the 300 s that a delivery may be old; and workers are missed after 15 s."""
 
+MEMORY_WARN, MEMORY_FAIL = 0.75, 0.95
+"""Shares of the memory that Redis may use."""
+
 SWEEP_WARN = 300.0
 
 RECONCILE_WARN = 600.0
@@ -135,6 +138,21 @@ def server(info: Mapping[str, object]) -> list[Finding]:
     if info.get("aof_last_write_status", "ok") != "ok":
         found.append("its last write to disk failed; look at its log and make room on its disk")
     return [Finding(Level.FAIL, "redis", detail) for detail in found]
+
+
+def memory(info: Mapping[str, object]) -> list[Finding]:
+    """Judge by `INFO memory` how full Redis is; nothing where it is not, or no limit is known."""
+    used, own = int(str(info.get("used_memory", 0))), int(str(info.get("maxmemory", 0)))
+    limit = own or int(str(info.get("total_system_memory", 0)))
+    if limit == 0 or used < limit * MEMORY_WARN:
+        return []
+    level = Level.FAIL if used >= limit * MEMORY_FAIL else Level.WARN
+    of = "its maxmemory" if own else "all memory of its host"
+    detail = (
+        f"Redis uses {used >> 20} of {limit >> 20} MiB, {of}: once it is full, deliveries wait in the spool "
+        "and workers stop; give it more, or look with `outkeep ls` what fills it"
+    )
+    return [Finding(level, "redis memory", detail)]
 
 
 def clock(skew: float) -> Finding:

@@ -109,8 +109,17 @@ class Manifest:
         return tuple(file for file in self.files if file.error is None)
 
     def replaces(self, other: Self | None) -> bool:
-        """Whether this manifest may stand in the place of `other`: only fewer losses may, outputs first."""
-        return other is None or self.losses < other.losses
+        """Whether this manifest may stand in the place of `other`: only fewer losses may, outputs first.
+
+        What Replicate vouches for stands in the place of what came with Cog's token, and never the reverse.
+        """
+        if other is None or self.is_overruled_by(other.receipt) or other.is_overruled_by(self.receipt):
+            return other is None or other.is_overruled_by(self.receipt)
+        return self.losses < other.losses
+
+    def is_overruled_by(self, receipt: Receipt) -> bool:
+        """Whether it is about an event of Cog, and Replicate itself has told of that prediction."""
+        return self.receipt.source == "cog" and receipt.source != "cog"
 
     @property
     def losses(self) -> tuple[int, int]:

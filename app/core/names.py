@@ -192,6 +192,12 @@ def removed_key(kind: Kind, prediction_id: str) -> str:
     return f"outkeep:removed:{kind}:{prediction_id}"
 
 
+def delivery_key(prediction_id: str, webhook_id: str) -> str:
+    """The kind that a signed delivery was first taken for; expires when nobody can repeat it."""
+    digest = hashlib.sha256(f"{prediction_id}:{webhook_id}".encode())
+    return f"outkeep:delivery:{digest.hexdigest()[:32]}"
+
+
 def handler_key(handler: str) -> str:
     """Hash: how a handler fares (fields: see `app.handler_states`)."""
     return f"outkeep:handler:{handler}"
@@ -359,6 +365,11 @@ def split_claim_name(name: str) -> tuple[Kind, str, str] | None:
 def quarantine_name(date: str, digest: str) -> str:
     """Where a signed but unusable delivery is kept; `date` is `YYYY-MM-DD`, `digest` hex."""
     return f"{QUARANTINE}/{date}/{digest}.json"
+
+
+def quarantine_body_name(name: str) -> str:
+    """Where the bytes of such a delivery lie that do not fit into what `quarantine_name` names."""
+    return name.removesuffix(".json") + ".bin"
 
 
 def spool_name(kind: Kind, prediction_id: str, digest: str) -> str:

@@ -53,7 +53,7 @@ _DOWNLOAD = re.compile(r"(?:fetch|upload)-[^/]+\.part", re.ASCII)
 _HELD = re.compile(r"held\.[^/]+", re.ASCII)
 _DRAFT_OF_OURS = re.compile(
     r"(?:(?:output|input)[A-Za-z0-9_.-]*|prediction\.json|told-[A-Za-z0-9_-]+\.json"
-    r"|(?:(?:prediction|training)-[A-Za-z0-9_-]+-)?[0-9a-f]{64}\.json)#[0-9]+",
+    r"|(?:(?:prediction|training)-[A-Za-z0-9_-]+-)?[0-9a-f]{64}\.(?:json|bin))#[0-9]+",
     re.ASCII,
 )
 """obstore writes `name` under `name#N` and renames it. Only names of ours: the folder may hold more."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.core.context import RESERVED
+from app.core.context import RESERVED, require_short
 from app.core.errors import Permanent
 
 _PAIR = re.compile(r"(?P<key>[^=]+?)(?P<more>\[\])?=(?P<value>.*)", re.DOTALL)
@@ -45,7 +45,10 @@ def parse_input(pairs: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def parse_context(pairs: Iterable[str]) -> dict[str, str]:
-    """The context that `key=value` pairs describe, all of it text. Raises `Permanent` (`bad_context`)."""
+    """The context that `key=value` pairs describe, all of it text.
+
+    Raises `Permanent` (`bad_context`, `context_too_large`).
+    """
     context: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -58,6 +61,7 @@ def parse_context(pairs: Iterable[str]) -> dict[str, str]:
         context[key] = value
     if not _is_json(context):
         raise Permanent("bad_context", "it holds a text that JSON cannot hold: is it UTF-8?")
+    require_short(context)
     return context
 
 

@@ -19,6 +19,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "an event of Cog is larger than OUTKEEP_MAX_BODY: it is lost, Cog will give up": "delivery_lost",
     "delivery not acknowledged; it must be sent again": "delivery_not_acknowledged",
     "a delivery cannot be used; it is kept aside": "delivery_quarantined",
+    "parameters of a webhook URL are too long and left out": "query_cut",
+    "whether a large body is still needed could not be told; the sweep will": "claim_unsettled",
     "deliveries are not sent to Redis until it answers": "redis_lost",
     "Redis answers again": "redis_found",
     "a large delivery waits in the spool until the storage takes it": "delivery_waits_for_storage",

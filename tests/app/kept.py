@@ -69,7 +69,8 @@ class Deployment:
         raw = {"id": prediction_id, "status": "succeeded", "model": "owner/model", "output": "http://x/0.png"}
         body = json.dumps({**raw, "input": {"prompt": f"secret of {prediction_id}"}, **keys}).encode()
         prediction = parse(body, kind)
-        receipt = Receipt(at, f"msg_{prediction_id}", query={"order": "17"}, context={"user": 7})
+        number = prediction_id if kind is Kind.PREDICTION else f"{prediction_id}_{kind}"
+        receipt = Receipt(at, f"msg_{number}", query={"order": "17"}, context={"user": 7})
         job = queues.persist_job(self.redis, kind, prediction_id, timeout=60)
         self.records.accept([Arrival(prediction, body, receipt, job)], at)
         file = KeptFile("/output", "http://x/0.png", "output-0.png", "image/png", 4, "ab" * 32)

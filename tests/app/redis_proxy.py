@@ -9,23 +9,26 @@ Rewrite = Callable[[bytes], bytes]
 
 
 @contextmanager
-def rewriting(unix_path: str, rewrite: Rewrite) -> Iterator[str]:
-    """The URL of a Redis that answers as the one at `unix_path` does, after `rewrite`."""
+def rewriting(unix_path: str, rewrite: Rewrite, ask: Rewrite = bytes) -> Iterator[str]:
+    """The URL of a Redis that answers as the one at `unix_path` does, after `rewrite`.
+
+    `ask` sees what is asked before it does, and may hold it.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        accepting = threading.Thread(target=_accept, args=(listener, unix_path, rewrite), daemon=True)
+        accepting = threading.Thread(target=_accept, args=(listener, unix_path, rewrite, ask), daemon=True)
         accepting.start()
         yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
         accepting.join()
 
 
-def _accept(listener: socket.socket, unix_path: str, rewrite: Rewrite) -> None:
+def _accept(listener: socket.socket, unix_path: str, rewrite: Rewrite, ask: Rewrite) -> None:
     with suppress(OSError):
         while True:
             client, _ = listener.accept()
             server = socket.socket(socket.AF_UNIX)
             server.connect(unix_path)
-            for source, target, change in ((client, server, bytes), (server, client, rewrite)):
+            for source, target, change in ((client, server, ask), (server, client, rewrite)):
                 threading.Thread(target=_pump, args=(source, target, change), daemon=True).start()
 
 

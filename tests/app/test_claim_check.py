@@ -4,11 +4,11 @@ import asyncio
 import hashlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,11 +22,14 @@ from app.core.manifest import Receipt
 from app.core.names import CLAIMS, PERSIST_QUEUE, Kind, record_key
 from app.core.prediction import parse
 from app.drain import RENEWED, Drainer
+from app.quarantine import Quarantine
 from app.queues import queue
 from app.records import LARGE, Accepted, Arrival, Records
+from app.removal import Removal
 from app.spool import Spool, Spooled
 from app.storage import Storage
 from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.redis_proxy import rewriting
 from tests.app.web import BOUND, Web, in_process, in_thread, prediction, wait_until
 from tests.bucket import S3, Asked, FaultyProxy
 
@@ -49,8 +52,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
-def claims(storage: Storage) -> Iterator[ClaimCheck]:
-    check = ClaimCheck(storage, patience=30)
+def claims(storage: Storage, redis: Redis) -> Iterator[ClaimCheck]:
+    check = ClaimCheck(storage, Records(redis, ttl=60), patience=30)
     yield check
     check.close()
 
@@ -87,14 +90,14 @@ def test_the_same_body_again_is_not_sent_again_unless_the_sweep_could_want_it(
     redis: Redis, storage: Storage
 ) -> None:
     one = arrival(redis, large())
-    ClaimCheck(storage, patience=30).check_in(one)
+    ClaimCheck(storage, Records(redis, ttl=60), patience=30).check_in(one)
     ((_, first),) = storage.listed(CLAIMS)
-    ClaimCheck(storage, patience=30).check_in(one)
+    ClaimCheck(storage, Records(redis, ttl=60), patience=30).check_in(one)
     ((_, second),) = storage.listed(CLAIMS)
     later = datetime.now(UTC) + timedelta(seconds=FRESH + 1)
     # The times of a store may be whole seconds.
     wait_until(lambda: datetime.now(UTC) > first + timedelta(seconds=1.1))
-    ClaimCheck(storage, patience=30, clock=lambda: later).check_in(one)
+    ClaimCheck(storage, Records(redis, ttl=60), patience=30, clock=lambda: later).check_in(one)
     ((_, third),) = storage.listed(CLAIMS)
 
     assert first == second < third
@@ -116,26 +119,30 @@ import sys
 from redis import Redis
 from app.claim_check import ClaimCheck
 from app.core.errors import StorageFailure
+from app.records import Records
 from app.storage import Storage
 from tests.app.test_claim_check import arrival, large
 from tests.kernel import forbid_fsync
 
-claims = ClaimCheck(Storage(sys.argv[1]), patience=30)
+redis = Redis.from_url(sys.argv[2])
+claims = ClaimCheck(Storage(sys.argv[1]), Records(redis, ttl=60), patience=30)
 forbid_fsync()
 try:
-    print(claims.check_in(arrival(Redis(), large())).body_at)
+    print(claims.check_in(arrival(redis, large())).body_at)
 except StorageFailure as error:
     print(error.code)
 """
 
 
-def test_a_body_that_is_there_counts_only_after_its_fsync(redis: Redis, tmp_path: Path) -> None:
+def test_a_body_that_is_there_counts_only_after_its_fsync(
+    redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
     """Who has put it there may have been killed before that."""
     storage = Storage((tmp_path / "outputs").as_uri())
-    ClaimCheck(storage, patience=30).check_in(arrival(redis, large()))
+    ClaimCheck(storage, Records(redis, ttl=60), patience=30).check_in(arrival(redis, large()))
 
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_FSYNC, storage.url],
+        [sys.executable, "-c", WITHOUT_FSYNC, storage.url, valkey_url],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -164,11 +171,12 @@ def test_records_refuse_a_large_body_that_is_not_checked_in(redis: Redis, claims
     assert redis.keys() == []
 
     records = Records(redis, ttl=60)
-    assert records.accept([claims.check_in(one)], datetime.now(UTC)) == [Accepted.ACCEPTED]
+    checked = claims.check_in(one)
+    assert records.accept([checked], datetime.now(UTC)) == [Accepted.ACCEPTED]
     record = records.get(Kind.PREDICTION, ID)
     assert record is not None
     assert record.body is None
-    assert record.body_at == claims.check_in(one).body_at
+    assert record.body_at == checked.body_at
     assert redis.ttl(record_key(Kind.PREDICTION, ID)) == -1
 
 
@@ -273,9 +281,10 @@ def test_an_outline_does_not_expire_while_its_event_waits(valkey: OwnValkey, tmp
     spool, times = Spool(tmp_path / "spool", disk_floor=0), [datetime.now(UTC)]
     body = large(output=URL)
     asyncio.run(spool.keep(ID, Spooled(Kind.PREDICTION, body, Receipt(times[0], "msg_1"))))
-    checks = ClaimCheck(Storage((tmp_path / "outputs").as_uri()), patience=5)
-    records = Records(valkey.redis, ttl=7200)
-    drainer = Drainer(spool, valkey.redis, records, checks, lambda: times[0])
+    storage, records = Storage((tmp_path / "outputs").as_uri()), Records(valkey.redis, ttl=7200)
+    checks = ClaimCheck(storage, records, patience=5)
+    quarantine = Quarantine(storage, disk_floor=0, clock=lambda: times[0])
+    drainer = Drainer(spool, valkey.redis, records, checks, lambda: times[0], quarantine=quarantine)
     drainer.start()
     try:
         key = record_key(Kind.PREDICTION, ID)
@@ -341,8 +350,18 @@ def test_a_receiver_killed_between_claim_and_record_has_promised_nothing_and_rec
 ) -> None:
     body = large()
     claim = tmp_path / "outputs" / CLAIMS
-    valkey.signal(signal.SIGSTOP)
-    with in_process(valkey.url, tmp_path, OUTKEEP_SPOOL="off") as (web, process):
+    over = threading.Event()
+
+    def hold(question: bytes) -> bytes:
+        if b"EVALSHA" in question:
+            over.wait(60)
+            return b""
+        return question
+
+    with (
+        rewriting(valkey.url.removeprefix("unix://"), bytes, hold) as url,
+        in_process(url, tmp_path, OUTKEEP_SPOOL="off") as (web, process),
+    ):
         answers: list[int] = []
 
         def send() -> None:
@@ -356,8 +375,8 @@ def test_a_receiver_killed_between_claim_and_record_has_promised_nothing_and_rec
         wait_until(lambda: any(claim.glob("*.json")))
         process.kill()
         sender.join()
+        over.set()
         assert answers[0] != 202
-    valkey.signal(signal.SIGCONT)
     assert valkey.redis.keys("outkeep:record:*") == []
 
     with in_process(valkey.url, tmp_path) as (web, _):
@@ -373,9 +392,125 @@ def test_a_receiver_killed_between_claim_and_record_has_promised_nothing_and_rec
 def test_the_storage_that_fails_is_told_to_who_checks_in(
     redis: Redis, s3_here: S3, proxy: FaultyProxy
 ) -> None:
-    check = ClaimCheck(Storage(s3_here.url), patience=30)
+    check = ClaimCheck(Storage(s3_here.url), Records(redis, ttl=60), patience=30)
     proxy.refuse(403, "AccessDenied")
     with pytest.raises(Transient) as caught:
         check.check_in(arrival(redis, large()))
 
     assert caught.value.code == "storage_denied"
+
+
+def put_aside(web: Web) -> list[str]:
+    """Every large body in the storage, whoever has brought it and when."""
+    return [path.name for path in (web.folder / "outputs" / CLAIMS).glob("*")]
+
+
+@pytest.mark.parametrize("before", ["removed", "dispatched", "stored", "another body waits", "cog ended it"])
+def test_a_repeat_of_a_large_event_leaves_nothing_in_the_storage(
+    valkey: OwnValkey, tmp_path: Path, before: str
+) -> None:
+    records, storage = Records(valkey.redis, ttl=7200), Storage((tmp_path / "outputs").as_uri())
+    place, now = (Kind.PREDICTION, ID), datetime.now(UTC)
+    with in_thread(valkey.url, tmp_path, OUTKEEP_COG_TOKEN="a-token-of-cog-workers") as web:
+        assert web.outcome(prediction(ID)) == "accepted"
+        if before == "removed":
+            removal = Removal(valkey.redis, storage, ttl=60, clock=lambda: now)
+            removal.remove(removal.find(*place))
+        elif before != "another body waits":
+            records.dispatch(*place, now, {}, [])
+        if before == "stored":
+            valkey.redis.hset(record_key(*place), "state", "stored")
+
+        if before == "cog ended it":
+            headers = {"authorization": "Bearer a-token-of-cog-workers"}
+            answer = web.ask("POST", "/webhooks/cog", large(), headers)
+            assert answer.json()["outcome"] == "quarantined"
+        else:
+            assert [web.outcome(large(error=f"{n}")) for n in range(3)] == ["duplicate"] * 3
+        assert put_aside(web) == []
+
+
+def test_of_large_repeats_at_once_one_body_stays_and_its_record_leads_there(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    bodies = [large(), large(), large(error="y"), large(error="z")] * 2
+    with in_thread(valkey.url, tmp_path) as web:
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            outcomes = list(pool.map(web.outcome, bodies))
+        assert outcomes.count("accepted") == 1
+        record = Records(valkey.redis, ttl=60).get(Kind.PREDICTION, ID)
+        assert record is not None
+        spooled_or_repeats = set(outcomes) - {"accepted"}
+        assert spooled_or_repeats <= {"duplicate", "spooled"}
+        wait_until(lambda: not spooled(tmp_path))
+        wait_until(lambda: put_aside(web) == [str(record.body_at).removeprefix(f"{CLAIMS}/")])
+
+
+def test_what_waits_in_the_spool_is_not_brought_back_by_it_after_a_removal(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    spool, now = Spool(tmp_path / "spool", disk_floor=0), datetime.now(UTC)
+    removal = Removal(valkey.redis, Storage((tmp_path / "outputs").as_uri()), ttl=60, clock=lambda: now)
+    removal.remove(removal.find(Kind.PREDICTION, ID))
+    asyncio.run(spool.keep(ID, Spooled(Kind.PREDICTION, large(), Receipt(now, "msg_1"))))
+    with in_thread(valkey.url, tmp_path) as web:
+        wait_until(lambda: not spooled(tmp_path))
+        assert put_aside(web) == []
+    spool.close()
+
+
+def test_a_body_whose_claim_has_gone_is_brought_by_its_repeat(
+    redis: Redis, storage: Storage, claims: ClaimCheck
+) -> None:
+    records, one, now = Records(redis, ttl=60), arrival(redis, large()), datetime.now(UTC)
+    checked = claims.check_in(one)
+    records.accept([checked], now)
+    assert checked.body_at is not None
+    storage.remove([checked.body_at])
+
+    again = claims.check_in(one)
+    [outcome] = records.accept([again], now)
+    claims.settle(one, again, outcome)
+
+    assert outcome is Accepted.DUPLICATE
+    assert claimed(storage, checked.body_at) == one.body
+
+
+def test_what_was_taken_for_a_repeat_and_is_none_any_more_is_not_accepted_without_its_body(
+    redis: Redis, claims: ClaimCheck
+) -> None:
+    records, one, now = Records(redis, ttl=60), arrival(redis, large()), datetime.now(UTC)
+    records.accept([arrival(redis, prediction(ID))], now)
+    checked = claims.check_in(one)
+    redis.flushall()
+
+    [outcome] = records.accept([checked], now)
+
+    assert outcome is Accepted.WANTED
+    assert records.get(Kind.PREDICTION, ID) is None
+    with pytest.raises(Transient, match="no repeat"):
+        claims.begin_settling(one, checked, outcome).result(30)
+
+
+def test_a_claim_that_was_removed_while_it_was_accepted_is_brought_again(
+    redis: Redis, storage: Storage, claims: ClaimCheck
+) -> None:
+    records, one, now = Records(redis, ttl=60), arrival(redis, large()), datetime.now(UTC)
+    checked = claims.check_in(one)
+    [outcome] = records.accept([checked], now)
+    assert checked.body_at is not None
+    storage.remove([checked.body_at])  # as a repeat of the same bytes would, at the same time
+
+    claims.settle(one, checked, outcome)
+
+    assert claimed(storage, checked.body_at) == one.body
+
+
+def test_below_the_disk_floor_no_large_body_is_brought_to_a_local_storage(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    with in_thread(valkey.url, tmp_path, OUTKEEP_DISK_FLOOR="1000TiB") as web:
+        answer = web.deliver(large())
+        assert (answer.status, answer.json()["error"]) == (503, "spool_full")
+        assert put_aside(web) == []
+        assert web.outcome(prediction("small")) == "accepted"

@@ -33,11 +33,12 @@ PREDICTION = Kind.PREDICTION
 @pytest.fixture
 def follower(redis: Redis, tmp_path: Path) -> Follower:
     storage = Storage((tmp_path / "outputs").as_uri())
+    records = Records(redis, ttl=86400)
     return Follower(
         redis=redis,
-        records=Records(redis, ttl=86400),
+        records=records,
         storage=storage,
-        claims=ClaimCheck(storage, patience=10),
+        claims=ClaimCheck(storage, records, patience=10),
         clock=lambda: datetime.now(UTC),
         context={"order": "42"},
         awaits_webhook=False,

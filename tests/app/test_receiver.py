@@ -215,7 +215,7 @@ def test_what_is_signed_but_unusable_is_kept_aside_whole(web: Web, body: bytes) 
     assert (answer.status, answer.json()) == (202, {"outcome": "quarantined"})
     (kept,) = [one for one in quarantined(web) if base64.b64decode(one["body_base64"]) == body]
     assert kept["reason"] == {"code": unusable.value.code, "message": unusable.value.message}
-    assert kept["headers"]["webhook-id"] == "msg_2yGEvjbj5JfrCSTduf2IL4TZgFz"
+    assert kept["headers"]["webhook-id"] == "msg_pGEvjbj5JfrCSTduf2IL4TZgFz"
     assert kept["headers"]["webhook-signature"].startswith("v1,")
     assert kept["headers"]["user-agent"] == "Webhooks/1.66.0"
     assert "cookie" not in kept["headers"]

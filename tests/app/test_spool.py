@@ -28,6 +28,7 @@ from app.core.policy import HOUR, PERSIST_MARGIN
 from app.drain import MAX_BATCH, MAX_FAILURES, Drainer
 from app.inbox import connect
 from app.listening import free_port
+from app.quarantine import Quarantine
 from app.records import Records
 from app.spool import Spool, Spooled
 from app.storage import Storage
@@ -373,6 +374,7 @@ import signal
 from app.claim_check import ClaimCheck
 from app.drain import TIMEOUT, Drainer
 from app.inbox import connect
+from app.quarantine import Quarantine
 from app.records import Records
 from app.storage import Storage
 from tests.kernel import forbid_removals
@@ -380,8 +382,10 @@ from tests.kernel import forbid_removals
 forbid_removals()
 redis = connect(URL, timeout=TIMEOUT)
 spool = Spool(Path(sys.argv[1]), disk_floor=0)
-claims = ClaimCheck(Storage((spool.folder / "outputs").as_uri()), patience=1)
-Drainer(spool, redis, Records(redis, ttl=60), claims, lambda: datetime.now(UTC)).start()
+storage, records = Storage((spool.folder / "outputs").as_uri()), Records(redis, ttl=60)
+now = lambda: datetime.now(UTC)
+claims = ClaimCheck(storage, records, patience=1)
+Drainer(spool, redis, records, claims, now, quarantine=Quarantine(storage, disk_floor=0, clock=now)).start()
 signal.pause()
 """
 
@@ -455,8 +459,12 @@ def test_a_receiver_that_ends_leaves_the_rest_of_the_spool_where_it_is(
             wait_until(drainer._stopping.is_set)
         return NOON
 
-    claims = ClaimCheck(Storage((tmp_path / "outputs").as_uri()), patience=1)
-    drainer = Drainer(spool, redis, Records(redis, ttl=60), claims, clock)
+    storage, records = Storage((tmp_path / "outputs").as_uri()), Records(redis, ttl=60)
+    claims, quarantine = (
+        ClaimCheck(storage, records, patience=1),
+        Quarantine(storage, disk_floor=0, clock=clock),
+    )
+    drainer = Drainer(spool, redis, records, claims, clock, quarantine=quarantine)
     drainer.start()
     wait_until(lambda: bool(stopping))
     stopping[0].join(ENDING)

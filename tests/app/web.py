@@ -77,7 +77,8 @@ class Web:
         timeout: float = 30,
     ) -> Answer:
         """A signed delivery; `headers` replace or add to those of the signature."""
-        return self.ask("POST", path, body, {**signed(body), **(headers or {})}, timeout=timeout)
+        own = signed(body, webhook_id=f"msg_{'t' if '/trainings' in path else 'p'}GEvjbj5JfrCSTduf2IL4TZgFz")
+        return self.ask("POST", path, body, {**own, **(headers or {})}, timeout=timeout)
 
     def outcome(self, body: bytes, path: str = WEBHOOK) -> str:
         """What a delivery was taken for."""

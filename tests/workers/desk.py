@@ -101,7 +101,7 @@ class Desk:
     ) -> dict[str, Any]:
         """Accept the event of a prediction that ended just now, as the receiver does; its object."""
         arrival = self.arrival(output, kind=kind, context=context, **keys)
-        checked_in = ClaimCheck(self.storage, patience=30).check_in(arrival)
+        checked_in = ClaimCheck(self.storage, self.records, patience=30).check_in(arrival)
         [outcome] = self.records.accept([checked_in], self.now)
         assert outcome is Accepted.ACCEPTED
         return arrival.prediction.raw

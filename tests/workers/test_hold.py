@@ -1,14 +1,19 @@
 """Downloads that wait for the storage, on a real disk."""
 
 import hashlib
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from app.core.manifest import KeptFile
 from app.core.names import Kind, held_place
+from app.core.outputs import OutputFile
 from workers.fetch import Fetched
 from workers.hold import held, hold
+from workers.keep import Wanted
 
 CONTENT = b"GIF89a" + bytes(10_000)
 
@@ -56,3 +61,20 @@ def test_what_cannot_be_put_on_hold_is_left_where_it_is(tmp_path: Path) -> None:
     hold(fetched, tmp_path / "nowhere", Kind.PREDICTION, "abc", 0)
 
     assert held(tmp_path, Kind.PREDICTION, "abc", 0) is None
+
+
+@pytest.mark.parametrize("length", [0, 10, 1000, 1 << 20])
+def test_what_a_record_notes_of_a_file_is_short_however_long_its_url(length: int) -> None:
+    url = "https://replicate.delivery/" + "x" * length
+    wanted = Wanted.of(Kind.PREDICTION, "abc", 0, OutputFile("/output/" + "k" * length, url))
+    for file in (
+        KeptFile(wanted.place.pointer, url, "output-0.png", "image/png", 7, "0" * 64),
+        KeptFile(wanted.place.pointer, url, error="gone"),
+    ):
+        noted = wanted.noted(file)
+        assert len(json.dumps(noted)) < 512
+        assert wanted.recalled(json.loads(json.dumps(noted))) == file
+        assert wanted.recalled(asdict(file)) == file, "as an earlier version has noted it"
+    other = Wanted.of(Kind.PREDICTION, "abc", 0, OutputFile("/output", url + "y"))
+    assert other.recalled(noted) is None
+    assert other.recalled(None) is None

@@ -1,0 +1,132 @@
+"""Where signed but unusable deliveries are set aside: a small document, beside it the bytes as they came."""
+
+import base64
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from app.core.context import Query
+from app.core.errors import StorageFailure, Unusable
+from app.core.manifest import Source, format_time
+from app.core.names import QUARANTINE, Kind, quarantine_body_name, quarantine_name
+from app.storage import Storage
+
+INLINE = 64 << 10
+"""Bytes of the largest body that stands in the document, too."""
+
+QUOTA = 1 << 30
+"""Bytes that may be set aside."""
+
+SMALLEST = 64 << 10
+"""What an object counts for at least: so the quota bounds their number, too."""
+
+LIFE = timedelta(days=30)
+
+COUNTED_FOR = timedelta(minutes=1)
+"""How long a count stands, with what this process adds: each listing is one that a store may charge for."""
+
+TIDIED_EVERY = timedelta(hours=1)
+
+RETRY_AFTER = 10
+
+log = logging.getLogger("outkeep.receiver")
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A delivery that cannot be used, and why."""
+
+    kind: Kind
+    body: bytes = field(repr=False)
+    reason: Unusable
+    received_at: datetime
+    source: Source
+    query: Query
+    headers: Mapping[str, str]
+
+
+class Quarantine:
+    """Methods block, and raise `Transient` when the storage fails or holds no more."""
+
+    def __init__(
+        self, storage: Storage, *, disk_floor: int | None, clock: Callable[[], datetime], quota: int = QUOTA
+    ) -> None:
+        """`disk_floor` (bytes) is what downloads leave free; half of it stays free here, as in the spool."""
+        self._storage = storage
+        self._disk_floor = disk_floor
+        self._clock = clock
+        self._quota = quota
+        self._lock = threading.Lock()
+        self._used = 0
+        self._counted_at: datetime | None = None
+
+    def put(self, aside: Aside) -> None:
+        """Return once a delivery is kept; the same one again takes the same place."""
+        digest = hashlib.sha256(aside.body).hexdigest()
+        name = quarantine_name(aside.received_at.astimezone(UTC).date().isoformat(), digest)
+        is_small = len(aside.body) <= INLINE
+        text = _text(aside.body) if is_small else None
+        body_at = quarantine_body_name(name) if text is None else None
+        document = {
+            "reason": {"code": aside.reason.code, "message": aside.reason.message},
+            "received_at": format_time(aside.received_at),
+            "source": aside.source,
+            "kind": aside.kind,
+            "query": aside.query,
+            "headers": dict(aside.headers),
+            "size": len(aside.body),
+            "sha256": digest,
+            "body": text,
+            "body_base64": base64.b64encode(aside.body).decode() if is_small else None,
+            "body_at": body_at,
+        }
+        data = json.dumps(document, indent=1).encode()
+        if self._storage.head(name) is not None:
+            self._storage.settle(name)  # that try may have been killed before
+            return
+        self._require_room(len(data) + (len(aside.body) if body_at else 0))
+        # The document comes last: once it is there, all is there.
+        if body_at is not None:
+            self._storage.put_bytes(body_at, aside.body)
+        self._storage.put_bytes(name, data)
+        facts = {"code": aside.reason.code, "object": name}
+        log.warning("a delivery cannot be used; it is kept aside", extra=facts)
+
+    def tidy(self) -> None:
+        """Remove what was set aside long ago, and count the rest; every hour, however often it is called."""
+        if self._counted_at is None or self._clock() - self._counted_at >= TIDIED_EVERY:
+            self._count()
+
+    def _require_room(self, size: int) -> None:
+        self._storage.require_room(size, self._disk_floor)
+        with self._lock:
+            if self._counted_at is None or self._clock() - self._counted_at >= COUNTED_FOR:
+                self._count()
+            if self._used + max(size, SMALLEST) > self._quota:
+                message = (
+                    f"{self._used >> 20} MiB lie in {QUARANTINE}, and {self._quota >> 20} MiB are the most: "
+                    "look what sends them (`outkeep ls --quarantine`), and remove them"
+                )
+                raise StorageFailure("quarantine_full", message, retry_after=RETRY_AFTER)
+            self._used += max(size, SMALLEST)
+
+    def _count(self) -> None:
+        now, used, old = self._clock(), 0, []
+        for name, stored in self._storage.objects(QUARANTINE):
+            if now - stored.changed_at > LIFE:
+                old.append(name)
+            else:
+                used += max(stored.size, SMALLEST)
+        self._storage.remove(old)
+        self._used, self._counted_at = used, now
+
+
+def _text(body: bytes) -> str | None:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
