@@ -181,6 +181,24 @@ def test_private_opens_ones_own_network_and_not_the_metadata_address() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("statuses", [False, True])
+def test_a_connection_serves_again_when_its_answers_are_in_order(*, statuses: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in range(5):
+            if number:
+                await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" + ok(b"again"))
+            await writer.drain()
+
+    async def scenario() -> int:
+        async with raw_host(serve) as server, guarded_session(private=True, statuses=statuses) as session:
+            for _ in range(5):
+                assert await get(session, f"http://127.0.0.1:{server.port}/") == b"again"
+            return server.connections
+
+    assert asyncio.run(scenario()) == 1
+
+
 def test_requests_carry_no_cookie_no_password_and_ask_for_no_compression(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.core import event as events
 from app.core.event import MAX_BYTES, MAX_LOGS, encode
 from app.core.hosts import HostRules
-from app.core.manifest import KeptFile, Manifest, Receipt, build
+from app.core.manifest import KeptFile, Manifest, Receipt, build, read
 from app.core.names import Kind
 from app.core.outputs import find
 from app.core.prediction import from_object
@@ -290,3 +290,16 @@ def test_no_event_is_larger_than_256_kib_and_every_cut_is_named(sizes: dict[str,
 
 def test_the_bytes_are_compact_utf_8() -> None:
     assert encode({"a": ["é", 1]}) == '{"a":["é",1]}'.encode()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", None])
+def test_a_coding_that_a_file_still_has_is_told_and_only_then(encoding: str | None) -> None:
+    prediction = from_object({"id": "a", "status": "succeeded", "output": URL.format(0)}, Kind.PREDICTION)
+    [place] = find(prediction.output, RULES).files
+    file = KeptFile(place.pointer, place.source, "output-0.csv", "text/csv", 8, "ab" * 32, encoding=encoding)
+    manifest = build(prediction, [(place, file)], None, RECEIPT, STORED)
+    written = json.loads(manifest.to_json())["files"]
+    [told] = events.build(manifest, link)["data"]["files"]
+    for one in (told, *written):
+        assert ("encoding" in one, one.get("encoding")) == (encoding is not None, encoding)
+    assert read(manifest.to_json()) == manifest

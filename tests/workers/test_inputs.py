@@ -357,6 +357,23 @@ def test_an_upload_that_the_api_does_not_give_is_told(desk: Desk, answers: list[
     assert_the_output_is_told(desk)
 
 
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 200 OK\r\n\r\n" + PNG, ok(b"")])
+def test_an_input_that_nothing_shows_to_be_whole_is_kept_when_it_comes_twice(
+    desk: Desk, host: Callable[..., str], answer: bytes
+) -> None:
+    async def scenario() -> int:
+        async with raw_host(answer) as inputs:
+            origin = f"http://127.0.0.1:{inputs.port}"
+            desk.trust(origin, "/".join(host().split("/")[:3]))
+            desk.keep_inputs()
+            desk.receive([host()], input={"image": f"{origin}/a.png"})
+            assert await desk.run() is None
+            return inputs.connections
+
+    assert asyncio.run(scenario()) == 2
+    assert codes(desk) == {"/input/image": None}
+
+
 def test_an_upload_that_is_not_there_is_told(desk: Desk, host: Callable[..., str]) -> None:
     ask(desk, host, ok(b"{}", status="404 Not Found"))
     assert codes(desk) == {"/input/image": "not_found"}
