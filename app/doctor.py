@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import certifi
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
@@ -19,6 +21,7 @@ from app.core import findings as rules
 from app.core import job_findings
 from app.core.addresses import is_private, is_public
 from app.core.bucket_faults import lacking
+from app.core.certificates import certificate_fault, redis_fault
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.findings import Finding, Level
 from app.core.handlers import Handler, job_queues
@@ -50,7 +53,7 @@ def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
     if not any(finding.detail.startswith(_STORAGE) for finding in findings):
         findings += _storage(settings)
     findings += _disks(settings)
-    findings += _open_folders(settings)
+    findings += [*_open_folders(settings), *_public_url(settings)]
     findings += [_handler(handler, settings, code) for handler in handlers]
     return findings
 
@@ -112,7 +115,8 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
     except BusyLoadingError:
         detail = "it is loading its data; wait"
     except RedisError as error:
-        detail = (
+        wrong = redis_fault(str(error))
+        detail = wrong or (
             f"no answer ({type(error).__name__}): nothing is stored until it is back; is REDIS_URL right?"
         )
     return [Finding(Level.FAIL, "redis", detail)]
@@ -207,6 +211,25 @@ def _modes(folder: Path) -> int:
         return folder.stat().st_mode & 0o055
     except OSError:
         return 0
+
+
+def _public_url(settings: Settings) -> list[Finding]:
+    """Whether Replicate, which knows public CAs only, can trust what stands before us; as seen from here."""
+    parts = urlsplit(settings.public_url or "")
+    if parts.scheme != "https" or parts.hostname is None:
+        return []
+    public = ssl.create_default_context(cafile=certifi.where())  # not what this host trusts beside them
+    try:
+        with socket.create_connection((parts.hostname, parts.port or 443), timeout=TIMEOUT) as connection:
+            public.wrap_socket(connection, server_hostname=parts.hostname).close()
+    except ssl.SSLError as error:
+        wrong = certificate_fault(str(error), cure="take one of a public CA", plain="serve https there")
+        detail = f"{settings.public_url}: {wrong or error.reason}: Replicate delivers nothing there"
+        return [Finding(Level.WARN, "public url", detail)]
+    except OSError as error:
+        detail = f"{settings.public_url} cannot be reached from here ({error.strerror or error})"
+        return [Finding(Level.OK, "public url", f"{detail}, which may be as it should be")]
+    return [Finding(Level.OK, "public url", f"{settings.public_url} shows a certificate of a public CA")]
 
 
 def _handler(handler: Handler, settings: Settings, code: Path) -> Finding:

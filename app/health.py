@@ -19,6 +19,7 @@ from app import queues, reconcile_memory
 from app.bearer import carries
 from app.clock import Clock, clocks_off
 from app.core import findings as rules
+from app.core.certificates import redis_fault
 from app.core.errors import OutkeepError
 from app.core.findings import Finding, Level
 from app.core.job_findings import command
@@ -100,7 +101,8 @@ class Health:
         except ResponseError as error:
             findings = [self._without_redis(f"takes no writes ({type(error).__name__})")]
         except RedisError as error:
-            findings = [self._without_redis(f"no answer ({type(error).__name__})")]
+            state = redis_fault(str(error)) or f"no answer ({type(error).__name__})"
+            findings = [self._without_redis(state)]
         findings += [*spooled(self.spool, now), rules.warned(disk(self.data, self.disk_floor))]
         findings += self.ring.findings() if self.ring else []
         findings.append(rules.token(self.api_token is not None))

@@ -17,6 +17,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 from app import lifeline, telemetry
 from app.backlog import queues_of_users
 from app.clock import lend_to_rq
+from app.core.certificates import redis_fault
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
@@ -126,5 +127,5 @@ def _what_is_missing(redis: Redis) -> str | None:
     except BusyLoadingError:
         return "it is loading its data"
     except RedisError as error:
-        return f"it does not answer ({type(error).__name__})"
+        return redis_fault(str(error)) or f"it does not answer ({type(error).__name__})"
     return None

@@ -12,6 +12,7 @@ from app import deployment, queues
 from app.claim_check import ClaimCheck
 from app.cli.look import TIMEOUT
 from app.clock import Clock, clock_of
+from app.core.certificates import redis_fault
 from app.core.context import context_keys, seal, webhook_url
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import PERSIST_QUEUE, Kind
@@ -83,7 +84,9 @@ def _require_workers(redis: Redis) -> None:
     except AuthenticationError:
         raise
     except RedisError as error:
-        problem = f"Redis does not answer ({type(error).__name__}), so nothing could be kept"
+        wrong = redis_fault(str(error))
+        problem = f"Redis: {wrong}" if wrong else f"Redis does not answer ({type(error).__name__})"
+        problem += ", so nothing could be kept"
         raise ConfigurationError([f"{problem}; start `outkeep up`"]) from None
     if not count:
         problem = "no worker keeps outputs here, so nothing would be kept"

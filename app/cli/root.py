@@ -21,6 +21,7 @@ from app.cli import (
     verify,
 )
 from app.cli.terminal import escape_what_does_not_fit, say
+from app.core.certificates import redis_fault
 from app.core.errors import ConfigurationError, OutkeepError
 
 FAILED = 1
@@ -64,7 +65,9 @@ def main() -> None:
         say("outkeep: Redis refuses the user or password of REDIS_URL", err=True)
         sys.exit(FAILED)
     except RedisError as error:
-        say(f"outkeep: Redis does not answer ({type(error).__name__}); is REDIS_URL right?", err=True)
+        unanswered = f"Redis does not answer ({type(error).__name__}); is REDIS_URL right?"
+        wrong = redis_fault(str(error))
+        say(f"outkeep: Redis: {wrong}" if wrong else f"outkeep: {unanswered}", err=True)
         sys.exit(FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

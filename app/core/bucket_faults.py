@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from app.core.certificates import certificate_fault, is_untrusted
 from app.core.notation import shown_path
 
 _STATUS = re.compile(r"status code: ([0-9]{3})", re.ASCII)
@@ -124,6 +125,8 @@ _ACCOUNT_FILE = re.compile(r"Unable to open service account file from ([^\n]{1,3
 _ACCOUNT = "Unable to decode service account"
 _PLAIN = "BadScheme"
 
+_CURE = "set SSL_CERT_FILE to a file with it and all other CAs that are needed"
+
 _DENIED = frozenset({401, 403})
 _NOT_FOUND = 404
 _MOVED = frozenset({301, 302, 307, 308})
@@ -199,6 +202,10 @@ def _by_status(names: _Variables, word: str, status: int, text: str) -> Fault:
         return _mistake("storage_unusable", f"the bucket lies elsewhere ({shown}); mend {names.region}")
     if status:
         return _outage(f"it answers {shown}")
+    if wrong := certificate_fault(
+        text, cure=_CURE, plain=f"write http in {names.endpoint}, and {names.plain}=true"
+    ):
+        return Fault("storage_certificate", wrong, needs_operator=is_untrusted(text))
     place = _PLACE.search(text)
     where = f"no answer from {place[0]}" if place else text.partition("\n")[0][:LONGEST]
     message = f"{where}; if that lasts, look at {names.endpoint} and the network"
