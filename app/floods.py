@@ -1,7 +1,8 @@
 """Who sends bad signatures by the hundred: such an address is told 429, good deliveries never are."""
 
 from collections import OrderedDict, deque
-from ipaddress import IPv6Address, ip_address
+
+from app.core.addresses import sender
 
 LIMIT = 200
 """Bad signatures from one address within `WINDOW` that are answered as such."""
@@ -22,21 +23,10 @@ class Floods:
 
     def count(self, address: str, now: float) -> bool:
         """Note a bad signature; whether there were more than the limit in the last `WINDOW` seconds."""
-        source = _source(address)
+        source = sender(address)
         times = self._times.setdefault(source, deque(maxlen=self._limit + 1))
         self._times.move_to_end(source)
         if len(self._times) > MAX_ADDRESSES:
             self._times.popitem(last=False)
         times.append(now)
         return len(times) > self._limit and now - times[0] < WINDOW
-
-
-def _source(address: str) -> str:
-    """An IPv6 address stands for its network of 64 bits: a host has all of those."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is None:
-        return str(IPv6Address(int(parsed) >> 64 << 64))
-    return address

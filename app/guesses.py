@@ -2,7 +2,8 @@
 
 import logging
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
+
+from app.core.addresses import sender
 
 LIMIT = 10
 """Wrong tokens that one address may send in a `WINDOW`."""
@@ -25,12 +26,12 @@ class Guesses:
 
     def wait(self, address: str, now: float) -> float:
         """Seconds until tokens from `address` are looked at again; 0 while they are. `now` is in seconds."""
-        began, count = self._windows.get(_network(address), (now, 0))
+        began, count = self._windows.get(sender(address), (now, 0))
         return max(0.0, began + WINDOW - now) if count >= LIMIT else 0.0
 
     def wrong(self, address: str, now: float) -> None:
         """Note a wrong token."""
-        network = _network(address)
+        network = sender(address)
         began, count = self._windows.get(network, (now, 0))
         if now - began >= WINDOW:
             self._windows.pop(network)
@@ -41,12 +42,3 @@ class Guesses:
         if count + 1 == LIMIT:
             facts = {"address": network, "count": LIMIT}
             log.warning("wrong admin tokens: this address has to wait for a minute", extra=facts)
-
-
-def _network(address: str) -> str:
-    """Who has one IPv6 address has 2^64 of them."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address[:64]
-    return str(IPv6Address(int(parsed) >> 64 << 64)) if isinstance(parsed, IPv6Address) else address

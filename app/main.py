@@ -19,6 +19,7 @@ from starlette.routing import Route
 from app.bodies import Bodies
 from app.claim_check import ClaimCheck
 from app.clock import Clock, lend_to_rq
+from app.core.addresses import Proxies
 from app.core.context import context_keys, webhook_path
 from app.core.handlers import job_queues
 from app.core.links import link_keys
@@ -37,7 +38,8 @@ from app.limits import Limits
 from app.listening import listen
 from app.memory import give_back_large_blocks
 from app.metrics import Metrics
-from app.protocol import BoundedProtocol
+from app.open_files import open_more_files
+from app.protocol import BoundedProtocol, Seats
 from app.quarantine import Quarantine
 from app.receiver import Receiver, http_error, internal_error
 from app.records import Records
@@ -145,7 +147,8 @@ def _webhooks(
     deployment: Deployment, limits: Limits, receiver: Receiver, lateness: Lateness, ring: KeyRing | None
 ) -> list[Route]:
     settings, clock = deployment.settings, deployment.clock
-    bodies = Bodies(limits, max_body=settings.max_body, folder=settings.temporary)
+    proxies = Proxies(settings.forwarded_allow_ips)
+    bodies = Bodies(limits, max_body=settings.max_body, folder=settings.temporary, proxies=proxies)
     floods = Floods()
     senders: list[tuple[str, Sender, Kind]] = []
     if ring is not None:
@@ -202,6 +205,15 @@ def serve(deployment: Deployment) -> None:
     """
     give_back_large_blocks()
     lend_to_rq(deployment.clock)
+    files = open_more_files()
+    limits = LIMITS.within(files)
+    if limits.connections < LIMITS.connections:
+        log.warning(
+            "this process may open %d files only, and so takes %d connections at a time; "
+            "raise the hard limit (`ulimit -Hn`)",
+            files,
+            limits.connections,
+        )
     # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -209,18 +221,20 @@ def serve(deployment: Deployment) -> None:
         host, port = listener.getsockname()[:2]
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}/webhooks/replicate"
         log.info("receiving on %s", where, extra={"public_url": deployment.settings.public_url})
-        server(deployment).run(sockets=[listener])
+        server(deployment, limits).run(sockets=[listener])
 
 
 def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:
     """The web server, ready to run on a socket."""
     settings = deployment.settings
     app = create_app(deployment, limits)
+    seats = Seats(limits, Proxies(settings.forwarded_allow_ips))
     return uvicorn.Server(
         uvicorn.Config(
             Gate(app, allowed=settings.allowed_hosts, admin_token=settings.admin_token),
             # Of the right shape, if not of the type: uvicorn only calls it to make one for each connection.
-            http=cast(type[asyncio.Protocol], partial(BoundedProtocol, limits=limits)),
+            http=cast(type[asyncio.Protocol], partial(BoundedProtocol, limits=limits, seats=seats)),
+            backlog=limits.backlog,
             headers=ON_EVERY_ANSWER,
             log_config=None,
             # What it says of its own start and stop, we say in a line.

@@ -6,6 +6,7 @@ body, and reads heads of any size.
 
 import json
 from asyncio import TimerHandle, Transport
+from collections import Counter, OrderedDict
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
@@ -14,8 +15,9 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.core.addresses import Proxies
 from app.core.names import COG_PATH
-from app.limits import Limits
+from app.limits import SHARE, Limits
 
 
 class Phase(Enum):
@@ -28,12 +30,57 @@ class Phase(Enum):
     CLOSING = "the last bytes of our answer to leave"
 
 
+class Seats:
+    """The open connections, and who has to go when there are too many of all or of one sender."""
+
+    def __init__(self, limits: Limits, proxies: Proxies) -> None:
+        self.stranger = proxies.stranger
+        self._most = limits.connections
+        self._most_of_one = max(1, limits.connections // SHARE)
+        self._count = 0
+        self._of: Counter[str | None] = Counter()
+        # Who waits for longest stands first.
+        self._idle: OrderedDict[BoundedProtocol, None] = OrderedDict()
+        self._reading: OrderedDict[BoundedProtocol, None] = OrderedDict()
+
+    def take(self, one: "BoundedProtocol") -> "BoundedProtocol | None":
+        """Note a new connection; the one that has to go for it, perhaps itself, None while there is room.
+
+        Who has asked for nothing goes first, then whose request is not whole; nobody who waits for us.
+        """
+        self._count += 1
+        self._of[one.stranger] += 1
+        of_one = one.stranger is not None and self._of[one.stranger] > self._most_of_one
+        if not of_one and self._count <= self._most:
+            return None
+        waiting = (other for seats in (self._idle, self._reading) for other in seats)
+        return next((other for other in waiting if not of_one or other.stranger == one.stranger), one)
+
+    def note(self, one: "BoundedProtocol", phase: Phase) -> None:
+        """Note what a connection waits for now; from its first byte on a head is no news."""
+        idle, reading = self._idle, self._reading
+        (idle.setdefault if phase in (Phase.IDLE, Phase.HEAD) else idle.pop)(one, None)
+        (reading.setdefault if phase is Phase.BODY else reading.pop)(one, None)
+
+    def leave(self, one: "BoundedProtocol") -> None:
+        """Note the end of a connection."""
+        self.note(one, Phase.CLOSING)
+        self._count -= 1
+        self._of[one.stranger] -= 1
+        if not self._of[one.stranger]:
+            del self._of[one.stranger]
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. Methods are callbacks of asyncio, of the parser, and of uvicorn's server."""
 
-    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
+    stranger: str | None = None
+    """Who has to bear it; None for a trusted proxy."""
+
+    def __init__(self, *args: Any, limits: Limits, seats: Seats, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._seats = seats
         self._phase = Phase.IDLE
         self._deadline = 0.0
         self._body_ends = 0.0
@@ -44,14 +91,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request, or say at once that there are too many connections."""
+        """Begin to wait for a request; where there are too many connections, one has to go."""
         super().connection_made(transport)
+        self.stranger = self._seats.stranger(self.client[0] if self.client else None)
+        leaver = self._seats.take(self)
         self._enter(Phase.IDLE, self._limits.head_seconds)
-        if len(self.connections) > self._limits.connections:
-            self._refuse(503, "too_many_connections", "too many connections; try again", "retry-after: 2\r\n")
+        if leaver is not None:
+            leaver.give_way(silently=leaver is not self and leaver._phase is Phase.IDLE)  # noqa: SLF001
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline, and let no request answer that came before the last one."""
+        self._seats.leave(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._running is not None:
@@ -170,6 +220,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._set_deadline(min(self._deadline, half))
         self.loop.call_later(self._limits.grace_seconds * 0.9, self.transport.abort)
 
+    def give_way(self, *, silently: bool) -> None:
+        """Close, because there are too many connections."""
+        if silently:
+            self._close()
+        else:
+            self._refuse(503, "too_many_connections", "too many connections; try again", "retry-after: 2\r\n")
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
@@ -207,7 +264,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._enter(Phase.CLOSING, self._limits.linger_seconds)
         elif self._phase is Phase.ANSWER and self.cycle.response_complete:
-            self._enter(Phase.IDLE, self._limits.keep_alive_seconds)
+            self._enter(Phase.IDLE, self._limits.keep_alive(len(self.connections)))
 
     def _refuse_head(self) -> None:
         self._refuse(431, "headers_too_large", "the headers of this request are too large or too many")
@@ -239,11 +296,15 @@ class BoundedProtocol(HttpToolsProtocol):
         may_speak = self._phase is not Phase.BODY or (is_open and not cycle.response_started)
         if may_speak and not self.pipeline:
             self.transport.write(self._answer(status, code, message, more))
+        self._close()
+
+    def _close(self) -> None:
         self.transport.close()
         self._enter(Phase.CLOSING, self._limits.linger_seconds)
 
     def _enter(self, phase: Phase, seconds: float | None) -> None:
         self._phase = phase
+        self._seats.note(self, phase)
         self._set_deadline(None if seconds is None else self.loop.time() + seconds)
 
     def _set_deadline(self, deadline: float | None) -> None:
@@ -261,8 +322,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._deadline < float("inf"):
                 self._set_deadline(self._deadline)
         elif self._phase is Phase.IDLE:
-            self.transport.close()
-            self._enter(Phase.CLOSING, self._limits.linger_seconds)
+            self._close()
         elif self._phase in {Phase.HEAD, Phase.BODY}:
             self._refuse_slow()
         else:

@@ -106,7 +106,7 @@ class Cog:
             _count(self.floods, request, self.clock().timestamp(), TOO_MANY_TOKENS)
             raise Rejected(BAD_TOKEN, "the Authorization header does not hold the token", status=401)
         try:
-            async with self.bodies.received(request) as body:
+            async with self.bodies.received(request, proven=True) as body:
                 yield Authenticated(body, "cog", webhook_id=None)
         except Rejected as error:
             if error.code == TOO_LARGE:

@@ -23,6 +23,7 @@ from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
 from app.inbox import connect as hasty
 from app.memory import give_back_large_blocks
+from app.open_files import open_more_files
 from app.redaction import secrets_of
 from app.storage import Storage
 from workers import handle
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
         else:
             lifeline.watch()
     give_back_large_blocks()
+    if not forks:
+        open_more_files()  # functions of others may not stand more than 1,024
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
     try:

@@ -1,4 +1,4 @@
-"""Which network addresses we connect to.
+"""Which network addresses we connect to, and whom the address of a client stands for.
 
 Our own tables: `ipaddress.is_global` of Python 3.11 calls NAT64 and 6to4 forms of 127.0.0.1, `::127.0.0.1`,
 multicast and Azure's 168.63.129.16 global. IPv6 is an allow-list, because each of its transition schemes
@@ -6,7 +6,7 @@ is a way to spell an IPv4 address. Sources: IANA's special-purpose registries fo
 metadata addresses that cloud vendors document.
 """
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
 
@@ -96,3 +96,36 @@ def is_private(address: Address) -> bool:
     if isinstance(address, IPv4Address):
         return any(address in network for network in _PRIVATE_V4)
     return address.scope_id is None and any(address in network for network in _PRIVATE_V6)
+
+
+def sender(address: str) -> str:
+    """Whom an address stands for: all of a network of 64 bits in IPv6, where each host has as many."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address[:64]
+    if isinstance(parsed, IPv4Address):
+        return address
+    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> 64 << 64))
+
+
+class Proxies:
+    """The proxies that are trusted: what comes from them comes from many senders."""
+
+    def __init__(self, listed: str) -> None:
+        """Take addresses and networks with commas between, or `*` for all; raises ValueError."""
+        entries = [entry.strip() for entry in listed.split(",")]
+        self._all = "*" in entries
+        self._networks = [ip_network(entry) for entry in entries if entry != "*"]
+
+    def stranger(self, address: str | None) -> str | None:
+        """Who has to bear what comes from `address`; None for a proxy, and where there is no address."""
+        if self._all or not address:
+            return None
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return sender(address)
+        if isinstance(parsed, IPv6Address):
+            parsed = parsed.ipv4_mapped or parsed
+        return None if any(parsed in network for network in self._networks) else sender(address)

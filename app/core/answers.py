@@ -6,7 +6,7 @@ connection, is one when it comes twice. Nothing is decoded.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
@@ -165,19 +165,24 @@ def require_complete(answer: Answer, body: Body, *, declared: int | None, before
     )
 
 
+def codings(values: Iterable[str]) -> list[str]:
+    """The content codings among the words of `Content-Encoding` headers; all other words mean nothing."""
+    words = [word.strip().lower().removeprefix("x-") for value in values for word in value.split(",")]
+    return [word for word in words if word in _CODINGS]
+
+
 def content_coding(values: Sequence[str], head: bytes) -> str | None:
     """The `Content-Encoding` that a body which begins with `head` still has, None for none.
 
     Stores replay whatever they were given with an upload (`aws-chunked`, `UTF-8`, `gzip` for plain bytes):
     words that are no coding mean nothing, nor does one that the bytes belie.
     """
-    words = [word.strip().lower().removeprefix("x-") for value in values for word in value.split(",")]
-    codings = [word for word in words if word in _CODINGS]
-    if not codings:
+    named = codings(values)
+    if not named:
         return None
-    beginning = _CODINGS[codings[-1]]
+    beginning = _CODINGS[named[-1]]
     belied = detect(head) is not None if beginning is None else not head.startswith(beginning)
-    return None if belied else ", ".join(codings)
+    return None if belied else ", ".join(named)
 
 
 def require_no_error_page(*urls: str, host: str, content_type: str | None, head: bytes) -> None:

@@ -142,6 +142,8 @@ def _request(draw: random.Random) -> bytes:
         path, proof = WEBHOOK, signed(body, webhook_id=f"m{draw.getrandbits(60)}")
     headers = [(name, value.encode()) for name, value in proof.items()]
     headers += [("host", b"x"), ("content-length", b"%d" % len(body))]
+    if draw.random() < 0.1:
+        headers += [("connection", b"upgrade"), ("upgrade", draw.choice([b"h2c", b"websocket", b"x"]))]
     for _ in range(draw.choice([0, 0, 0, 1, 2, 5])):
         _spoil(draw, headers)
     line = draw.choice(_LINES if draw.random() < 0.3 else _LINES[:1]) % path.encode()

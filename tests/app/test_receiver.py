@@ -233,7 +233,6 @@ def test_what_is_signed_but_unusable_is_kept_aside_whole(web: Web, body: bytes) 
         ({"webhook-signature": "v1," + "A" * 43 + "="}, 401, "signature_mismatch"),
         ({"webhook-id": "msg_other"}, 401, "signature_mismatch"),
         ({"content-encoding": "gzip"}, 415, "content_encoding"),
-        ({"content-encoding": ""}, 415, "content_encoding"),
     ],
 )
 def test_a_refusal_says_why_in_json(

@@ -133,14 +133,18 @@ def in_thread(redis_url: str, folder: Path, limits: Limits = LIMITS, /, **more: 
 
 @contextmanager
 def in_process(
-    redis_url: str, folder: Path, **more: str | None
+    redis_url: str, folder: Path, limit: str = "", /, **more: str | None
 ) -> Iterator[tuple[Web, "subprocess.Popen[bytes]"]]:
-    """Run `outkeep serve`; its log is `folder/serve.log`. It is killed at the end if it still runs."""
+    """Run `outkeep serve`, perhaps with a `limit` for `ulimit`; its log is `folder/serve.log`.
+
+    It is killed at the end if it still runs.
+    """
+    limited = ["/bin/sh", "-c", f'ulimit {limit} && exec "$@"', "sh"] if limit else []
     port = free_port()
     settings = environment(redis_url, folder, PORT=str(port), **more)
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "serve"],
+            [*limited, sys.executable, "-m", "app.cli", "serve"],
             env=clean_environment(settings),
             stdout=log,
             stderr=log,

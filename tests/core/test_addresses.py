@@ -2,7 +2,7 @@ from ipaddress import IPv6Address, ip_address
 
 import pytest
 
-from app.core.addresses import embedded, is_private, is_public
+from app.core.addresses import Proxies, embedded, is_private, is_public, sender
 
 PUBLIC = [
     "1.1.1.1", "8.8.8.8", "9.255.255.255", "11.0.0.0", "34.102.136.180", "100.63.255.255", "100.128.0.0",
@@ -75,3 +75,40 @@ def test_an_address_with_a_scope_is_neither(text: str) -> None:
 )
 def test_dns64_hides_an_ipv4_address_in_its_own_prefix_only(text: str, inside: str) -> None:
     assert embedded(ip_address(text)) == ip_address(inside)
+
+
+@pytest.mark.parametrize(
+    ("address", "stands_for"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::1", "::"),
+        ("", ""),
+        ("unknown", "unknown"),
+        ("x" * 100, "x" * 64),
+    ],
+)
+def test_an_address_stands_for_who_has_it(address: str, stands_for: str) -> None:
+    assert sender(address) == stands_for
+
+
+@pytest.mark.parametrize(
+    ("listed", "address", "stranger"),
+    [
+        ("127.0.0.1", "127.0.0.1", None),
+        ("127.0.0.1", "::ffff:127.0.0.1", None),
+        ("127.0.0.1", "127.0.0.2", "127.0.0.2"),
+        ("10.0.0.0/8, fd00::/8", "10.1.2.3", None),
+        ("10.0.0.0/8, fd00::/8", "fd00::7", None),
+        ("10.0.0.0/8, fd00::/8", "2001:db8::7", "2001:db8::"),
+        ("*", "203.0.113.7", None),
+        ("127.0.0.1", "unknown", "unknown"),
+        ("127.0.0.1", None, None),
+    ],
+)
+def test_a_proxy_that_is_trusted_is_no_stranger(
+    listed: str, address: str | None, stranger: str | None
+) -> None:
+    assert Proxies(listed).stranger(address) == stranger
