@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from math import ceil
 from typing import cast
@@ -46,6 +46,7 @@ from app.records import Records
 from app.senders import Cog, Replicate, Sender
 from app.spool import Spool
 from app.storage import Storage
+from app.tally import FOLDER as COUNTS_FOLDER
 from app.tally import Tally
 
 CLAIM_PATIENCE = 2.0
@@ -108,7 +109,13 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         routes=[*_webhooks(deployment, limits, receiver, lateness, ring), *_routes(files, health, metrics)],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
         lifespan=_lifespan(
-            inbox, drainer, ring=ring, tally=tally, clock=deployment.clock, redis=redis, closes=closes
+            inbox,
+            drainer,
+            ring=ring,
+            counting=partial(tally.flushing, redis, settings.data / COUNTS_FOLDER),
+            clock=deployment.clock,
+            redis=redis,
+            closes=closes,
         ),
     )
     # A redirect loses a webhook: Replicate follows none and takes it for delivered.
@@ -121,7 +128,7 @@ def _lifespan(
     drainer: Drainer,
     *,
     ring: KeyRing | None,
-    tally: Tally,
+    counting: Callable[[], AbstractContextManager[Tally]],
     clock: Clock,
     redis: Redis,
     closes: Sequence[Callable[[], None]],
@@ -132,7 +139,7 @@ def _lifespan(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         drainer.start()
         filling = asyncio.create_task(ring.fill()) if ring else None
-        with tally.flushing(redis), clock.following(redis):
+        with counting(), clock.following(redis):
             yield
             await inbox.close()
         if filling:

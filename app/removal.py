@@ -14,6 +14,7 @@ from typing import cast
 
 from redis import Redis
 
+from app.core.errors import StorageFailure
 from app.core.lifecycle import State
 from app.core.manifest import farewell
 from app.core.names import (
@@ -86,6 +87,8 @@ class Found:
     local: Sequence[Path] = ()
     quarantined: Sequence[str] = ()
     """Deliveries about it that could not be used."""
+    unnoted: str = ""
+    """Why storage took no note of the removal; the sweep tries again."""
 
     def __bool__(self) -> bool:
         return bool(self.state or self.objects or self.jobs or self.local or self.quarantined)
@@ -184,15 +187,26 @@ class Removal:
 
     def _finish(self, found: Found) -> Found:
         jobs = [replace(job, runs=not forget(self._redis, job)) for job in found.jobs]
-        self._notes.add(found.kind, found.id)
-        erase(self._storage, found.kind, found.id, self._clock())
-        if not any(job.runs for job in jobs):
+        place = (found.kind, found.id)
+        unnoted = self._note(*place)
+        erase(self._storage, *place, self._clock())
+        if unnoted:
+            unnoted = self._note(*place)  # there may be room now
+        if not unnoted and not any(job.runs for job in jobs):
             followed = _follow_ups(found)
             self._redis.delete(follow_up_child(found.id), *(follow_up_key(*place) for place in followed))
             if followed:
                 self._redis.hdel(FOLLOW_UPS_OPEN, *(":".join(place) for place in followed))
             self._redis.zrem(REMOVALS, record_member(found.kind, found.id))
-        return replace(found, jobs=jobs)
+        return replace(found, jobs=jobs, unnoted=unnoted)
+
+    def _note(self, kind: Kind, prediction_id: str) -> str:
+        """Note in storage that it is removed; why that was not possible: a full one shall get room."""
+        try:
+            self._notes.add(kind, prediction_id)
+        except StorageFailure as error:
+            return error.message
+        return ""
 
 
 def unended(redis: Redis, now: datetime) -> list[str]:
@@ -210,7 +224,10 @@ def erase(storage: Storage, kind: Kind, prediction_id: str, now: datetime) -> No
     folder, manifest = folder_name(kind, prediction_id), manifest_name(kind, prediction_id)
     names = set(storage.names(folder))
     if manifest in names and len(names) > 1:
-        storage.put_bytes(manifest, farewell(now))
+        try:
+            storage.put_bytes(manifest, farewell(now))
+        except StorageFailure:  # full, perhaps: to remove is what makes room
+            storage.remove([manifest])
     storage.remove(sorted([*_claims(storage, kind, prediction_id), *(names - {manifest})]))
     storage.remove(sorted(names & {manifest}))
     storage.remove(sorted(storage.names(folder)))  # a follow-up may have been noted here meanwhile

@@ -1,29 +1,39 @@
 """Counts of this process on their way to Redis: one round trip a second, never one for each delivery.
 
-What was counted in the last second before a crash is missing; nothing else depends on it. A batch that Redis
-did not confirm is sent again, and may then count twice.
+What Redis did not take yet waits on disk, too, for the next process: Redis may be away for longer than this
+one lives. What was counted in the last second before a crash is missing; nothing else depends on it. A batch
+that Redis did not confirm is sent again, and may then count twice.
 """
 
+import fcntl
+import json
 import logging
+import os
 import re
 import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+from uuid import uuid4
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from app.core.names import COUNTERS
 from app.core.vocabulary import Counter, Histogram
+from app.disk import make_folder
 
 INTERVAL: Final = 1.0
 """Seconds between two batches."""
 
 LAST: Final = 3.0
 """Seconds that the end of a process waits for the last batch."""
+
+FOLDER: Final = "counts"
+"""Below the data of a host: what its processes could not tell Redis."""
 
 MOST_SERIES: Final = 200
 """Label values that one process counts apart for one metric; more go under `OTHER`."""
@@ -81,17 +91,24 @@ class Tally:
                     self._waiting[field] += amount
 
     @contextmanager
-    def flushing(self, redis: Redis) -> Iterator["Tally"]:
+    def flushing(self, redis: Redis, folder: Path | None = None) -> Iterator["Tally"]:
         """Flush from a thread during the block, and once more at its end.
 
-        `redis` should give up quickly and not try again: the end of the process waits for it.
+        `redis` should give up quickly and not try again: the end of the process waits for it. What it does
+        not take is kept in `folder`, and what dead processes have left there is taken over.
         """
         ended = threading.Event()
+        kept = None if folder is None else Kept(folder)
 
         def work() -> None:
-            while not ended.wait(INTERVAL):
+            over = False
+            while not over:
+                if kept is not None:
+                    self._take_over(kept)
+                over = ended.wait(INTERVAL)
                 self.flush(redis)
-            self.flush(redis)
+                if kept is not None:
+                    kept.save(self.waiting())
 
         thread = threading.Thread(target=work, name="tally", daemon=True)
         thread.start()
@@ -102,6 +119,14 @@ class Tally:
             # A Redis that drips its answer byte by byte runs into no time-out.
             thread.join(LAST)
 
+    def _take_over(self, kept: "Kept") -> None:
+        for path, counts in kept.left_behind():
+            with self._lock:
+                for field, amount in counts.items():
+                    self._waiting[field] += amount
+            kept.save(self.waiting())
+            path.unlink(missing_ok=True)
+
     def _field(self, counter: Counter, labels: tuple[object, ...]) -> str:
         values = [str(value) if _VALUE.fullmatch(str(value)) else OTHER for value in labels]
         field = series(counter, values)
@@ -111,6 +136,62 @@ class Tally:
                 return series(counter, [OTHER] * len(counter.labels))
             known.add(field)
         return field
+
+
+class Kept:
+    """A file with the counts that Redis did not take yet, locked while its process lives; there is none else.
+
+    It survives the process, not the machine: it is not synced. A disk that takes no file loses nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / f"{uuid4().hex}.counts"
+        self._file: IO[str] | None = None
+
+    def save(self, counts: Mapping[str, int]) -> None:
+        """Keep these instead of what was kept before."""
+        try:
+            if counts:
+                self._write(json.dumps(counts))
+            elif self._file is not None:
+                self._path.unlink(missing_ok=True)
+                self._file.close()
+                self._file = None
+        except OSError as error:
+            log.debug("counts wait in memory alone: %s", error)
+
+    def left_behind(self) -> Iterator[tuple[Path, dict[str, int]]]:
+        """What dead processes have kept; whoever takes it over removes the file."""
+        for path in self._folder.glob("*.counts"):
+            with suppress(OSError), path.open() as file:  # another may have taken it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file.fileno()).st_nlink:
+                    yield path, _read(file)
+
+    def _write(self, text: str) -> None:
+        make_folder(self._folder)
+        draft = self._path.with_suffix(".draft")
+        file = draft.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)  # before it bears its name: nobody may take it for left behind
+        try:
+            file.write(text)
+            file.flush()
+            draft.rename(self._path)
+        except OSError:
+            file.close()
+            raise
+        if self._file is not None:
+            self._file.close()
+        self._file = file
+
+
+def _read(file: IO[str]) -> dict[str, int]:
+    """Counts that were kept; nothing where they were torn by a crash of the machine."""
+    try:
+        return {str(field): int(amount) for field, amount in json.load(file).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def series(counter: Counter, values: list[str]) -> str:

@@ -193,18 +193,20 @@ class Persist:
         gone = "too_many_files" if run.more else "data_removed" if prediction.output_was_removed else None
         if gone:
             kept.append((OutputFile("/output", ""), KeptFile("/output", None, error=gone)))
-        manifest = self.storage.commit(
-            manifests.build(
-                prediction, kept, text_file, record.receipt, self.clock(), inputs=inputs, links=run.links
-            )
+        built = manifests.build(
+            prediction, kept, text_file, record.receipt, self.clock(), inputs=inputs, links=run.links
         )
+        manifest = self.storage.commit(built)
         facts = _facts(record.kind, record.id) | counts(manifest)
         log.log(logging.ERROR if manifest.lost else logging.INFO, "stored", extra=facts)
-        self._count(run, manifest)
+        if manifest is built:  # else an earlier run has counted it
+            self._count(run, manifest)
         return manifest
 
     def _count(self, run: Run, manifest: Manifest) -> None:
-        self.tally.add(STORED, run.record.kind)
+        outputs = [file for file in manifest.files if not file.is_input]
+        if not outputs or any(file.error is None for file in outputs):
+            self.tally.add(STORED, run.record.kind)
         self.tally.add(FILES, amount=len(manifest.kept))
         self.tally.add(BYTES, amount=sum(file.size or 0 for file in manifest.kept))
         for file in manifest.lost:

@@ -29,6 +29,7 @@ from app.places import Places
 from app.records import Records
 from app.replicate import connected
 from app.storage import Storage
+from app.tally import FOLDER as COUNTS_FOLDER
 from app.tally import Tally
 from workers import jobs
 from workers.attempt import Attempts
@@ -61,7 +62,7 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
         async with (
             guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session,
             _fetching_inputs(deployment, folder, places) as inputs,
-            _counting(redis) as tally,
+            _counting(redis, settings.data / COUNTS_FOLDER) as tally,
         ):
             fetcher = Fetcher(
                 session,
@@ -88,7 +89,7 @@ async def notify_jobs(
     links = signed_links(link_keys(deployment.secret_keys), settings.base_url, deployment.clock)
     async with (
         guarded_session(private=settings.notify_private, proxy=_proxy(deployment), statuses=True) as session,
-        _counting(redis) as tally,
+        _counting(redis, settings.data / COUNTS_FOLDER) as tally,
         _following(deployment, redis, storage, links) as follow,
     ):
         post = Post(session, deployment.clock, patience)
@@ -207,7 +208,7 @@ def _persist(
 
 
 @asynccontextmanager
-async def _counting(redis: Redis) -> AsyncIterator[Tally]:
+async def _counting(redis: Redis, folder: Path) -> AsyncIterator[Tally]:
     """Counts reach Redis through a client that gives up soon: the end of the process waits for it."""
     pool = redis.connection_pool
     hasty: dict[str, Any] = {
@@ -217,7 +218,7 @@ async def _counting(redis: Redis) -> AsyncIterator[Tally]:
     }
     options = {**pool.connection_kwargs, **hasty}
     own = Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **options))
-    with closing(own), Tally().flushing(own) as tally:
+    with closing(own), Tally().flushing(own, folder) as tally:
         yield tally
 
 

@@ -98,6 +98,11 @@ def _parts(found: Found) -> Iterator[str]:
         yield f"{_count(found.local, 'file', 's')} that waited on this host"
     if found.quarantined:
         yield f"{_count(found.quarantined, 'deliver', 'ies', 'y')} in quarantine"
+    if found.unnoted:
+        yield (
+            f"the note of its removal could not be written ({found.unnoted}): the sweep tries again, and "
+            "until then a Redis that comes back empty could let it be taken in anew"
+        )
     if found.running:
         yield f"{_count(found.running, 'job', 's')} still running, what comes of it is removed when it ends"
 
@@ -117,4 +122,4 @@ def _document(found: Found) -> dict[str, Any]:
         "running": [job.id for job in found.running],
         "local": [path.name for path in found.local],
         "quarantined": list(found.quarantined),
-    }
+    } | ({"unnoted": found.unnoted} if found.unnoted else {})

@@ -116,6 +116,7 @@ EVENTS: Final[Mapping[str, str]] = {
     # any process
     "the clock of this host: %s": "clock_skew",
     "counts wait for Redis: %s": "counts_delayed",
+    "counts wait in memory alone: %s": "counts_delayed",
     "the process crashed": "process_crashed",
 }
 """What a module gives to the logger, before anything is filled in → the name of the event."""
@@ -157,7 +158,9 @@ class Gauge:
 RECEIVED: Final = Counter("outkeep_deliveries_total", "Deliveries acknowledged, by outcome.", ("outcome",))
 REFUSED: Final = Counter("outkeep_refusals_total", "Deliveries not acknowledged, by reason.", ("reason",))
 STORED: Final = Counter(
-    "outkeep_predictions_stored_total", "Predictions and trainings whose manifest was written.", ("kind",)
+    "outkeep_predictions_stored_total",
+    "Predictions and trainings that are kept; not those of which every output was lost.",
+    ("kind",),
 )
 FILES: Final = Counter("outkeep_files_stored_total", "Files stored, inputs included.")
 BYTES: Final = Counter("outkeep_bytes_stored_total", "Bytes of files stored, inputs included.")

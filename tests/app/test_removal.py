@@ -450,3 +450,43 @@ def test_the_same_in_a_bucket(redis: Redis, s3_here: S3, tmp_path: Path) -> None
     past.now += timedelta(seconds=PATIENCE)
     assert [one.id for one in removal(past).resume()] == [ID]
     assert list(past.storage.names(f"predictions/{ID}")) == []
+
+
+FULL = """
+import errno, sys
+from datetime import UTC, datetime
+from redis import Redis
+from app.cli.rm import _document, _sentence
+from app.core.names import Kind
+from app.removal import Removal
+from app.storage import Storage
+from tests.kernel import forbid_new_files
+
+redis, storage = Redis.from_url(sys.argv[1]), Storage(sys.argv[2])
+removal = Removal(redis, storage, ttl=86400, clock=lambda: datetime.now(UTC))
+found = removal.search(Kind.PREDICTION, sys.argv[3])
+forbid_new_files(getattr(errno, sys.argv[4]))
+removed = removal.remove(found)
+print(_sentence(removed))
+print("unnoted" in _document(removed))
+"""
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT"])
+def test_a_full_storage_gets_room_and_the_missing_note_is_said_and_made_up_for(
+    past: Deployment, valkey_url: str, error: str
+) -> None:
+    past.keep(ID)
+    command = [sys.executable, "-c", FULL, valkey_url, past.storage.url, ID, error]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    sentence, named = done.stdout.splitlines()
+    assert "the note of its removal could not be written" in sentence
+    assert named == "True"
+    assert not (past.folder / "outputs/predictions" / ID).exists()
+    assert past.redis.zcard(REMOVALS) == 1
+
+    past.now = datetime.now(UTC) + timedelta(seconds=PATIENCE + 1)
+    removal(past).resume()  # as the sweep does, once there is room
+    assert RemovedNotes(past.storage, lambda: past.now).has(*PLACE)
+    assert past.redis.zcard(REMOVALS) == 0

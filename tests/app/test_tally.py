@@ -1,6 +1,10 @@
 """Counts of a process on their way to Redis."""
 
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -98,3 +102,54 @@ def test_a_process_flushes_by_itself_and_at_its_end(redis: Redis) -> None:
         wait_until(lambda: len(counts(redis)) == 1)
         tally.add(REFUSED, "bad_signature")
     assert len(counts(redis)) == 2
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from app.core.vocabulary import RECEIVED
+from app.tally import Tally
+
+away = Redis(port=int(sys.argv[1]), retry=Retry(NoBackoff(), 0))
+with Tally().flushing(away, Path(sys.argv[2])) as tally:
+    for _ in range(int(sys.argv[3])):
+        tally.add(RECEIVED, "spooled")
+    print("counted", flush=True)
+    sys.stdin.read()
+"""
+
+
+def kept_in(folder: Path) -> int:
+    """What is kept for later, by whomever."""
+    try:
+        return sum(sum(json.loads(path.read_text()).values()) for path in folder.glob("*.counts"))
+    except FileNotFoundError:  # it is being taken over
+        return -1
+
+
+def test_what_was_counted_while_redis_was_away_survives_kills(redis: Redis, tmp_path: Path) -> None:
+    folder, port = tmp_path / "counts", str(free_port())
+    for number in (96, 175):
+        command = [sys.executable, "-c", CHILD, port, str(folder), str(number)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "counted\n"
+            expected = 96 if number == 96 else 96 + 175  # the second takes over what the first has left
+            wait_until(lambda: kept_in(folder) == expected)  # noqa: B023 - asked at once
+            with Tally().flushing(redis, folder):
+                wait_until(lambda: kept_in(folder) == expected)  # noqa: B023 - what lives is not taken
+            child.kill()
+    with Tally().flushing(redis, folder):
+        wait_until(lambda: counts(redis) == {'outkeep_deliveries_total{outcome="spooled"}': 271})
+        wait_until(lambda: not list(folder.glob("*.counts")))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": "b"}', '{"a": null}'])
+def test_counts_that_cannot_be_read_stop_nobody(redis: Redis, tmp_path: Path, text: str) -> None:
+    (tmp_path / "torn.counts").write_text(text)
+    with Tally().flushing(redis, tmp_path) as tally:
+        tally.add(REFUSED, "bad_signature")
+        wait_until(lambda: counts(redis) == {'outkeep_refusals_total{reason="bad_signature"}': 1})

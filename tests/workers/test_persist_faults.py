@@ -9,8 +9,9 @@ import pytest
 from redis import Redis
 
 from app.core.lifecycle import State
+from app.core.names import Kind
 from app.core.policy import NOT_YET_THERE
-from app.core.tries import HELD_FOR
+from app.core.tries import HELD_FOR, Tries
 from app.simulator import Simulator
 from tests.raw_host import RawHost, Script, ok, raw_host, then_reset
 from tests.workers.desk import ID, PNG, WAV, Desk
@@ -532,3 +533,25 @@ def test_a_record_that_vanishes_during_a_run_does_not_come_back_in_pieces(desk: 
 
     asyncio.run(scenario())
     assert desk.redis.keys() == []
+
+
+@pytest.mark.parametrize(("good", "bad", "stored"), [(1, 0, 1), (0, 1, 0), (2, 1, 1), (0, 3, 0), (0, 0, 1)])
+def test_what_was_given_up_is_not_counted_as_stored(
+    desk: Desk, simulator: Simulator, good: int, bad: int, stored: int
+) -> None:
+    desk.trust(simulator.url)
+    lost = [simulator.add_file(f"lost{number}.png", b"lost") for number in range(bad)]
+    for url in lost:
+        simulator.remove_file(url)
+    desk.receive([simulator.add_file(f"kept{number}.png", PNG) for number in range(good)] + lost)
+    desk.forward(NOT_YET_THERE + 1)
+
+    async def counted() -> int:
+        async with desk.service() as service:
+            wait = await service.run(Kind.PREDICTION, ID, Tries({}), attempt=1)
+            assert wait is None
+            await service.run(Kind.PREDICTION, ID, Tries({}), attempt=2)  # as a run that overlaps does
+            return service.tally.waiting().get('outkeep_predictions_stored_total{kind="prediction"}', 0)
+
+    assert asyncio.run(counted()) == stored
+    assert desk.is_committed
