@@ -1,12 +1,15 @@
 """The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -21,6 +24,7 @@ from app.disk import lack_of_room
 from app.local_folder import LocalFolder
 from app.silence import Silence
 from app.storage_errors import is_remote, translated
+from app.threads import Threads
 
 RETRY_AFTER = 10
 
@@ -34,8 +38,16 @@ class Stored:
     changed_at: datetime
 
 
+T = TypeVar("T")
+
+THREADS = 64
+
+HANGS = 30.0
+"""Seconds after which a call is taken to hang: one to a disk or a share that does not answer has no end."""
+
+
 class Storage:
-    """Objects under one URL. All methods block: call them in a thread from a coroutine.
+    """Objects under one URL. All methods block: call them with `run` from a coroutine.
 
     A write has reached the disk (`file://`), or is acknowledged by the store, when its method returns.
     Errors are `Transient`, also those that an operator must mend: they are tried again until then.
@@ -45,9 +57,35 @@ class Storage:
         """Take `url`; nothing is read or written yet. Raises `Permanent` when a remote store refuses it."""
         self.url = url
         self._silence = silence or Silence()
+        self._threads = Threads("storage", THREADS)
+        self._hanging: set[str] = set()
         self._place: LocalFolder | Bucket = (
             Bucket(url) if is_remote(url) else LocalFolder(Path(unquote(urlsplit(url).path)))
         )
+
+    async def run(self, work: Callable[[], T], *, about: str, seconds: float = HANGS) -> T:
+        """Call `work`, which uses this storage, in one of its own threads, and give up when it hangs.
+
+        Raises `StorageFailure` (`storage_silent`) then, and as long as another call `about` the same object
+        hangs, or so many others that no thread is left. What hangs goes on by itself.
+        """
+        if about in self._hanging or len(self._hanging) >= THREADS:
+            raise StorageFailure("storage_silent", f"the storage does not answer about {about}")
+        running = asyncio.ensure_future(self._threads.run(work))
+        try:
+            done, _ = await asyncio.wait([running], timeout=seconds)
+        finally:
+            if not running.done():
+                self._hanging.add(about)
+                running.add_done_callback(partial(self._came_back, about))
+        if done:
+            return running.result()
+        raise StorageFailure("storage_silent", f"the storage gave no answer about {about} in {seconds:.0f} s")
+
+    def _came_back(self, about: str, running: "asyncio.Future[T]") -> None:
+        self._hanging.discard(about)
+        if not running.cancelled():
+            running.exception()  # taken, so that asyncio does not report it as forgotten
 
     @property
     def lacks(self) -> Collection[Lack]:

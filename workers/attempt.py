@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from redis import Redis
 
@@ -32,6 +32,8 @@ each; they may hold many megabytes."""
 
 MAX_DETAIL = 500
 """Characters of what is said of a failure: others choose the words, and Redis keeps them."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Attempts:
                 if self.follow is None:
                     raise Permanent("api_refused", "REPLICATE_API_TOKEN is not set")
                 async with self._room(delivery, self._following):
-                    manifest = await asyncio.to_thread(self._manifest, delivery)
+                    manifest = await self._stored(partial(self._manifest, delivery), delivery)
                     return Result(child=await self.follow.make(handler, manifest))
 
     async def _event(self, delivery: Delivery) -> dict[str, Any]:
@@ -137,15 +139,18 @@ class Attempts:
             return events.build(manifest, self.links(manifest))
 
         async with self._room(delivery, self._telling):
-            return await asyncio.to_thread(build)
+            return await self._stored(build, delivery)
 
     @asynccontextmanager
     async def _room(self, delivery: Delivery, places: asyncio.Semaphore) -> AsyncIterator[None]:
         """Wait for one of the `places`, if the manifest is large."""
         name = manifest_name(delivery.kind, delivery.id)
-        stored = await asyncio.to_thread(self.storage.head, name)
+        stored = await self._stored(partial(self.storage.head, name), delivery)
         async with places if stored is not None and stored.size > LARGE else nullcontext():
             yield
+
+    async def _stored(self, work: Callable[[], T], delivery: Delivery) -> T:
+        return await self.storage.run(work, about=manifest_name(delivery.kind, delivery.id))
 
     def _handler(self, name: str) -> Handler:
         if name not in self.handlers:

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +18,8 @@ Ended = Callable[["asyncio.Task[Any]"], None]
 
 LATE = 1.0
 """Seconds after which a loop that does not answer is reported."""
+
+THREADS = 32
 
 _CANCELLATION = 2.0
 """Seconds that jobs cut off at the end get to clean up after themselves."""
@@ -82,6 +84,8 @@ class JobLoop(Generic[T]):
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        # What waits in these threads waits for Redis; names, disks and storage have threads of their own.
+        self._loop.set_default_executor(ThreadPoolExecutor(THREADS, "blocking"))
         self._closing = asyncio.Event()
         async with self._context() as value:
             self._entered.set_result(value)

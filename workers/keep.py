@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -14,9 +15,12 @@ from app.core.data_uri import decode_data_uri, source_of
 from app.core.manifest import KeptFile
 from app.core.names import TEXT_NAME, Kind, file_name, object_name, output_stem
 from app.core.outputs import OutputFile
-from app.storage import Storage
+from app.storage import HANGS, Storage
 from workers.fetch import Fetched
 from workers.hold import held, hold
+
+SLOWEST = 1 << 20
+"""Bytes a second of a storage that is slow and does not hang."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,14 @@ class Keeper:
         Raises what the fetcher, `decode_data_uri` and `Storage` raise.
         """
         if wanted.place.is_inline:
-            return await asyncio.to_thread(self._keep_inline, wanted)
+            return await self.storage.run(partial(self._keep_inline, wanted), about=_name(wanted))
         fetched = fetched or await self.fetcher.fetch(wanted.source, timeout=timeout, before=before)
         try:
-            return await asyncio.to_thread(self._store_file, wanted, fetched)
+            return await self.storage.run(
+                partial(self._store_file, wanted, fetched),
+                about=_name(wanted),
+                seconds=HANGS + fetched.size / SLOWEST,
+            )
         except BaseException:
             await asyncio.to_thread(hold, fetched, self.folder, wanted.kind, wanted.id, wanted.parked)
             raise
@@ -140,3 +148,7 @@ class Keeper:
         media_type = media.media_type(file.name.rpartition(".")[2])
         digest = hashlib.sha256(data).hexdigest()
         return KeptFile(file.pointer, file.source, file.name, media_type, len(data), digest)
+
+
+def _name(wanted: Wanted) -> str:
+    return object_name(wanted.kind, wanted.id, wanted.stem)

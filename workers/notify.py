@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -77,7 +78,8 @@ class Notify:
                 if outcome is None:
                     return wait
                 memory["owed"] = outcome
-            memory["told"] = await asyncio.to_thread(self._settle, delivery, memory, attempts)
+            settle = partial(self._settle, delivery, memory, attempts)
+            memory["told"] = await self.storage.run(settle, about=delivery.job)
         except (Transient, RedisError) as error:
             return self._put_off(delivery, error, memory)
         _require_told(memory.pop("owed"), delivery.handler, attempts)
@@ -91,7 +93,8 @@ class Notify:
         Both are None when somebody else has told the handler since our last attempt, or will: the user's job.
         Raises `Transient` and redis-py's errors when there was no attempt.
         """
-        if await asyncio.to_thread(self._told_since, delivery, attempts):
+        told_since = partial(self._told_since, delivery, attempts)
+        if attempts and bool(await self.storage.run(told_since, about=delivery.job)):
             log.info("handler told meanwhile", extra=_facts(delivery))
             return None, None
         if await asyncio.to_thread(self.states.is_off, delivery.handler):
@@ -159,8 +162,6 @@ class Notify:
 
     def _told_since(self, delivery: Delivery, attempts: list[dict[str, Any]]) -> bool:
         """Whether the handler was told after our last attempt: by a replay, or by a run that overlapped."""
-        if not attempts:
-            return False
         told = outcome_files.read(self.storage, *_place(delivery))
         last = datetime.fromisoformat(attempts[-1]["at"])
         return told is not None and told.outcome == "delivered" and told.at > last

@@ -15,7 +15,7 @@ from app.core import manifest as manifests
 from app.core.errors import Crowded, OutkeepError, Permanent, Removed, StorageFailure, Transient
 from app.core.lifecycle import Move
 from app.core.manifest import KeptFile, Manifest
-from app.core.names import Kind
+from app.core.names import Kind, manifest_name
 from app.core.outputs import OutputFile, joined_text
 from app.core.policy import keep_until, store_delay
 from app.core.prediction import parse
@@ -75,7 +75,8 @@ class Persist:
                 async with self._room(record):
                     return await self._work(kind, prediction_id, record, tries, attempt)
             except Removed:
-                await asyncio.to_thread(self._forget, kind, prediction_id)
+                forget = partial(self._forget, kind, prediction_id)
+                await self.storage.run(forget, about=manifest_name(kind, prediction_id))
         except Crowded as error:
             tries.turn_away()
             return error.wait
@@ -97,22 +98,31 @@ class Persist:
         self, kind: Kind, prediction_id: str, record: Record | None, tries: Tries, attempt: int
     ) -> float | None:
         """As `run`; raises `Removed` and what storage and Redis raise, too."""
-        loaded = await asyncio.to_thread(self._load, kind, prediction_id, record, tries, attempt)
+        about = manifest_name(kind, prediction_id)
+        # The record came first: a run that overlaps writes the manifest before it drops the body.
+        manifest = await self._manifest(kind, prediction_id, record)
+        if manifest is None:
+            load = partial(self._load, kind, prediction_id, record, tries, attempt)
+        else:
+            load = partial(self._left, manifest, record, tries, attempt)
+        is_here = manifest is not None or (record is not None and bool(record.body or record.outline))
+        loaded = await (asyncio.to_thread(load) if is_here else self.storage.run(load, about=about))
         if isinstance(loaded, Run):
             if loaded.mends is not None:  # first tell what is told anyway
                 quiet = loaded.record.receipt.quiet
-                await asyncio.to_thread(partial(self._dispatch, loaded.mends, quiet=quiet))
-                mended = await self.collector.collect(loaded)
-                return await asyncio.to_thread(self._mend, loaded, loaded.mends, mended)
+                await self.storage.run(partial(self._dispatch, loaded.mends, quiet=quiet), about=about)
+                mend = partial(self._mend, loaded, loaded.mends, await self.collector.collect(loaded))
+                return await self.storage.run(mend, about=about)
             outputs = self.collector.collect(loaded)
             if loaded.record.outline is not None:
                 return await asyncio.to_thread(self._await_the_whole, loaded, await outputs)
             results, inputs = (
                 await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
             )
-            return await asyncio.to_thread(self.conclude, loaded, results, inputs)
+            conclude = partial(self.conclude, loaded, results, inputs)
+            return await self.storage.run(conclude, about=about)
         quiet = record is not None and record.receipt.quiet
-        await asyncio.to_thread(partial(self._dispatch, loaded, quiet=quiet))
+        await self.storage.run(partial(self._dispatch, loaded, quiet=quiet), about=about)
         return None
 
     def _dispatch(self, manifest: Manifest, *, quiet: bool) -> None:
@@ -225,17 +235,15 @@ class Persist:
         facts = _facts(kind, prediction_id) | {"code": error.code}
         log.error("given up until it is replayed: %s", error.message, extra=facts)
 
+    def _left(self, manifest: Manifest, record: Record | None, tries: Tries, attempt: int) -> Manifest | Run:
+        """What is left to fetch of what is stored; the manifest when that is all of it."""
+        now, rules = self.clock().timestamp(), self.collector.rules
+        return (record and Run.mending(record, manifest, tries, attempt, now, rules=rules)) or manifest
+
     def _load(
         self, kind: Kind, prediction_id: str, record: Record | None, tries: Tries, attempt: int
     ) -> Manifest | Run:
-        """The manifest when it is written already, else what there is to do."""
-        # The record came first: a run that overlaps writes the manifest before it drops the body.
-        manifest = self._stored(kind, prediction_id, record)
-        if manifest is not None:
-            mending = record and Run.mending(
-                record, manifest, tries, attempt, self.clock().timestamp(), rules=self.collector.rules
-            )
-            return mending or manifest
+        """What there is to do; the manifest when it is written meanwhile."""
         body = self._body(record) if record is not None else None
         if record is None or body is None:
             if self.records.is_removed(kind, prediction_id):
@@ -257,17 +265,21 @@ class Persist:
         self.collector.require_room(run)
         return run
 
-    def _stored(self, kind: Kind, prediction_id: str, record: Record | None) -> Manifest | None:
+    async def _manifest(self, kind: Kind, prediction_id: str, record: Record | None) -> Manifest | None:
         """The manifest; none while a storage that fails cannot tell, if there is something to fetch.
 
         The hour does not wait until the storage is mended: what it does not take is held on this host.
         """
         try:
-            manifest = self.storage.read_manifest(kind, prediction_id)
+            read = partial(self._read, kind, prediction_id, record)
+            return await self.storage.run(read, about=manifest_name(kind, prediction_id))
         except StorageFailure:
             if record is None or (record.body is None and record.outline is None):
                 raise
             return None
+
+    def _read(self, kind: Kind, prediction_id: str, record: Record | None) -> Manifest | None:
+        manifest = self.storage.read_manifest(kind, prediction_id)
         if manifest is not None and record is not None and manifest.is_overruled_by(record.receipt):
             self.dispatcher.unsay(kind, prediction_id)
             return None

@@ -13,6 +13,10 @@ from typing import BinaryIO
 
 from app.core.errors import StorageFailure
 from app.disk import floor_of
+from app.threads import Threads
+
+_DISK = Threads("disk", 8)
+"""So that a slow disk holds up downloads only."""
 
 HEAD_BYTES = 4096
 NOT_FETCHED = frozenset({"disk_full", "disk_error", "disk_floor"})
@@ -83,7 +87,7 @@ class Spill:
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         """Run `work` in a thread and stay until it ends, even when cancelled: it uses the file."""
-        running = asyncio.ensure_future(asyncio.to_thread(work))
+        running = asyncio.ensure_future(_DISK.run(work))
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,3 +97,25 @@ def test_a_slow_host_gets_a_quarter_of_the_slots_and_holds_up_no_other_output(
         assert running.stop() == 0
     manifests = [desk.storage.read_manifest(PREDICTION, one) for one in held + passing]
     assert all(manifest is not None and not manifest.lost for manifest in manifests)
+
+
+STUCK = 40
+"""More than one kind of threads has, fewer than there are for the storage."""
+
+
+@pytest.mark.parametrize("output", ["text", INLINE, "file"])
+def test_folders_of_the_storage_that_hang_hold_up_no_other_prediction(
+    desk: Desk, valkey_url: str, quick: FileHost, output: str
+) -> None:
+    """Named pipes stand where manifests do: a call about them waits for ever, as on a share that has gone."""
+    given = quick.add("a.png", PNG) if output == "file" else output
+    hanging = [receive(desk, f"stuck{number}", given) for number in range(STUCK)]
+    passing = [receive(desk, f"other{number}", given) for number in range(5)]
+    for one in hanging:
+        (desk.outputs / "predictions" / one).mkdir(parents=True)
+        os.mkfifo(desk.outputs / "predictions" / one / "prediction.json")
+    settings = {"REDIS_URL": valkey_url, "OUTKEEP_OUTPUT_HOSTS": quick.url}
+    with process(desk, PERSIST_QUEUE, **settings):
+        wait_until(lambda: stored(desk, passing), seconds=25)
+        late = [receive(desk, f"late{number}", given) for number in range(5)]
+        wait_until(lambda: stored(desk, late), seconds=25)
