@@ -21,6 +21,9 @@ from app.limits import SHARE, Limits
 RETRY_AFTER = 5
 TOO_LARGE = "body_too_large"
 
+CROWDED = 8
+"""Once this part of the budget is taken, all but small bodies wait in files: many would fill the memory."""
+
 LARGE = 1 << 20
 """Bytes from which a body is worked on in a thread."""
 
@@ -93,7 +96,10 @@ class Bodies:
                     raise _too_large(self._max_body)
                 if pieces.size > self._limits.small_body:
                     self._charge(held, pieces.size - held.size, proven=proven)
-                if len(pieces.memory) >= self._limits.spilled_body:
+                is_crowded = self._taken.total() > self._limits.bodies // CROWDED
+                if len(pieces.memory) >= (
+                    self._limits.small_body if is_crowded else self._limits.spilled_body
+                ):
                     await pieces.spill()
             self._coming.discard(held)
             # Copies are made of what is verified and parsed: of small ones any number.

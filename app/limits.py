@@ -42,7 +42,7 @@ class Limits:
     small_body: int = 64 << 10
     """Up to here a body takes nothing from `bodies`: no flood of large ones can shut real deliveries out."""
     spilled_body: int = 1 << 20
-    """From here a body waits in a temporary file until it is whole."""
+    """From here a body waits in a temporary file until it is whole; where many come, from `small_body`."""
     bodies: int = 256 << 20
     """For all larger bodies in flight together."""
     large_at_once: int = 2

@@ -565,6 +565,18 @@ def test_five_hundred_large_bodies_leave_memory_flat_and_let_good_ones_pass(
     assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
 
 
+def test_many_bodies_that_are_no_large_ones_leave_memory_flat(valkey_url: str, tmp_path: Path) -> None:
+    size = (1 << 20) - 1
+    with in_process(valkey_url, tmp_path) as (web, process), ExitStack() as stack:
+        assert web.outcome(prediction("before", logs="x" * (4 << 20))) == "accepted"
+        before = psutil.Process(process.pid).memory_info().rss
+        for _ in range(220):
+            connection = stack.enter_context(connect(web))
+            connection.sendall(head(b"", **{"content-length": str(size + 1)}) + b"x" * size)
+        assert web.outcome(prediction("large", logs="x" * (4 << 20))) == "accepted"
+        assert psutil.Process(process.pid).memory_info().rss - before < 96 << 20
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
