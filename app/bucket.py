@@ -52,6 +52,9 @@ LINK_LIVES = timedelta(minutes=5)
 WINDOW = 4 << 20
 """Bytes of a part that is asked for: no request is open for as long as a slow reader takes."""
 
+PAGE = 1000
+"""Objects that a store lists at a time, at most."""
+
 CHECK_LIVES = timedelta(minutes=10)
 """Age of an object of a check that was cut off."""
 
@@ -231,6 +234,25 @@ class Bucket:
         self.lacks.add(Lack.HEAD)
         return meta
 
+    def listed(self, prefix: str) -> Iterator[Any]:
+        """What lies below a folder, in order.
+
+        Some stores know the list of 2006 only, and end every list with its first page: after a long one more
+        is asked for, from its last name on. Raises `StorageFailure` when that begins anew.
+        """
+        last: str | None = None
+        while True:
+            after, count = last, 0
+            pages = obstore.list(self.store, prefix=prefix, offset=after)
+            for meta in (meta for page in pages for meta in page):
+                if after is not None and meta["path"] <= after:
+                    message = f"the storage lists only the first {count or PAGE} objects of {prefix}/"
+                    raise StorageFailure("storage_list_cut", message)
+                yield meta
+                last, count = meta["path"], count + 1
+            if count < PAGE or "--x-s3" in self.url:  # which lists in no order
+                return
+
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects, one by one where need be; one that is gone already does not matter."""
         if Lack.BULK not in self.lacks and self._removes_in_bulk():
@@ -357,6 +379,8 @@ class Bucket:
             if size <= PART and use_multipart is None:
                 raise  # no part was sent
             self._require_refusal(error)
+            if "?uploads" not in first_line(error):
+                raise  # parts can be begun here: it was this upload that went wrong
             self.lacks.add(Lack.PARTS)
         if size > WHOLE << 20:
             message = f"the storage takes no uploads in parts, and {size >> 20} MiB are too much for one"

@@ -121,6 +121,10 @@ class LocalFolder:
         async for chunk in result.stream(min_chunk_size=64 << 10):
             yield bytes(chunk)
 
+    def listed(self, prefix: str) -> Iterator[Any]:
+        """What lies below a folder; files of one folder come one after the other."""
+        return (meta for page in obstore.list(self.store, prefix=prefix) for meta in page)
+
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects, lastingly; one that is gone already does not matter."""
         if self.is_absent():

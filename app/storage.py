@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-import obstore
-
 from app.bucket import MISSING, Bucket
 from app.core import manifest as manifests
 from app.core.bucket_faults import Lack
@@ -186,7 +184,7 @@ class Storage:
         with self._asked(prefix):
             if self._place.is_absent():
                 return
-            listed = (meta for page in obstore.list(self._place.store, prefix=prefix) for meta in page)
+            listed = self._place.listed(prefix)
             for folder, found in groupby(listed, key=lambda meta: meta["path"].rpartition("/")[0]):
                 if not self._place.is_linked(folder):
                     for meta in found:

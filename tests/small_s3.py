@@ -28,6 +28,7 @@ FEATURES: Mapping[str, Callable[[str, Mapping[str, str], Mapping[str, list[str]]
     "delete": lambda method, headers, query, key: method == "DELETE" and "uploadId" not in query,
     "range": lambda method, headers, query, key: method == "GET" and "range" in headers,
     "parts": lambda method, headers, query, key: "uploads" in query or "uploadId" in query,
+    "part": lambda method, headers, query, key: "partNumber" in query,
     "head": lambda method, headers, query, key: method == "HEAD",
     "list": lambda method, headers, query, key: method == "GET" and not key,
     "link": lambda method, headers, query, key: method == "GET" and "X-Amz-Signature" in query,

@@ -23,7 +23,7 @@ from tests.app.test_bucket_start import settings
 from tests.app.test_storage_everywhere import NOW, manifest
 from tests.app.web import SECRET_KEY, in_process
 from tests.bucket import Refusal
-from tests.small_s3 import IGNORED, SmallS3, small_s3
+from tests.small_s3 import IGNORED, Held, SmallS3, small_s3
 
 NAME = "predictions/abc/output-0.png"
 ATTEMPTS = 3
@@ -208,6 +208,54 @@ def test_an_object_that_became_shorter_is_an_error(store: SmallS3, storage: Stor
         for known in (None, size):
             with pytest.raises(StorageFailure):
                 read(storage, NAME, 0, size, size=known)
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+@pytest.mark.parametrize("page", [1000, 7])
+def test_everything_is_listed_page_by_page(store: SmallS3, storage: Storage, count: int, page: int) -> None:
+    store.page = page
+    fill(store, count)
+
+    assert sum(1 for _ in storage.names("predictions")) == count
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000])
+def test_the_list_of_2006_is_enough_where_it_is_whole(store: SmallS3, storage: Storage, count: int) -> None:
+    store.lacks["list"] = IGNORED
+    fill(store, count)
+    if count < 1000:
+        assert sum(1 for _ in storage.names("predictions")) == count
+    else:  # nobody knows whether there is more
+        with pytest.raises(StorageFailure):
+            list(storage.names("predictions"))
+
+
+@pytest.mark.parametrize("count", [1001, 2500])
+def test_a_list_that_ends_early_is_an_error(store: SmallS3, storage: Storage, count: int) -> None:
+    store.lacks["list"] = IGNORED
+    fill(store, count)
+    with pytest.raises(StorageFailure, match="lists only the first 1000 objects of predictions/"):
+        list(storage.names("predictions"))
+
+
+def fill(store: SmallS3, count: int) -> None:
+    """Put objects there that have always been there."""
+    store.objects = {f"below/here/predictions/p-{number:05d}/x": Held(b"x") for number in range(count)}
+
+
+def test_an_upload_that_goes_wrong_once_says_nothing_of_the_next(
+    store: SmallS3, storage: Storage, tmp_path: Path
+) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(LARGE)
+    store.lacks["part"] = Refusal(404, "NoSuchUpload")
+    with pytest.raises(StorageFailure):
+        storage.put_file(NAME, path)
+    store.lacks.clear()
+    storage.put_file(NAME, path)
+
+    assert store.body(NAME) == LARGE
+    assert lacks(storage) == set()
 
 
 @pytest.mark.parametrize(
