@@ -116,7 +116,7 @@ class _Head:
     def _header(self, line: bytes) -> tuple[bytes, list[bytes]]:
         name, colon, value = line.partition(b":")
         proper = name.rstrip(b" \t")
-        if len(line) > MAX_HEADER:
+        if max(len(name), len(value.strip(b" \t"))) > MAX_HEADER:
             self.unclear = f"a header of more than {MAX_HEADER >> 10} KiB"
         if not colon or not re.fullmatch(_TOKEN, proper):
             self.odd.append("a header without a proper name")
