@@ -78,13 +78,13 @@ class Drainer:
         said = ""
         while not self._stopping.wait(INTERVAL):
             try:
-                self._spool.tidy(self._clock().timestamp())
                 self._remove(self._accepted)
                 if waiting := [one for one in self._spool.waiting() if one.path not in self._accepted]:
                     self._redis.ping()
                     # The storage may keep large ones waiting, and these nobody.
                     self._drain([one for one in waiting if one.size <= LARGE])
                     self._drain_large([one for one in waiting if one.size > LARGE])
+                self._spool.tidy(self._clock().timestamp())
                 said = ""
             except RedisError as error:
                 log.debug("the spool waits for Redis", extra={"reason": type(error).__name__})
