@@ -109,6 +109,8 @@ class Tally:
                 self.flush(redis)
                 if kept is not None:
                     kept.save(self.waiting())
+            if kept is not None:
+                kept.close()
 
         thread = threading.Thread(target=work, name="tally", daemon=True)
         thread.start()
@@ -160,6 +162,12 @@ class Kept:
                 self._file = None
         except OSError as error:
             log.debug("counts wait in memory alone: %s", error)
+
+    def close(self) -> None:
+        """Leave the file to whoever comes next."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def left_behind(self) -> Iterator[tuple[Path, dict[str, int]]]:
         """What dead processes have kept; whoever takes it over removes the file."""
