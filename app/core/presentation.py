@@ -3,6 +3,9 @@
 from app.core import media
 from app.core.names import TEXT_NAME
 
+_SCRIPTS = frozenset({"js", "mjs", "css", "wasm"})
+"""What a page takes for a part of itself."""
+
 
 def presentation(name: str) -> dict[str, str]:
     """`Content-Type`, and `Content-Disposition` for what could run in a browser; `name` may hold folders."""
@@ -10,7 +13,9 @@ def presentation(name: str) -> dict[str, str]:
     extension = file_name.rpartition(".")[2]
     # Of the text that we wrote, and of JSON as such, it is known; a model's text may be in any.
     charset = "; charset=utf-8" if file_name == TEXT_NAME or extension == "json" else ""
-    headers = {"Content-Type": media.media_type(extension) + charset}
+    # A page of ours could be led to run a script: with `nosniff` browsers run none of another type.
+    media_type = "application/octet-stream" if extension in _SCRIPTS else media.media_type(extension)
+    headers = {"Content-Type": media_type + charset}
     if not media.is_inline_safe(extension):
         headers["Content-Disposition"] = f'attachment; filename="{file_name}"'
     return headers
