@@ -14,12 +14,14 @@ from itertools import count, islice
 from redis.exceptions import RedisError
 
 from app.core.answers import Body, Unconfirmed
-from app.core.errors import OutkeepError, Transient
+from app.core.errors import Crowded, OutkeepError, Transient
 from app.core.inputs import find_inputs
 from app.core.manifest import KeptFile
 from app.core.names import input_stem
 from app.core.outputs import SHOWN
 from app.core.policy import INPUT_PATIENCE, LATE_ATTEMPT, input_delay
+from app.core.shares import Shares
+from app.places import Places
 from app.records import Records
 from workers.collect import Result, Run
 from workers.keep import Keeper, Wanted
@@ -63,16 +65,25 @@ class Inputs:
     keeper: Keeper
     max_files: int
     patience: float = INPUT_PATIENCE
+    places: Places = field(default_factory=lambda: Places("the waits for inputs", Shares.of(256)))
 
     async def beside(self, run: Run, outputs: Awaitable[list[Result]]) -> tuple[list[Result], list[Tried]]:
-        """What became of the outputs, and of the inputs until then and a little longer."""
+        """What became of the outputs, and of the inputs until then and a little longer.
+
+        Raises `Crowded` when as many wait for inputs as may: a slot is no place to wait in.
+        """
         tries = await asyncio.to_thread(self._wanted, run)
         gate = asyncio.Semaphore(PARALLEL_FILES)
         tasks = [asyncio.create_task(self._keep(run, one, gate)) for one in tries]
         try:
             results = await outputs
-            if tasks:
-                await asyncio.wait(tasks, timeout=self.patience)
+            if not all(task.done() for task in tasks):
+                try:
+                    async with self.places.take("inputs"):
+                        await asyncio.wait(tasks, timeout=self.patience)
+                except Crowded:
+                    await asyncio.to_thread(self._remember, run, results)
+                    raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -81,6 +92,11 @@ class Inputs:
             if isinstance(fault, Exception):
                 raise fault
         return results, tries
+
+    def _remember(self, run: Run, results: list[Result]) -> None:
+        ended = zip(run.files, results, strict=True)
+        kept = {str(one.number): one.noted(file) for one, file in ended if isinstance(file, KeptFile)}
+        self.records.keep(run.record.kind, run.record.id, kept)
 
     def _wanted(self, run: Run) -> list[Tried]:
         """Walks the input: use a thread."""

@@ -203,7 +203,14 @@ def _persist(
         clock=clock,
         jitter=random.random,
         tally=tally,
-        inputs=Inputs(records, input_keeper, settings.max_files) if input_keeper else None,
+        inputs=Inputs(
+            records,
+            input_keeper,
+            settings.max_files,
+            places=Places("the waits for inputs", Shares.of(settings.slots)),
+        )
+        if input_keeper
+        else None,
     )
 
 

@@ -119,3 +119,15 @@ def test_folders_of_the_storage_that_hang_hold_up_no_other_prediction(
         wait_until(lambda: stored(desk, passing), seconds=25)
         late = [receive(desk, f"late{number}", given) for number in range(5)]
         wait_until(lambda: stored(desk, late), seconds=25)
+
+
+def test_inputs_of_a_slow_host_hold_up_no_prediction_without_inputs(
+    desk: Desk, valkey_url: str, slow: FileHost
+) -> None:
+    for number in range(6 * SLOTS):
+        receive(desk, f"slow{number}", "text", input={"image": slow.add("a.png", PNG)})
+    passing = [receive(desk, f"other{number}", "text") for number in range(5)]
+    settings = {"REDIS_URL": valkey_url, "OUTKEEP_SLOTS": str(SLOTS), "OUTKEEP_OUTPUT_HOSTS": slow.url}
+    with process(desk, PERSIST_QUEUE, OUTKEEP_KEEP_INPUTS="true", **settings):
+        wait_until(lambda: stored(desk, passing), seconds=50)
+        assert slow.most <= SHARE
