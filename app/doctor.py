@@ -14,7 +14,7 @@ import certifi
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
-from app import deployment, embedded_trace, reconcile_memory
+from app import deployment, embedded_trace, presence, reconcile_memory
 from app.backlog import queues_of_users
 from app.clock import clock_of
 from app.core import findings as rules
@@ -27,8 +27,10 @@ from app.core.findings import Finding, Level
 from app.core.handlers import Handler, job_queues
 from app.core.names import CLAIMS, HANDLE_QUEUE, QUARANTINE, Kind
 from app.core.targets import Call, FollowUp, Webhook
+from app.deployment import Deployment
 from app.functions import missing
 from app.health import disk, spooled
+from app.identity import Identity, lost
 from app.inbox import connect
 from app.keyring import fetch_secret
 from app.redis_checks import check_redis
@@ -39,6 +41,9 @@ from app.unmended import unmended
 
 TIMEOUT = 5.0
 """Seconds after which a silent Redis is taken for dead."""
+
+DOCTOR = "doctor"
+"""Its role, of which nobody is told."""
 
 _STORAGE = "OUTKEEP_STORAGE: "
 
@@ -105,7 +110,9 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
     try:
         with closing(connect(url, timeout=TIMEOUT)) as redis:
             names, users = [handler.name for handler in handlers], _users(redis, handlers)
-            findings = [*check_redis(redis, keys, names, users), *unmended(redis, settings, users)]
+            own = presence.process_of(Deployment(settings, url, keys, tuple(handlers)), DOCTOR)
+            findings = [*check_redis(redis, own, names, users), *unmended(redis, settings, users)]
+            findings += _identity(redis, settings)
             if settings.api_token is not None:
                 age = reconcile_memory.age(redis, clock_of(redis).time())
                 findings.append(rules.reconciled(settings.reconciles, age))
@@ -120,6 +127,17 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
             f"no answer ({type(error).__name__}): nothing is stored until it is back; is REDIS_URL right?"
         )
     return [Finding(Level.FAIL, "redis", detail)]
+
+
+def _identity(redis: Redis, settings: Settings) -> list[Finding]:
+    """Whether Redis belongs to this storage, and still holds what it held."""
+    try:
+        identity = Identity(redis, Storage(settings.storage_url))
+        if (problem := identity.trouble()) is not None:
+            return [Finding(Level.FAIL, "storage id", problem)]
+        return lost(identity)
+    except (OutkeepError, ResponseError):
+        return []  # the checks of the storage and of Redis say why
 
 
 def _left_behind(settings: Settings) -> list[Finding]:

@@ -22,16 +22,18 @@ from app.core import findings as rules
 from app.core.certificates import redis_fault
 from app.core.errors import OutkeepError
 from app.core.findings import Finding, Level
+from app.core.fleet import compared
 from app.core.job_findings import command
-from app.core.links import fingerprint
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.disk import floor_of
 from app.handler_states import HandlerStates
+from app.identity import Identity, lost
 from app.job_checks import ages, scheduler
 from app.keyring import KeyRing
 from app.lateness import Lateness
+from app.presence import Presence, others
 from app.recent import Recent
-from app.redis_checks import durability, memory
+from app.redis_checks import default_user, durability, memory, server
 from app.spool import Spool
 from app.storage import Storage
 
@@ -51,7 +53,8 @@ class Health:
 
     redis: Redis
     storage: Storage
-    secret_keys: Sequence[bytes]
+    here: Presence
+    identity: Identity
     admin_token: SecretStr | None
     spool: Spool | None
     """Takes deliveries while Redis is away; None when that is switched off."""
@@ -89,7 +92,10 @@ class Health:
         """Run every check but that of storage; blocks for about two seconds at most when Redis hangs."""
         now = self.clock()
         try:
-            findings = [self._key(), *durability(self.redis, severe=Level.WARN), *self._workers()]
+            findings = [*self._fleet(), *durability(self.redis, severe=Level.WARN), *self._workers()]
+            findings += map(rules.warned, server(self.redis))
+            findings += map(rules.warned, default_user(self.redis))
+            findings += map(rules.warned, lost(self.identity))
             findings += [*map(rules.warned, [scheduler(self.redis, self.users), *ages(self.redis, now)])]
             findings += [*switched_off(self.redis), *map(rules.warned, memory(self.redis))]
             findings += rules.clocks(clocks_off(self.redis))
@@ -115,17 +121,17 @@ class Health:
             return Finding(Level.FAIL, "redis", f"{state}; deliveries are refused until it is well")
         return Finding(Level.WARN, "redis", f"{state}; deliveries wait in the spool until it is well")
 
-    def _key(self) -> Finding:
-        """Whether all hosts sign alike. Its write also proves that Redis takes writes."""
-        own = [fingerprint(key) for key in self.secret_keys]
-        known = cast(bytes | None, self.redis.set(KEY_FINGERPRINT, own[0], nx=True, get=True))
-        if known is not None and known.decode() not in own:
-            detail = "OUTKEEP_SECRET_KEY differs from that of other processes here"
-            return Finding(Level.FAIL, "secret key", detail)
-        if known is not None and known.decode() != own[0]:
-            # A rotation: who has the new key first tells the others which one must be known now.
-            self.redis.set(KEY_FINGERPRINT, own[0])
-        return Finding(Level.OK, "secret key", "")
+    def _fleet(self) -> list[Finding]:
+        """In what other processes differ from us. The first write also proves that Redis takes writes."""
+        own = self.here.process
+        known = cast(bytes | None, self.redis.set(KEY_FINGERPRINT, own.keys[0], nx=True, get=True))
+        living = others(self.redis, own)
+        is_rotated = known is not None and known.decode() in own.keys[1:]
+        if is_rotated and all(own.keys[0] in one.keys for one in living):
+            self.redis.set(KEY_FINGERPRINT, own.keys[0])
+        if self.here.refused is not None:
+            return [Finding(Level.FAIL, "storage id", self.here.refused)]
+        return [*map(rules.warned, compared(own, living, last_key=known.decode() if known else None))]
 
     def _workers(self) -> list[Finding]:
         findings = []

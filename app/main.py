@@ -16,11 +16,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from app import presence
 from app.bodies import Bodies
 from app.claim_check import ClaimCheck
 from app.clock import Clock, lend_to_rq
 from app.core.addresses import Proxies
 from app.core.context import context_keys, webhook_path
+from app.core.errors import ConfigurationError
+from app.core.fleet import RECEIVER
 from app.core.handlers import job_queues
 from app.core.links import link_keys
 from app.core.names import COG_PATH, Kind
@@ -31,6 +34,7 @@ from app.files import Files
 from app.floods import Floods
 from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
+from app.identity import Identity
 from app.inbox import Inbox, connect
 from app.keyring import KeyRing, ring_of
 from app.lateness import Lateness
@@ -39,6 +43,7 @@ from app.listening import listen
 from app.memory import give_back_large_blocks
 from app.metrics import Metrics
 from app.open_files import open_more_files
+from app.presence import Presence
 from app.protocol import BoundedProtocol, Seats
 from app.quarantine import Quarantine
 from app.receiver import Receiver, http_error, internal_error
@@ -94,8 +99,10 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         admin_token=settings.admin_token,
         clock=deployment.clock,
     )
-    health = _health(deployment, redis, storage, spool=spool, lateness=lateness, ring=ring)
-    metrics = Metrics(redis, tally, deployment.clock, folder, job_queues(deployment.handlers))
+    identity = Identity(redis, storage)
+    here = Presence(redis, presence.process_of(deployment, RECEIVER), identity, clock=deployment.clock)
+    health = _health(deployment, redis, storage, here, identity, spool=spool, lateness=lateness, ring=ring)
+    metrics = Metrics(redis, tally, deployment.clock, folder, here, job_queues(deployment.handlers))
     patient = connect(deployment.redis_url, timeout=DRAIN_TIMEOUT)
     patient_records = Records(patient, ttl=settings.record_ttl)
     # What waits is fed back although nothing more is spooled, should it have been switched off.
@@ -111,6 +118,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
         lifespan=_lifespan(
             inbox,
             drainer,
+            here,
             ring=ring,
             counting=partial(tally.flushing, redis, settings.data / COUNTS_FOLDER),
             clock=deployment.clock,
@@ -126,6 +134,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
 def _lifespan(
     inbox: Inbox,
     drainer: Drainer,
+    here: Presence,
     *,
     ring: KeyRing | None,
     counting: Callable[[], AbstractContextManager[Tally]],
@@ -139,7 +148,7 @@ def _lifespan(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         drainer.start()
         filling = asyncio.create_task(ring.fill()) if ring else None
-        with counting(), clock.following(redis):
+        with counting(), clock.following(redis), here.kept():
             yield
             await inbox.close()
         if filling:
@@ -173,6 +182,8 @@ def _health(
     deployment: Deployment,
     redis: Redis,
     storage: Storage,
+    here: Presence,
+    identity: Identity,
     *,
     spool: Spool | None,
     lateness: Lateness,
@@ -182,7 +193,8 @@ def _health(
     return Health(
         redis=redis,
         storage=storage,
-        secret_keys=deployment.secret_keys,
+        here=here,
+        identity=identity,
         admin_token=settings.admin_token,
         spool=spool,
         lateness=lateness,
@@ -208,6 +220,8 @@ def _routes(files: Files, health: Health, metrics: Metrics) -> list[Route]:
 def serve(deployment: Deployment) -> None:
     """Run the receiver until SIGTERM or SIGINT, then exit with 0; raises `Permanent` when the port is taken.
 
+    Raises `ConfigurationError` when Redis belongs to another storage.
+
     Main thread only. What was acknowledged is durable already; requests in flight get some seconds more.
     """
     give_back_large_blocks()
@@ -224,6 +238,9 @@ def serve(deployment: Deployment) -> None:
     # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    _, *problems = presence.compare(deployment)
+    if problems:
+        raise ConfigurationError(problems)
     with listen(deployment.settings.host, deployment.settings.port) as listener:
         host, port = listener.getsockname()[:2]
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}/webhooks/replicate"

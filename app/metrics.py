@@ -17,9 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.clock import clocks_off
+from app.core import fleet
 from app.core import vocabulary as words
 from app.core.names import COUNTERS, HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, RECORDS
 from app.core.vocabulary import Counter, Gauge, Histogram
+from app.presence import Presence, others
 from app.recent import Recent
 from app.spool import Spool
 from app.tally import Tally
@@ -45,6 +47,7 @@ class Metrics:
     tally: Tally
     clock: Callable[[], datetime]
     spool: Spool
+    here: Presence
     users: Sequence[str] = ()
     """Queues beside ours that hold jobs of the user's."""
     _seen: dict[str, int] = field(default_factory=dict)
@@ -65,6 +68,7 @@ class Metrics:
         self.tally.flush(self.redis)
         try:
             self._seen, gauges = _ask(self.redis, self.clock(), list(dict.fromkeys([*_OURS, *self.users])))
+            gauges = gauges | self._differing()
             counts = self._seen
         except RedisError:
             gauges = {words.REDIS_UP: {(): 0}}
@@ -75,6 +79,11 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(_Families(counts, gauges | self._spooled()))
         return generate_latest(registry)
+
+    def _differing(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
+        own = self.here.process
+        found = fleet.differing(own, others(self.redis, own))
+        return {words.DIFFERING: {(what,): len(found.get(what, ())) for what in fleet.COMPARED}}
 
     def _spooled(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
         try:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import TypeVar
 
 from redis import Redis
@@ -76,14 +77,29 @@ class Rebuild:
         self._clock = clock
         self._restoration = Restoration(redis)
         self._busy: set[Place] = set()
+        self._added: Mapping[str, datetime | None] = {}
 
-    def run(self) -> Iterator[Rebuilt]:
-        """Rebuild, folder by folder; raises `Transient` when storage is away, and redis-py's errors."""
+    def run(
+        self,
+        found: Iterable[Folder] | None = None,
+        *,
+        oldest: datetime | None = None,
+        added: Mapping[str, datetime | None] = MappingProxyType({}),
+    ) -> Iterator[Rebuilt]:
+        """Rebuild, folder by folder; raises `Transient` when storage is away, and redis-py's errors.
+
+        `found` are the folders, instead of all. What was committed before `oldest` is left alone, and a
+        handler is told of nothing that was stored before it was `added`.
+        """
+        self._added = added
         for queue in telling_queues(self._redis):
             jobs = backlog(queue, self._redis)
             listed = [*jobs.queued, *jobs.running, *jobs.scheduled, *jobs.failed]
             self._busy |= {place for place, _ in by_place(listed)}
-        found = chain.from_iterable(folders(self._storage, kind) for kind in Kind)
+        if found is None:
+            found = chain.from_iterable(folders(self._storage, kind) for kind in Kind)
+        if oldest is not None:
+            found = (one for one in found if one.manifest is None or one.manifest.changed_at >= oldest)
         with ThreadPoolExecutor(READERS, thread_name_prefix="rebuild") as readers:
             for batch in _batches(found, BATCH):
                 yield from self._restore(list(readers.map(self._read, batch)))
@@ -129,9 +145,13 @@ class Rebuild:
         untold = [
             handler
             for handler in interested(self._handlers, prediction)
-            if handler.name in idle and told[handler.name] is None
+            if handler.name in idle and told[handler.name] is None and self._is_owed(handler, manifest)
         ]
         return Wanted(manifest, self._seconds_left(manifest, now), untold, dead)
+
+    def _is_owed(self, handler: Handler, manifest: Manifest) -> bool:
+        added = self._added.get(handler.name)
+        return added is None or manifest.stored_at >= added
 
     def _seconds_left(self, manifest: Manifest, now: datetime) -> int:
         if self._everything:

@@ -3,7 +3,6 @@
 Methods block; errors are redis-py's, of `first_start` those of storage too.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,11 +13,9 @@ from redis import Redis
 from app.core.awaited import Awaited, Origin
 from app.core.errors import StorageFailure
 from app.core.lifecycle import State
-from app.core.manifest import format_time
 from app.core.names import (
     AWAITED,
     FIRST_START,
-    FIRST_START_NAME,
     PASSED_OVER,
     RECONCILE_MARKS,
     RECONCILE_TURN,
@@ -30,7 +27,7 @@ from app.core.names import (
     removed_key,
     split_awaited,
 )
-from app.core.prediction import parse_time
+from app.identity import Identity
 from app.storage import Storage
 from app.turns import turn
 
@@ -56,16 +53,11 @@ class Memory:
         known = cast(bytes | None, self._redis.get(FIRST_START))
         first = now if known is None else _moment(known)
         try:
-            written = _written(storage.get(FIRST_START_NAME))
+            first = Identity(self._redis, storage).note_first_start(first)
         except StorageFailure:
             if known is None:
                 raise
             return first
-        if written is None:
-            document = json.dumps({"first_start": format_time(first)})
-            storage.create(FIRST_START_NAME, document.encode())
-        elif written < first:
-            first = written
         self._redis.set(FIRST_START, first.timestamp())
         return first
 
@@ -152,10 +144,3 @@ def _member(awaited: Awaited) -> str:
 
 def _moment(text: bytes) -> datetime:
     return datetime.fromtimestamp(float(text), UTC)
-
-
-def _written(data: bytes | None) -> datetime | None:
-    try:
-        return parse_time(json.loads(data or b"{}").get("first_start"))
-    except (ValueError, AttributeError):
-        return None  # torn by a power cut

@@ -11,23 +11,36 @@ from redis.exceptions import RedisError, ResponseError
 from app.clock import clock_of, clocks_off
 from app.core import findings as rules
 from app.core.findings import Finding, Level
-from app.core.links import fingerprint
+from app.core.fleet import Process, compared
 from app.core.names import KEY_FINGERPRINT, SWEPT, WRITE_PROBE
 from app.handler_states import HandlerStates
 from app.job_checks import ages, dead_letters, scheduler, untold_ends, workers
+from app.presence import others
+
+REPLAYED = (
+    ("HSET", "outkeep:record:prediction:x", "state", "received"),
+    ("ZADD", "outkeep:records", "0", "prediction:x"),
+    ("EXPIRE", "outkeep:record:prediction:x", "1"),
+    ("HSET", "rq:job:x", "status", "queued"),
+    ("SADD", "rq:queues", "rq:queue:persist"),
+    ("RPUSH", "rq:queue:persist", "x"),
+    ("LREM", "rq:queue:persist", "1", "x"),
+    ("DEL", "rq:job:x"),
+)
+"""Commands as they stand in the log of Redis, within transactions."""
 
 
 def check_redis(
-    redis: Redis, keys: Sequence[bytes], handlers: Sequence[str], users: Sequence[str] = ()
+    redis: Redis, own: Process, handlers: Sequence[str], users: Sequence[str] = ()
 ) -> list[Finding]:
     """Every check that needs Redis; raises redis' errors when it does not answer.
 
-    `keys` are those of this configuration, `handlers` the names of those that are told, `users` the queues
-    that hold jobs of the user's.
+    `own` is what a process of this configuration would say of itself, `handlers` are the names of those that
+    are told, `users` the queues that hold jobs of the user's.
     """
-    findings = [*_server(redis), *_writes(redis)]
+    findings = [*server(redis), *_writes(redis)]
     try:
-        findings += _rest(redis, keys, handlers, users, wrong=bool(findings))
+        findings += _rest(redis, own, handlers, users, wrong=any(one.level is Level.FAIL for one in findings))
     except ResponseError as error:
         # A cluster, or a user who may not do what we must.
         detail = f"refuses commands that are needed ({type(error).__name__}): {error}"
@@ -36,13 +49,14 @@ def check_redis(
 
 
 def _rest(
-    redis: Redis, keys: Sequence[bytes], handlers: Sequence[str], users: Sequence[str], *, wrong: bool
+    redis: Redis, own: Process, handlers: Sequence[str], users: Sequence[str], *, wrong: bool
 ) -> list[Finding]:
     durable, now = durability(redis, severe=Level.FAIL), clock_of(redis)()
     return [
         *(found for found in durable if not (wrong and found.level is Level.OK)),
         *memory(redis),
-        *_key(redis, keys),
+        *default_user(redis),
+        *_fleet(redis, own),
         _clock(redis),
         *rules.clocks(clocks_off(redis)),
         *workers(redis, users, now),
@@ -55,7 +69,8 @@ def _rest(
     ]
 
 
-def _server(redis: Redis) -> list[Finding]:
+def server(redis: Redis) -> list[Finding]:
+    """What Redis says against itself: its version, its role, its replicas, its disk."""
     try:
         info = cast(dict[str, object], redis.info())
     except ResponseError:
@@ -71,15 +86,22 @@ def _writes(redis: Redis) -> Iterator[Finding]:
         yield Finding(Level.FAIL, "redis", detail)
 
 
-def _key(redis: Redis, keys: Sequence[bytes]) -> Iterator[Finding]:
+def _fleet(redis: Redis, own: Process) -> list[Finding]:
     known = cast(bytes | None, redis.get(KEY_FINGERPRINT))
-    if not keys or known is None:
-        return
-    if known.decode(errors="replace") in map(fingerprint, keys):
-        yield Finding(Level.OK, "secret key", "the same as in the other processes")
-    else:
-        detail = "OUTKEEP_SECRET_KEY is not that of the other processes on this Redis: links will not open"
-        yield Finding(Level.FAIL, "secret key", detail)
+    return compared(own, others(redis, own), last_key=known.decode(errors="replace") if known else None)
+
+
+def default_user(redis: Redis) -> list[Finding]:
+    """Whether Redis drops transactions when it loads its log, since its default user may not run them.
+
+    Redis and Valkey check the commands of a transaction against that user when they replay it (found in Redis
+    7.0 and 7.2 and Valkey 9.1), although nobody logs in as it.
+    """
+    try:
+        answers = [redis.acl_dryrun("default", *command) for command in REPLAYED]
+    except ResponseError:
+        return []  # not allowed to look; or a server before 7.0, which is named for that
+    return rules.default_user(refused=any(rules.text(answer) != "OK" for answer in answers))
 
 
 def _clock(redis: Redis) -> Finding:
@@ -105,9 +127,10 @@ def _switched_off(redis: Redis, handlers: Sequence[str]) -> Iterator[Finding]:
 def durability(redis: Redis, *, severe: Level) -> list[Finding]:
     """What Redis' configuration could lose; `severe` is the level of the worst."""
     try:
-        current = {name: _text(redis.config_get(name), name) for name in rules.DURABLE}
+        found = {name: cast(dict[object, object], redis.config_get(name)) for name in rules.DURABLE}
     except RedisError:
         return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
+    current = {name: rules.text(said.get(name, said.get(name.encode(), b""))) for name, said in found.items()}
     return rules.durability(current, severe=severe)
 
 
@@ -117,9 +140,3 @@ def memory(redis: Redis) -> list[Finding]:
         return rules.memory(cast(dict[str, object], redis.info("memory")))
     except ResponseError:
         return []
-
-
-def _text(answer: object, name: str) -> str:
-    values = cast(dict[object, object], answer)
-    value = values.get(name, values.get(name.encode(), b""))
-    return value.decode() if isinstance(value, bytes) else str(value)

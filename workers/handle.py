@@ -59,7 +59,8 @@ log = logging.getLogger("outkeep.worker")
 class HandleWorker(PatientWorker, Worker):
     """RQ's worker, that says every `beat` seconds that it lives and is missed after `silence`.
 
-    How a job ended is written to what `storage` opens, if there is one. It is called in the work-horse only.
+    `on_beat` is called then. How a job ended is written to what `storage` opens, if there is one; it is
+    called in the work-horse only.
     """
 
     queue_class = JobQueue
@@ -70,10 +71,13 @@ class HandleWorker(PatientWorker, Worker):
         listed: Listed,
         storage: Callable[[], Storage] | None,
         pace: Pace,
+        *,
         clock: Clock,
+        on_beat: Callable[[], None],
     ) -> None:
         self.pace = pace
         self.clock = clock
+        self._on_beat = on_beat
         self.outage = Outage()
         self._storage = storage
         self._is_written = False
@@ -119,6 +123,7 @@ class HandleWorker(PatientWorker, Worker):
             own.exists(WORKERS_SUSPENDED)
             suspended = bool(own.execute()[-1])
         self.clock.ask_aloud(self.connection)
+        self._on_beat()
         self.outage.ends()
         self.commands.obey()
         return not suspended and not self.clock.is_far_off
@@ -322,9 +327,13 @@ def worker(
     *,
     pace: Pace = PACE,
     clock: Clock | None = None,
+    on_beat: Callable[[], None] = lambda: None,
 ) -> HandleWorker:
-    """A worker that runs `functions` and no others; `storage` opens the storage in each work-horse."""
-    return HandleWorker(connection, functions, storage, pace, clock or Clock())
+    """A worker that runs `functions` and no others; `storage` opens the storage in each work-horse.
+
+    `on_beat` is called every few seconds, and must start no thread.
+    """
+    return HandleWorker(connection, functions, storage, pace, clock=clock or Clock(), on_beat=on_beat)
 
 
 def _end_group() -> None:

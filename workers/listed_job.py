@@ -1,18 +1,26 @@
 """A job of the user's: only functions that the handlers file names run, each within its memory."""
 
 import importlib
+import logging
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from rq import Retry
 from rq.exceptions import DeserializationError
+from rq.utils import now
 
 from app.core.errors import Permanent
+from app.core.names import split_handle_job_id
+from app.core.policy import UNKNOWN_PATIENCE, UNKNOWN_WAIT
+from app.user_jobs import facts
 from workers.guarded_job import GuardedJob
 
 Listed = Mapping[str, int]
 """The functions that may run, by their dotted names, with the bytes of memory that each may take."""
+
+log = logging.getLogger("outkeep.worker")
 
 
 class ListedJob(GuardedJob):
@@ -47,13 +55,34 @@ class ListedJob(GuardedJob):
         return self.is_listed and super().should_retry
 
     def perform(self) -> Any:
-        """Run it within its memory."""
+        """Run it within its memory; leave one that another worker may know to that."""
+        if not self.is_listed and (again := self._until_known()) is not None:
+            return again
         try:
             with _limited(self.listed.get(str(self.func_name))):
                 return super().perform()
         finally:
             if self.when_over is not None:
                 self.when_over()
+
+    def _until_known(self) -> Retry | None:
+        """The next run of a job of a handler's, as during a rolling restart; None once nobody knows it."""
+        if split_handle_job_id(self.id) is None:
+            return None
+        at = now().timestamp()
+        since = self.meta.get("unknown_since")
+        if since is None:
+            self.meta["unknown_since"] = since = at
+            self.save_meta()  # type: ignore[no-untyped-call]
+            log.warning(
+                "a function that this worker does not know is left to another one, for %.0f min",
+                UNKNOWN_PATIENCE.total_seconds() / 60,
+                extra=facts(self.id),
+            )
+        if not isinstance(since, float) or not 0 <= at - since < UNKNOWN_PATIENCE.total_seconds():
+            return None
+        self.number_of_retries = (self.number_of_retries or 0) - 1  # it did not run
+        return Retry(max=1_000_000, interval=int(UNKNOWN_WAIT))
 
 
 def listed_jobs(listed: Listed) -> type[ListedJob]:

@@ -15,9 +15,10 @@ from redis.exceptions import RedisError
 from app import told as outcome_files
 from app.core.downstream import Downstream
 from app.core.errors import Permanent, Transient
+from app.core.manifest import format_time
 from app.core.names import Kind
 from app.core.outcomes import Told
-from app.core.policy import notify_delay, put_off
+from app.core.policy import UNKNOWN_PATIENCE, UNKNOWN_WAIT, notify_delay, put_off
 from app.core.vocabulary import NOTIFIED, RETRIES
 from app.handler_states import HandlerStates
 from app.storage import Storage
@@ -99,6 +100,8 @@ class Notify:
             return None, None
         if await asyncio.to_thread(self.states.is_off, delivery.handler):
             return None, "off"
+        if (wait := self._wait_until_known(delivery, memory)) is not None:
+            return wait, None
         downstream = self.downstreams.get(delivery.handler) or Downstream(1)
         began = time.monotonic()
         wait = downstream.ask(began)
@@ -113,6 +116,24 @@ class Notify:
         if attempt.error is not None and outcome is None:
             self.tally.add(RETRIES, "notify", attempt.error)
         return wait, outcome
+
+    def _wait_until_known(self, delivery: Delivery, memory: dict[str, Any]) -> float | None:
+        """Seconds to wait for a process whose handlers file has the handler, as during a rolling restart."""
+        if delivery.handler in self.attempts.handlers:
+            memory.pop("unknown_since", None)
+            return None
+        now = self.clock()
+        if "unknown_since" not in memory:
+            memory["unknown_since"] = format_time(now)
+            log.warning(
+                "the handlers file of this process has no such handler; another one may, for %.0f min",
+                UNKNOWN_PATIENCE.total_seconds() / 60,
+                extra=_facts(delivery),
+            )
+        if now - datetime.fromisoformat(memory["unknown_since"]) >= UNKNOWN_PATIENCE:
+            return None
+        self.tally.add(RETRIES, "notify", "handler_unknown")
+        return UNKNOWN_WAIT * (0.5 + self.jitter())
 
     async def _attempt(
         self, delivery: Delivery, downstream: Downstream, began: float

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,15 @@ from app.backlog import queues_of_users
 from app.clock import lend_to_rq
 from app.core.certificates import redis_fault
 from app.core.errors import ConfigurationError, Permanent
+from app.core.fleet import Process
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
+from app.identity import Identity
 from app.inbox import connect as hasty
 from app.memory import give_back_large_blocks
 from app.open_files import open_more_files
+from app.presence import Presence, compare, process_of
+from app.processes import in_child
 from app.redaction import secrets_of
 from app.storage import Storage
 from workers import handle
@@ -60,34 +64,50 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
         telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
         deployment = connect(settings, handlers, expect_redis if options.lifeline else find_redis)
         redis = Redis.from_url(deployment.redis_url)
+        _wait_for(redis)
+        storage_id = _compared(deployment, forks=forks)
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"outkeep: {problem}", file=sys.stderr)  # noqa: T201
         return 2
     lend_to_rq(deployment.clock)
     try:
-        _work_on(options.queue, options.path, deployment, redis)
+        _work_on(options.queue, options.path, deployment, redis, storage_id)
     except Permanent as error:
         log.critical("the worker cannot go on: %s", error.message)
         return 1
     return 0
 
 
-def _work_on(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
+def _compared(deployment: Deployment, *, forks: bool) -> str | None:
+    """The id of the storage, if it can be asked; raises `ConfigurationError` when it is not that of Redis."""
+    found, *problems = in_child(compare, deployment) if forks else compare(deployment)
+    if problems:
+        raise ConfigurationError(problems)
+    return found or None
+
+
+def _work_on(queue: str, path: str, deployment: Deployment, redis: Redis, storage_id: str | None) -> None:
     while True:
         _wait_for(redis)
         with suppress(RedisError):  # it went away again before the work began
-            return _work(queue, path, deployment, redis)
+            return _work(queue, path, deployment, redis, storage_id)
 
 
-def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
+def _work(queue: str, path: str, deployment: Deployment, redis: Redis, storage_id: str | None) -> None:
+    process = process_of(deployment, queue, storage_id)
     if queue == HANDLE_QUEUE:
         sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
         storage = partial(Storage, deployment.settings.storage_url)
         log.info("worker started", extra={"queue": queue})
+        here = Presence(hasty(deployment.redis_url), process)
         functions = handle.listed(deployment.handlers)
         # It forks, so nothing of it may be in a thread: it asks for the time itself.
-        handle.worker(redis, functions, storage, clock=deployment.clock).work(logging_level="WARNING")
+        worker_of_functions = handle.worker(
+            redis, functions, storage, clock=deployment.clock, on_beat=here.say_hopefully
+        )
+        worker_of_functions.work(logging_level="WARNING")
+        here.say_hopefully(ends=True)
         return
     opened = ASYNCHRONOUS[queue]
     slots = deployment.settings.slots
@@ -105,10 +125,18 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis) -> None:
     with (
         closing(hasty(deployment.redis_url)) as asked,
         deployment.clock.following(asked),
+        _present(asked, process, deployment),
         sweeper_of(queue, deployment, users),
         reconciling(queue, deployment),
     ):
         worker.work()
+
+
+def _present(redis: Redis, process: Process, deployment: Deployment) -> AbstractContextManager[None]:
+    """Say what this process is while the block lasts. It ends where Redis belongs to another storage."""
+    identity = Identity(redis, Storage(deployment.settings.storage_url))
+    ends = partial(os.kill, os.getpid(), signal.SIGTERM)  # the next start is refused
+    return Presence(redis, process, identity, ends, clock=deployment.clock).kept()
 
 
 def _wait_for(redis: Redis) -> None:

@@ -26,6 +26,7 @@ from app.storage import Storage
 from app.strays import Strays
 from app.tally import series
 from workers.ends import Ends
+from workers.epochs import Epochs
 from workers.leftovers import Leftovers
 from workers.refused import Refused
 from workers.retention import Retention
@@ -79,8 +80,10 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
     sweep = Sweep(redis, ttl=settings.record_ttl, clock=clock, users=users)
     ends = Ends(redis, storage)
     claims = StrayClaims(storage, records, held_for=settings.record_ttl, now=clock.time)
+    epochs = Epochs(redis, storage, deployment.handlers, ttl=settings.record_ttl, clock=clock)
 
     def shared() -> Counter[Repair]:
+        epochs.run()
         return sweep.run() + ends.run() + claims.run()
 
     return Sweeper(redis, clock=clock, shared=shared, local=local, tidy=tidy)

@@ -10,8 +10,9 @@ import click
 from app import deployment
 from app.cli.terminal import Progress
 from app.clock import clock_of
-from app.core.errors import Permanent
+from app.core.errors import ConfigurationError, Permanent
 from app.core.names import Kind
+from app.identity import Identity
 from app.inbox import connect
 from app.rebuild import Rebuild, Rebuilt, object_of
 from app.storage import Storage
@@ -38,15 +39,20 @@ def rebuild(*, everything: bool, as_json: bool) -> None:
     """
     settings, handlers = deployment.prepare(os.environ)
     redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    storage = Storage(settings.storage_url)
+    identity = Identity(redis, storage)
+    if (problem := identity.trouble()) is not None:
+        raise ConfigurationError([problem])
     service = Rebuild(
         redis,
-        Storage(settings.storage_url),
+        storage,
         handlers,
         ttl=settings.record_ttl,
         everything=everything,
         clock=clock_of(redis),
     )
     counts, faults = _count(service.run(), as_json=as_json)
+    identity.renew()
     if as_json:
         click.echo(json.dumps({**counts, "unreadable": faults}))
     else:

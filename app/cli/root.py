@@ -18,6 +18,7 @@ from app.cli import (
     run,
     send,
     show,
+    storage,
     verify,
 )
 from app.cli.terminal import escape_what_does_not_fit, say
@@ -45,6 +46,7 @@ for command in (
     run.up, run.serve, run.work, run.healthcheck, run.demo, run.simulate,
     send.send, predict.run, look.ls, show.show, look.config, handlers.handlers, replay.replay,
     rebuild.rebuild, verify.verify, reconcile.reconcile, account.secret, account.url, rm.rm, doctor.doctor,
+    storage.storage,
 ):  # fmt: skip
     cli.add_command(command)
 

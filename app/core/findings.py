@@ -137,7 +137,31 @@ def server(info: Mapping[str, object]) -> list[Finding]:
         found.append("this is a replica, which takes no writes; point REDIS_URL to its master")
     if info.get("aof_last_write_status", "ok") != "ok":
         found.append("its last write to disk failed; look at its log and make room on its disk")
-    return [Finding(Level.FAIL, "redis", detail) for detail in found]
+    findings = [Finding(Level.FAIL, "redis", detail) for detail in found]
+    if replicas := int(str(info.get("connected_slaves", 0))):
+        detail = (
+            f"{replicas} replica{'s are' if replicas > 1 else ' is'} connected, and nobody waits for what is "
+            "acknowledged to reach them: a failover loses what they had not yet"
+        )
+        findings.append(Finding(Level.WARN, "redis replicas", detail))
+    return findings
+
+
+def default_user(*, refused: bool) -> list[Finding]:
+    """Complain if Redis' default user is `refused` commands that stand in its log."""
+    if not refused:
+        return []
+    detail = (
+        "its default user may not run our commands: at a restart Redis drops all transactions in its log, "
+        "and with them acknowledged events; set `user default off resetpass ~* &* +@all` where its users are "
+        "configured (nobody can log in as it)"
+    )
+    return [Finding(Level.FAIL, "redis default user", detail)]
+
+
+def text(value: object) -> str:
+    """An answer of Redis as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def memory(info: Mapping[str, object]) -> list[Finding]:

@@ -150,7 +150,7 @@ AWAITED_HERE = "outkeep:awaited-here"
 next (Unix seconds)."""
 
 FIRST_START = "outkeep:first-start"
-"""When Outkeep first ran on this Redis (Unix seconds); never changed. See `FIRST_START_NAME`."""
+"""When Outkeep first ran on this Redis (Unix seconds); never changed. See `IDENTITY_NAME`."""
 
 PASSED_OVER = "outkeep:passed-over"
 """Sorted set of `<kind>:<id>` that reconciliation has looked at and left alone, scored by when (seconds)."""
@@ -174,6 +174,37 @@ CLOCKS = "outkeep:clocks"
 
 KEY_FINGERPRINT = "outkeep:key-fingerprint"
 """Fingerprint of the first `OUTKEEP_SECRET_KEY` that used this Redis."""
+
+
+PROCESSES = "outkeep:processes"
+"""Set of the names of the processes (`<role>:<host>:<pid>`) that were heard of lately."""
+
+
+def process_key(name: str) -> str:
+    """JSON: what a process says of itself (see `app.core.fleet`); it is said again before it expires."""
+    return f"outkeep:process:{name}"
+
+
+STORAGE_ID = "outkeep:storage"
+"""Id of the storage that this Redis belongs to; the same stands in `IDENTITY_NAME`."""
+
+EPOCH = "outkeep:epoch"
+"""A number that grows every minute, and that `IDENTITY_NAME` follows: where it is smaller, data is lost."""
+
+IDENTITY_LOCK = "outkeep:identity-lock"
+"""Held while `IDENTITY_NAME` is written; expires."""
+
+REBUILD_TURN = "outkeep:rebuild-turn"
+"""Held by the process that rebuilds by itself after Redis has lost its data."""
+
+CAUGHT_UP = "outkeep:caught-up"
+"""Hash: name of a handler that some processes do not know → up to when it was seen to that it is told (Unix
+seconds)."""
+
+
+def catch_up_turn(fingerprint: str) -> str:
+    """Set by the process that tells new handlers now, one for each handlers file; expires."""
+    return f"outkeep:catch-up-turn:{fingerprint}"
 
 
 HANDLERS_OFF = "outkeep:handlers-off"
@@ -273,8 +304,9 @@ def split_awaited(member: str) -> tuple[Kind, str, bool]:
 
 
 # Objects in storage.
-FIRST_START_NAME = "outkeep.json"
-"""When Outkeep first ran with this storage (`{"first_start": …}`): a Redis may be emptied."""
+IDENTITY_NAME = "outkeep.json"
+"""What a Redis that was emptied has forgotten (see `app.identity`): `id` of this storage, its `epoch`,
+`first_start`: when Outkeep first ran with it, and `handlers`: since when each is in the handlers file."""
 
 MANIFEST_NAME = "prediction.json"
 TEXT_NAME = "output.txt"

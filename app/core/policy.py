@@ -19,6 +19,12 @@ NOTIFY_DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0,
 UNCOUNTED = frozenset({"api_busy", "creations_limited", "follow_up_running", "follow_up_sought"})
 """What puts a notification off and is no attempt: nothing was tried, or somebody asked us to wait."""
 
+UNKNOWN_PATIENCE = timedelta(minutes=30)
+"""How long a delivery waits whose handler a process does not know: another one, or a later one, may."""
+
+UNKNOWN_WAIT = 15.0
+"""Seconds until it is looked at again, by whichever process."""
+
 MAX_RETRY_AFTER = 86400.0
 RETRIED_ONCE = frozenset({"forbidden"})
 RETRIED_WITHIN_THE_HOUR = frozenset({"address_refused"})

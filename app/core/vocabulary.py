@@ -85,12 +85,14 @@ EVENTS: Final[Mapping[str, str]] = {
     "a handler answers oddly, and its status counts": "handler_answer_odd",
     "handler not told, again in %.0f s: %s": "handler_put_off",
     "handler not told; the delivery is a dead letter: %s": "handler_dead_letter",
+    "the handlers file of this process has no such handler; another one may, for %.0f min": "handler_unknown",
     "event handed on to a job": "event_handed_on",
     "a job of a handler has finished": "handler_job_finished",
     "a job of a handler failed, again in %.0f s: %s": "handler_job_run_failed",
     "a job of a handler failed for the last time: %s": "handler_job_run_failed",
     "a job of a handler has failed for good, and waits for a replay: %s": "handler_job_failed",
     "the end of job %s is told by the sweep: %s": "handler_job_end_delayed",
+    "a function that this worker does not know is left to another one, for %.0f min": "handler_job_unknown",
     "a run goes on %.0f s after its function has ended": "handler_job_overrun",
     "follow-up created": "follow_up_created",
     "a follow-up that an earlier run had created is found": "follow_up_found",
@@ -115,6 +117,11 @@ EVENTS: Final[Mapping[str, str]] = {
     "the webhook secret cannot be fetched again: %s": "secret_outdated",
     # any process
     "the clock of this host: %s": "clock_skew",
+    "this process cannot go on: %s": "storage_differs",
+    "Redis has come back without data that it held; rebuilding it from the storage": "redis_data_lost",
+    "rebuilt from the storage": "redis_rebuilt",
+    "rebuilding is put off: %s": "rebuild_delayed",
+    "%s could not be read for the rebuild: %s": "manifest_unreadable",
     "counts wait for Redis: %s": "counts_delayed",
     "counts wait in memory alone: %s": "counts_delayed",
     "the process crashed": "process_crashed",
@@ -193,6 +200,9 @@ OLDEST: Final = Gauge(
 )
 WORKERS: Final = Gauge("outkeep_workers", "Workers registered for a queue.", ("queue",))
 RECORDS: Final = Gauge("outkeep_records", "Predictions and trainings in the live view.")
+DIFFERING: Final = Gauge(
+    "outkeep_processes_differing", "Processes that differ from this one, by what in.", ("what",)
+)
 SPOOLED: Final = Gauge("outkeep_spool_deliveries", "Deliveries that wait on the disk of this receiver.")
 SPOOL_OLDEST: Final = Gauge("outkeep_spool_oldest_seconds", "Age of the oldest delivery in the spool.")
 
@@ -204,4 +214,4 @@ SKEW: Final = Gauge(
     ("host",),
 )
 
-GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, SPOOLED, SPOOL_OLDEST, SKEW)
+GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, DIFFERING, SPOOLED, SPOOL_OLDEST, SKEW)

@@ -293,7 +293,7 @@ def test_a_key_of_another_deployment_fails(valkey: OwnValkey, tmp_path: Path) ->
     valkey.redis.set(KEY_FINGERPRINT, "of another key")
     report = doctor(tmp_path, **environment(valkey.url, tmp_path, OUTKEEP_SECRET_KEY=OTHER_KEY))
     assert report.line("secret key").startswith(
-        "fail secret key: OUTKEEP_SECRET_KEY is not that of the other"
+        "fail secret key: OUTKEEP_SECRET_KEY is not the one that was used on this Redis"
     )
     assert OTHER_KEY not in "".join(report.lines)
 

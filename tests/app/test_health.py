@@ -4,7 +4,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -13,9 +15,12 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from app import queues
+from app.core.fleet import Process
+from app.core.links import fingerprint
 from app.core.names import HANDLE_QUEUE, KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
 from app.handler_states import HandlerStates
 from app.listening import free_port
+from app.presence import Presence
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.app.web import BOUND, SECRET_KEY, WEBHOOK, Answer, Web, in_thread, prediction, signed, wait_until
 
@@ -151,26 +156,42 @@ def test_missing_workers_are_warned_of(valkey: OwnValkey, tmp_path: Path) -> Non
     assert 'outkeep_queue_jobs{queue="thumbs",state="waiting"} 0.0' in metrics
 
 
-def test_a_key_of_another_deployment_fails(valkey: OwnValkey, tmp_path: Path) -> None:
+def test_a_key_of_another_deployment_is_a_warning_and_names_who_has_it(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
     valkey.start()
+    storage = (tmp_path / "outputs").as_uri()
     with (
-        in_thread(valkey.url, tmp_path / "a") as first,
-        in_thread(valkey.url, tmp_path / "b", OUTKEEP_SECRET_KEY=OTHER_KEY) as second,
+        in_thread(valkey.url, tmp_path / "a", OUTKEEP_STORAGE=storage) as first,
+        in_thread(
+            valkey.url, tmp_path / "b", OUTKEEP_STORAGE=storage, OUTKEEP_SECRET_KEY=OTHER_KEY
+        ) as second,
     ):
-        assert line(ready(first), "secret key") == "ok secret key"
-        answer = ready(second)
-        assert answer.status == 503
-        assert line(answer, "secret key").startswith("fail secret key: OUTKEEP_SECRET_KEY differs")
-        assert ready(first).status == 200
+        other = Presence(valkey.redis, process(OTHER_KEY, pid=1))
+        other.say()
+        wait_until(lambda: line(ready(first), "secret key").startswith("warn"))
+        for web in (first, second):
+            answer = ready(web)
+            assert answer.status == 200
+        assert "has none of the keys of receiver:elsewhere:1" in line(ready(first), "secret key")
     assert SECRET_KEY.encode() not in (valkey.redis.get(KEY_FINGERPRINT) or b"")
+
+
+def process(*keys: str, pid: int, **more: Any) -> Process:
+    """A receiver on another host."""
+    marks = tuple(fingerprint(key.encode()) for key in keys)
+    facts = {"version": metadata.version("outkeep"), "handlers": {}, "storage": None, **more}
+    return Process("receiver", "elsewhere", pid, keys=marks, **facts)
 
 
 def test_a_rotated_key_is_the_same_deployment(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     both, new = f"{OTHER_KEY} {SECRET_KEY}", OTHER_KEY
-    for keys, status in ((SECRET_KEY, 200), (both, 200), (new, 200), (both, 200), (SECRET_KEY, 503)):
+    for keys, level in ((SECRET_KEY, "ok"), (both, "ok"), (new, "ok"), (both, "ok"), (SECRET_KEY, "warn")):
         with in_thread(valkey.url, tmp_path, OUTKEEP_SECRET_KEY=keys) as web:
-            assert ready(web).status == status
+            answer = ready(web)
+            assert answer.status == 200
+            assert line(answer, "secret key").startswith(level)
 
 
 def test_without_redis_and_spool_we_live_and_are_not_ready(tmp_path: Path) -> None:

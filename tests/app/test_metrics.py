@@ -12,10 +12,12 @@ from redis.retry import Retry
 
 from app import queues
 from app.core import vocabulary as words
+from app.core.fleet import Process
 from app.core.manifest import Receipt
 from app.core.names import COUNTERS, RECORDS, Kind
 from app.listening import free_port
 from app.metrics import Metrics
+from app.presence import Presence
 from app.spool import Spool, Spooled
 from app.tally import Tally
 
@@ -33,8 +35,12 @@ def read(metrics: Metrics) -> dict[str, float]:
     }
 
 
+def here(redis: Redis) -> Presence:
+    return Presence(redis, Process("receiver", "a", 1, "1", ("k",), {"gallery": "1"}, "s"))
+
+
 def metrics_of(redis: Redis, tally: Tally | None = None, *, now: datetime | None = None) -> Metrics:
-    return Metrics(redis, tally or Tally(), lambda: now or datetime.now(UTC), NO_SPOOL)
+    return Metrics(redis, tally or Tally(), lambda: now or datetime.now(UTC), NO_SPOOL, here(redis))
 
 
 def away() -> Redis:
@@ -88,7 +94,7 @@ def test_depth_and_age_of_the_oldest_are_told_for_each_queue(redis: Redis) -> No
 def test_queues_of_the_users_own_are_told_too(redis: Redis) -> None:
     queues.queue("thumbs", redis).enqueue("tasks.keep", {})
     redis.sadd("rq:workers:thumbs", "rq:worker:a")
-    told = read(Metrics(redis, Tally(), lambda: LATER, NO_SPOOL, ("handle", "thumbs")))
+    told = read(Metrics(redis, Tally(), lambda: LATER, NO_SPOOL, here(redis), ("handle", "thumbs")))
     assert told["outkeep_queue_jobs queue=thumbs state=waiting"] == 1
     assert told["outkeep_queue_jobs queue=thumbs state=failed"] == 0
     assert told["outkeep_queue_oldest_seconds queue=thumbs"] > 1e9
@@ -122,7 +128,8 @@ def test_the_spool_is_told_while_redis_is_away(tmp_path: Path) -> None:
         )
         asyncio.run(spool.keep("abc", Spooled(Kind.PREDICTION, b"{}", receipt)))
     spool.close()
-    told = read(Metrics(away(), Tally(), lambda: received + timedelta(seconds=61.5), spool))
+    gone = away()
+    told = read(Metrics(gone, Tally(), lambda: received + timedelta(seconds=61.5), spool, here(gone)))
     assert told["outkeep_spool_deliveries"] == 3
     assert told["outkeep_spool_oldest_seconds"] == pytest.approx(61.5, abs=0.01)
 
@@ -130,7 +137,20 @@ def test_the_spool_is_told_while_redis_is_away(tmp_path: Path) -> None:
 def test_a_spool_that_cannot_be_read_is_not_told_as_empty(redis: Redis, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     spool = Spool(tmp_path / "file", disk_floor=0)
-    assert "outkeep_spool_deliveries" not in read(Metrics(redis, Tally(), lambda: LATER, spool))
+    assert "outkeep_spool_deliveries" not in read(Metrics(redis, Tally(), lambda: LATER, spool, here(redis)))
+
+
+def test_processes_that_differ_are_counted_by_what_in(redis: Redis) -> None:
+    told = read(metrics_of(redis))
+    assert {what: told[f"outkeep_processes_differing what={what}"] for what in ("keys", "handlers")} == {
+        "keys": 0,
+        "handlers": 0,
+    }
+    Presence(redis, Process("persist", "b", 1, "2", ("k", "l"), {}, "other")).say()
+    told = read(metrics_of(redis))
+    assert {
+        name.partition("=")[2]: value for name, value in told.items() if name.startswith("outkeep_processes")
+    } == {"keys": 0, "handlers": 1, "storage": 1, "version": 1}
 
 
 def test_a_redis_that_others_wrote_to_does_not_break_the_text(redis: Redis) -> None:

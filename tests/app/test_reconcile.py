@@ -22,8 +22,8 @@ from app.core.names import (
     AWAITED,
     AWAITED_HERE,
     FIRST_START,
-    FIRST_START_NAME,
     FOLLOW_UPS_OPEN,
+    IDENTITY_NAME,
     Kind,
     persist_job_id,
     record_key,
@@ -619,8 +619,8 @@ def test_a_storage_that_fails_keeps_nobody_from_fetching(desk: Desk) -> None:
     folder = desk.storage.folder
     assert folder is not None
     (folder / "predictions").write_text("no folder")
-    (folder / FIRST_START_NAME).unlink()
-    (folder / FIRST_START_NAME).mkdir()
+    (folder / IDENTITY_NAME).unlink()
+    (folder / IDENTITY_NAME).mkdir()
     desk.now += timedelta(seconds=LATEST_ASK)
     assert desk.ask() == {"new": 1}
     assert desk.run()["new"] == 1

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.core.manifest import format_time
-from app.core.names import FIRST_START_NAME, RECONCILE_TURN, RECONCILED, Kind
+from app.core.names import IDENTITY_NAME, RECONCILE_TURN, RECONCILED, Kind
 from app.reconcile_memory import Memory
 from app.simulator import Simulator, media
 from tests.e2e.recorder import Recorder, recorder
@@ -51,7 +51,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, simulator: Simulator, downstrea
     # It has run here before, so what ends from now on is ours to tell of.
     up.outputs.mkdir(parents=True)
     began = format_time(datetime.now(UTC) - timedelta(hours=6))
-    (up.outputs / FIRST_START_NAME).write_text(json.dumps({"first_start": began}))
+    (up.outputs / IDENTITY_NAME).write_text(json.dumps({"first_start": began}))
     try:
         yield up
     finally:

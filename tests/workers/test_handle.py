@@ -1,6 +1,7 @@
 """The worker of the queue `handle`: it runs what the handlers file lists, whoever wrote to Redis."""
 
 import multiprocessing
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from rq import Callback
 from rq.job import Job, JobStatus
 
 from app import queues
-from app.core.names import HANDLE_QUEUE
+from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
+from app.core.policy import UNKNOWN_PATIENCE
 from app.core.targets import MEMORY
+from app.user_jobs import end_of
 from tests.e2e.recorder import Recorder, recorder
 from tests.workers.worker_process import failure
 from workers import handle
@@ -84,6 +87,35 @@ def test_a_planted_function_does_not_run_and_is_a_dead_letter(
     assert not (here / "betrayed").exists()
     assert job.get_status() == JobStatus.FAILED
     assert queues.queue(HANDLE_QUEUE, redis).failed_job_registry.get_job_ids() == [job.id]
+
+
+def test_a_job_of_a_handler_that_this_worker_does_not_know_is_left_to_one_that_does(
+    redis: Redis, valkey_url: str, here: Path
+) -> None:
+    job_id = handle_job_id(notify_job_id("note", Kind.PREDICTION, "p1"))
+    job = enqueue(redis, LISTED, str(here / "note"), "x", job_id=job_id)
+    work(valkey_url, "some.other")
+    assert job.get_status() == JobStatus.SCHEDULED
+    queue = queues.queue(HANDLE_QUEUE, redis)
+    queue.scheduled_job_registry.remove(job.id)
+    job.refresh()  # type: ignore[no-untyped-call]
+    queue.enqueue_job(job)
+    work(valkey_url, LISTED)
+    assert (job.get_status(), (here / "note").read_text()) == (JobStatus.FINISHED, "x")
+    assert end_of(redis, job.id).attempts == 1
+
+
+@pytest.mark.parametrize("since", [-UNKNOWN_PATIENCE.total_seconds(), 3600.0, "soon", [], True])
+def test_one_that_nobody_knows_is_a_dead_letter_after_half_an_hour_whatever_was_planted(
+    redis: Redis, valkey_url: str, here: Path, since: object
+) -> None:
+    job_id = handle_job_id(notify_job_id("note", Kind.PREDICTION, "p1"))
+    job = enqueue(redis, "os.system", "touch betrayed", job_id=job_id)
+    job.meta["unknown_since"] = time.time() + since if isinstance(since, float) else since
+    job.save_meta()  # type: ignore[no-untyped-call]
+    work(valkey_url, LISTED)
+    assert job.get_status() == JobStatus.FAILED
+    assert not (here / "betrayed").exists()
 
 
 def test_the_refusal_names_the_function(redis: Redis, valkey_url: str) -> None:

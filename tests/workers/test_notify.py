@@ -22,9 +22,9 @@ from app import queues
 from app.core import handlers, prediction
 from app.core.keys import generate_secret
 from app.core.links import check_path, link_keys
-from app.core.manifest import KeptFile, Manifest, Receipt
+from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, Kind, notification_id, notify_job_id
-from app.core.policy import NOTIFY_DELAYS
+from app.core.policy import NOTIFY_DELAYS, UNKNOWN_PATIENCE
 from app.deployment import Deployment
 from app.handler_states import HandlerStates
 from app.listening import free_port
@@ -457,9 +457,34 @@ def test_a_dead_letter_that_is_requeued_gets_another_attempt(office: Office) -> 
     assert (told["outcome"], told["attempts"]) == ("delivered", 11)
 
 
-def test_a_handler_that_is_no_longer_in_the_file_is_a_dead_letter_at_once(office: Office) -> None:
+def test_a_handler_that_this_process_does_not_know_waits_half_an_hour_for_one_that_does(
+    office: Office,
+) -> None:
+    with recorder() as downstream:
+        job = office.tell(downstream.url)
+        known, office.handlers = office.handlers, ""
+        office.work()
+        assert (office.failed, attempts(job), office.told()) == ([], [], None)
+        assert job.get_status(refresh=True) == JobStatus.SCHEDULED
+
+        office.handlers = known
+        office.hasten(job)
+        office.work()
+        assert len(downstream.received) == 1
+    told = office.told()
+    assert told is not None
+    assert (told["outcome"], told["attempts"]) == ("delivered", 1)
+
+
+def test_a_handler_that_nobody_knows_is_a_dead_letter_after_half_an_hour(office: Office) -> None:
     job = office.tell("http://127.0.0.1:9/")
     office.handlers = ""
+    office.work()
+    long_ago = datetime.now(UTC) - UNKNOWN_PATIENCE
+    job.refresh()  # type: ignore[no-untyped-call]
+    job.meta["unknown_since"] = format_time(long_ago)
+    job.save_meta()  # type: ignore[no-untyped-call]
+    office.hasten(job)
     office.work()
     assert office.failed == [job.id]
     [attempt] = attempts(job)
