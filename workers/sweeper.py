@@ -17,6 +17,7 @@ from app.core.repairs import Repair
 from app.core.vocabulary import REPAIRS
 from app.deployment import Deployment
 from app.inbox import connect
+from app.presence import process_of
 from app.quarantine import Quarantine
 from app.records import Records
 from app.removal import Removal
@@ -25,6 +26,7 @@ from app.settings import Settings
 from app.storage import Storage
 from app.strays import Strays
 from app.tally import series
+from workers.catch_up import CatchUp
 from workers.ends import Ends
 from workers.epochs import Epochs
 from workers.leftovers import Leftovers
@@ -54,6 +56,8 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
     redis = connect(deployment.redis_url, timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
     records = Records(redis, ttl=settings.record_ttl)
+    own = process_of(deployment, queue)
+    catch_up = CatchUp(redis, storage, own, deployment.handlers, ttl=settings.record_ttl, clock=clock)
     local: Part | None = None
     tidy = None
     if queue == PERSIST_QUEUE:
@@ -86,7 +90,7 @@ def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Swe
         epochs.run()
         return sweep.run() + ends.run() + claims.run()
 
-    return Sweeper(redis, clock=clock, shared=shared, local=local, tidy=tidy)
+    return Sweeper(redis, clock=clock, shared=shared, local=local, tidy=tidy, catch_up=catch_up.run)
 
 
 def _tidying(settings: Settings, redis: Redis, storage: Storage, clock: Clock) -> Part:
@@ -117,8 +121,8 @@ class Sweeper:
     """A context: sweeps while it lasts.
 
     `shared` is what all processes mend together: it runs in the one whose turn it is, by a key in Redis.
-    `local` is mended by this process for its host, `tidy` looks by itself whose turn it is. All run `every`
-    so many seconds.
+    `local` is mended by this process for its host, `tidy` and `catch_up` look by themselves whose turn it is.
+    All run `every` so many seconds.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class Sweeper:
         shared: Part,
         local: Part | None = None,
         tidy: Part | None = None,
+        catch_up: Callable[[], None] = lambda: None,
         every: float = EVERY,
     ) -> None:
         self._redis = redis
@@ -136,6 +141,7 @@ class Sweeper:
         self._shared = shared
         self._local = local
         self._tidy = tidy
+        self.catch_up = catch_up
         self._every = every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
@@ -173,7 +179,7 @@ class Sweeper:
     def _run(self) -> None:
         failing: set[str] = set()
         while True:
-            for part in (self.mend_here, self.mend_together, self.tidy):
+            for part in (self.mend_here, self.mend_together, self.tidy, self.catch_up):
                 try:
                     part()
                     failing.discard(part.__name__)

@@ -120,6 +120,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "this process cannot go on: %s": "storage_differs",
     "Redis has come back without data that it held; rebuilding it from the storage": "redis_data_lost",
     "rebuilt from the storage": "redis_rebuilt",
+    "told handlers of what other processes have stored": "handlers_caught_up",
     "rebuilding is put off: %s": "rebuild_delayed",
     "%s could not be read for the rebuild: %s": "manifest_unreadable",
     "counts wait for Redis: %s": "counts_delayed",
