@@ -83,7 +83,7 @@ def test_nothing_is_read_again_where_all_who_store_know_the_handler(
 
 
 def test_a_worker_of_an_older_version_is_taken_for_one_that_does_not_know_it(past: Deployment) -> None:
-    SteadyWorker(PERSIST_QUEUE, connection=past.redis, name="old", pace=Pace()).register_birth()  # type: ignore[no-untyped-call]
+    SteadyWorker(PERSIST_QUEUE, connection=past.redis, name="old", pace=Pace()).register_birth()
     past.keep("meanwhile", ago=60)
     catch_up(past, "gallery", "late")
     assert told(past) == {job("meanwhile")}
