@@ -117,6 +117,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "the webhook secret cannot be fetched again: %s": "secret_outdated",
     # any process
     "the clock of this host: %s": "clock_skew",
+    "this process may open %d files only, and so takes %d connections at a time; raise the hard limit "
+    "(`ulimit -Hn`)": "open_files_few",
     "this process cannot go on: %s": "storage_differs",
     "Redis has come back without data that it held; rebuilding it from the storage": "redis_data_lost",
     "rebuilt from the storage": "redis_rebuilt",
