@@ -5,6 +5,7 @@ a list. `{{` and `}}` are braces. A text that is one placeholder and nothing els
 its type; elsewhere the value is written into the text. Nothing is ever called or computed.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ FILES = "files"
 FILE_KEYS = frozenset({"name", "url", "pointer", "source", "media_type", "size", "sha256"})
 
 MAX_DEPTH = 20
+
+MAX_INPUT = 64 << 20
+"""Bytes, as JSON, of all the values in an input."""
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+|\[[0-9]{1,6}\])*", re.ASCII)
@@ -53,15 +57,28 @@ def parse(template: Any) -> Any:
 def render(template: Any, data: Mapping[str, Any]) -> Any:
     """The input that a parsed template makes of the `data` of an event.
 
-    Raises `Permanent` (`input_unresolved`) when the event does not hold what a placeholder names.
+    Raises `Permanent`: `input_unresolved` when the event does not hold what a placeholder names,
+    `input_too_large` when the values come to more than `MAX_INPUT` bytes: each may be named many times.
     """
+    sizes: dict[Path, int] = {}
+    total = 0
+    for path in placeholders(template):
+        if path not in sizes:
+            sizes[path] = len(json.dumps(_look_up(path, data)))
+        total += sizes[path]
+        if total > MAX_INPUT:
+            raise Permanent("input_too_large", f"the input would have more than {MAX_INPUT >> 20} MiB")
+    return _rendered(template, data)
+
+
+def _rendered(template: Any, data: Mapping[str, Any]) -> Any:
     match template:
         case Text():
             return _text(template, data)
         case dict():
-            return {key: render(value, data) for key, value in template.items()}
+            return {key: _rendered(value, data) for key, value in template.items()}
         case list():
-            return [render(value, data) for value in template]
+            return [_rendered(value, data) for value in template]
         case _:
             return template
 

@@ -184,3 +184,15 @@ def test_a_placeholder_is_spelled_as_it_was_written(key: str) -> None:
 def test_no_text_raises_anything_but_our_own_error(text: str) -> None:
     with suppress(Permanent):
         render(parse(text), DATA)
+
+
+@pytest.mark.parametrize(
+    "text", ["{input.prompt}", "a {input.prompt} b", "{input}", "{output}", "{output[0]}{input.prompt}"]
+)
+def test_large_values_that_are_named_many_times_are_refused_before_they_are_written(text: str) -> None:
+    data = {"input": {"prompt": "x" * (1 << 20)}, "output": ["y" * (1 << 20)]}
+    assert render(parse({"a": text}), data)
+    template = parse({str(number): text for number in range(1000)})
+    with pytest.raises(Permanent) as caught:
+        render(template, data)
+    assert caught.value.code == "input_too_large"

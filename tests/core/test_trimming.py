@@ -1,14 +1,18 @@
 """A page of a list without its long values: the rest is as it was, wherever its blocks begin and end."""
 
 import json
+import time
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.trimming import Trimmed
+from app.core.errors import Permanent
+from app.core.trimming import DEEP, Trimmed
 
 LONG = 30
+LONGEST = 16 << 10
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -53,3 +57,35 @@ def test_white_space_makes_no_difference(page: dict[str, Any], block: int) -> No
 def test_what_is_no_page_stays_as_it_is_unless_it_is_long(data: bytes, block: int) -> None:
     assert trimmed(data, block, long=10**6) == data
     assert len(trimmed(data, block)) <= len(data) + len(b"null")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"[{" * (2 << 20), b"[" * (4 << 20), b"[" * (2 << 20) + b"]" * (2 << 20),
+     b"[" + b"[]," * (1 << 20) + b"0]", b"[" + b'{"a":["x",1]},' * 300_000 + b"0]",
+     b"[" + b'"\\n",' * 800_000 + b"0]"],
+    ids=["unclosed", "open", "closed", "pairs", "objects", "escapes"],
+)  # fmt: skip
+def test_four_megabytes_that_nest_in_any_way_take_no_time_and_are_cut(value: bytes) -> None:
+    page = b'{"next":null,"results":[{"id":"a","output":' + value + b',"status":"succeeded"}]}'
+    began = time.process_time()
+    kept = trimmed(page, 1 << 16, LONGEST)
+    assert time.process_time() - began < 2.5  # a step for each sign takes five seconds
+    assert kept.startswith(b'{"next":null,"results":[{"id":"a","output":null')
+    if value.count(b"[") == value.count(b"]"):
+        assert json.loads(kept)["results"] == [{"id": "a", "output": None, "status": "succeeded"}]
+
+
+def test_what_nests_deeper_than_it_may_becomes_null() -> None:
+    def page(levels: int) -> bytes:
+        return b'{"results":[{"a":' + b"[" * levels + b"]" * levels + b',"b":1}]}'
+
+    for block in (1, 7, 10_000):
+        assert trimmed(page(DEEP), block, LONGEST) == page(DEEP)
+        assert trimmed(page(DEEP + 1), block, LONGEST) == b'{"results":[{"a":null,"b":1}]}'
+
+
+def test_a_page_of_more_values_than_anybody_could_need_is_refused() -> None:
+    with pytest.raises(Permanent) as caught:
+        trimmed(b'{"results":[{' + b'"a":[],' * (1 << 20), 1 << 16, LONGEST)
+    assert caught.value.code == "api_too_large"
