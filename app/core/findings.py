@@ -223,6 +223,7 @@ GAPS = {
     Repair.RECORD_FAILED: "predictions are called received, and their jobs gave up",
     Repair.RECORD_LISTED: "predictions that are worked on are missing in `outkeep ls`",
     Repair.RECORD_UNLISTED: "predictions are listed whose records have expired",
+    Repair.OUTPUT_SOUGHT: "outputs that were refused are permitted now, and not fetched yet",
     Repair.WORKER_DROPPED: "dead workers are still registered",
     Repair.FILE_REMOVED: "temporary files on this host were left by killed processes",
     Repair.REMOVAL_ENDED: "predictions were to be removed, and not all of them is gone",
