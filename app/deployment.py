@@ -1,6 +1,7 @@
 """What a process starts with: settings, handlers, keys and the address of Redis, all proven at once."""
 
 import os
+import pwd
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,6 +23,11 @@ from app.storage import Storage
 
 DEFAULT_HANDLERS = Path("outkeep.toml")
 KEY_FILE = "secret.key"
+_WRITTEN = frozenset((
+    KEY_FILE, "outputs", "spool", "tmp", "up.lock", "valkey", "predictions", "trainings", "quarantine",
+    "claims", "outkeep.json",
+))  # fmt: skip
+"""What stands in the folders of data and storage once a service has run."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,31 @@ def prove(
         )
     if not _blames(problems, "REPLICATE_API_TOKEN"):
         problems += _token_problems(settings, found)
-    if settings.redis_url and settings.secret_keys is None and not _blames(problems, "OUTKEEP_SECRET_KEY"):
-        problems.append(
-            "OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; "
-            "set the same 32 random bytes or more everywhere, for example from `openssl rand -hex 32`"
-        )
+    if not _blames(problems, "OUTKEEP_SECRET_KEY"):
+        problems += _key_problems(settings)
     if unwritable := _write_problems("OUTKEEP_DATA", settings.data):
         problems += unwritable
     elif not _blames(problems, "OUTKEEP_STORAGE"):
         problems += in_child(storage_problems, settings) if forks else storage_problems(settings)
     return settings, found, problems
+
+
+def _key_problems(settings: Settings) -> list[str]:
+    if settings.redis_url is None or settings.secret_keys is not None:
+        return []
+    own = (settings.data / KEY_FILE).absolute()
+    cure = "set the same 32 random bytes or more everywhere, for example from `openssl rand -hex 32`"
+    if own.exists():
+        # Links and contexts that stand out there were made with it.
+        cure = f"set OUTKEEP_SECRET_KEY_FILE={own}, the key used so far, and give every host the same"
+    return [f"OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; {cure}"]
+
+
+def signing_keys(settings: Settings) -> tuple[bytes, ...]:
+    """The keys that links and contexts are signed with; raises `ConfigurationError`."""
+    if problems := _key_problems(settings):
+        raise ConfigurationError(problems)
+    return settings.secret_keys or own_keys(settings.data)
 
 
 def _token_problems(settings: Settings, found: tuple[Handler, ...]) -> list[str]:
@@ -127,8 +148,11 @@ def own_keys(data: Path) -> tuple[bytes, ...]:
     path = data / KEY_FILE
     try:
         if not path.exists():
+            require_owner(data)
             _make_key(path)
         return parse_secret_keys(notation.decoded(path.read_bytes()))
+    except ConfigurationError:
+        raise
     except OSError as error:
         raise ConfigurationError([f"OUTKEEP_DATA: cannot read or make {path}: {error.strerror}"]) from None
     except (UnicodeDecodeError, Permanent):
@@ -218,7 +242,37 @@ def _cdn_problems(settings: Settings) -> list[str]:
     return ["OUTKEEP_STORAGE_PUBLIC_URL: only a bucket can lie behind it; unset it, or set OUTKEEP_STORAGE"]
 
 
+def require_owner(*folders: Path) -> None:
+    """Raise `ConfigurationError` unless this user may write beside what the service has written there."""
+    user = os.geteuid()
+    problems = [problem for folder in folders for problem in owner_problems("OUTKEEP_DATA", folder, user)]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def owner_problems(name: str, folder: Path, user: int) -> list[str]:
+    """That what lies in a folder belongs to another user, who could not change what `user` would make there.
+
+    A folder of ours that is still empty tells nothing: volumes are often handed over with another owner. Root
+    would take even that from its owner.
+    """
+    try:
+        ours = [path for path in folder.iterdir() if path.name in _WRITTEN]
+        owners = {path.lstat().st_uid for path in ours} or ({folder.stat().st_uid} if user == 0 else {user})
+    except OSError:
+        return []
+    if user in owners:
+        return []
+    owner = min(owners)
+    with suppress(KeyError):
+        who = pwd.getpwuid(owner).pw_name
+        return [f"{name}: {folder} belongs to the user {who}; run this as that user: sudo -u {who} outkeep …"]
+    return [f"{name}: {folder} belongs to the user with number {owner}; run this as that user"]
+
+
 def _write_problems(name: str, folder: Path) -> list[str]:
+    if foreign := owner_problems(name, folder, os.geteuid()):
+        return foreign
     try:
         prove_writable(folder)
     except OSError as error:

@@ -46,16 +46,23 @@ DOCTOR = "doctor"
 """Its role, of which nobody is told."""
 
 _STORAGE = "OUTKEEP_STORAGE: "
+_NAMES = {
+    "webhook secret": {"REPLICATE_WEBHOOK_SECRET", "REPLICATE_API_TOKEN"},
+    "token": {"REPLICATE_API_TOKEN"},
+}
+"""What is set wrong is not "not set": these checks say nothing then."""
 
 
 def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
     """Run every check over the deployment that `environment` describes; `code` holds the user's functions."""
     settings, handlers, findings = _configuration(environment)
-    findings += _credentials(settings)
-    findings += _redis(settings, handlers)
+    blamed = [one.detail.partition(":")[0] for one in findings if one.level is Level.FAIL]
+    wrong = {name.removesuffix("_FILE") for name in blamed}
+    findings += [one for one in _credentials(settings) if not wrong & _NAMES.get(one.check, set())]
+    findings += [] if "REDIS_URL" in wrong else _redis(settings, handlers)
     findings += _left_behind(settings)
     findings += _spool(settings)
-    if not any(finding.detail.startswith(_STORAGE) for finding in findings):
+    if not any(finding.detail.startswith((_STORAGE, "OUTKEEP_DATA: ")) for finding in findings):
         findings += _storage(settings)
     findings += _disks(settings)
     findings += [*_open_folders(settings), *_public_url(settings)]

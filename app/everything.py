@@ -33,7 +33,8 @@ def run(environment: Mapping[str, str]) -> int:
     runs on the data or the port. Nothing was started then.
     """
     settings, handlers = prepare(environment, receives=True)
-    telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
+    secrets = secrets_of(settings, handlers)
+    telemetry.configure(settings.log_level, settings.log_format, role="up", secrets=secrets)
     with claim(settings.data):
         port = settings.port or free_port(settings.host)
         _await_port(settings.host, port)

@@ -12,6 +12,7 @@ from app.core.errors import Permanent
 from app.deployment import find_redis
 from app.inbox import connect
 from app.listening import reached_at
+from app.processes import is_stopped
 from app.settings import Settings
 
 TIMEOUT = 3.0
@@ -45,8 +46,13 @@ def _check_receiver(host: str, port: int) -> None:
 def _check_worker(queue: str, url: str) -> None:
     redis = connect(url, timeout=TIMEOUT)
     here, earliest = socket.gethostname(), clock_of(redis)() - SILENCE
+    stopped = None
     for worker in BaseWorker.all(queue=queues.queue(queue, redis)):
         heard = worker.last_heartbeat
         if worker.hostname == here and heard is not None and heard > earliest:
-            return
+            if not is_stopped(worker.pid or 0):
+                return
+            stopped = worker.pid
+    if stopped is not None:
+        raise Permanent("dead", f"the worker of the queue {queue} (pid {stopped}) is stopped by a signal")
     raise Permanent("dead", f"no worker of the queue {queue} lives on this host")

@@ -117,9 +117,12 @@ class _Families(Collector):
 
 def _counter(counter: Counter, counted: Counted) -> Metric:
     family = CounterMetricFamily(counter.name, counter.help, labels=counter.labels)
+    numbers = dict.fromkeys(counter.known if counter.labels else ((),), 0)
     for name, labels, number in counted:
         if name == counter.name and tuple(labels) == counter.labels:
-            family.add_metric(list(labels.values()), number)
+            numbers[tuple(labels.values())] = number
+    for values, number in numbers.items():
+        family.add_metric(list(values), number)
     return family
 
 

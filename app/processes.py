@@ -71,6 +71,14 @@ def signal_session(session: int, number: signal.Signals, *, spare: int = 0) -> N
                 os.kill(pid, number)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this host stands still by a signal; False where that cannot be told."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
+
+
 def describe_exit(code: int) -> str:
     """An exit code in words; negative codes are signals, as `subprocess` gives them."""
     if code >= 0:

@@ -1,10 +1,12 @@
 """Logs: JSON lines, or readable ones on a terminal, on standard error.
 
 A JSON line holds `event` (a stable name from `app.core.vocabulary`), `message` (the sentence), `level`,
-`logger` and `timestamp`, and facts: `kind` and `id` of a prediction, `delivery`, `job`, `handler`, `code`.
+`logger`, `timestamp`, `role`, `host` and `pid` of the process, and facts: `kind` and `id` of a prediction,
+`delivery`, `job`, `handler`, `code`.
 """
 
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -39,17 +41,20 @@ _NO_FACTS = frozenset({"_record", "_from_structlog", "color_message", "arguments
 that failed: its arguments, which can be an event with prompts and links."""
 
 
-def configure(level: str, log_format: str | None, *, secrets: Iterable[str] = ()) -> None:
+def configure(
+    level: str, log_format: str | None, *, role: str = "command", secrets: Iterable[str] = ()
+) -> None:
     """Send all logging of this process to standard error, once; also what ends it unexpectedly.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
         log_format: `json`, `text`, or None: text on a terminal, JSON otherwise.
+        role: what this process is: `receiver`, `up`, or the queue of a worker.
         secrets: what must not be in any line; see `app.redaction.secrets_of`.
     """
     terminal = sys.stderr.isatty()
     as_text = log_format == "text" or (log_format is None and terminal)
-    handler = _Hiding(Redactor(secrets), as_text=as_text, colours=terminal)
+    handler = _Hiding(Redactor(secrets), role, as_text=as_text, colours=terminal)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -77,13 +82,19 @@ def cleaned(text: str) -> str:
 class _Hiding(logging.StreamHandler[TextIO]):
     """Writes to standard error what its redactor lets through."""
 
-    def __init__(self, redactor: Redactor, *, as_text: bool, colours: bool) -> None:
+    def __init__(self, redactor: Redactor, role: str, *, as_text: bool, colours: bool) -> None:
         super().__init__(sys.stderr)
         self.redactor = redactor
-        self.setFormatter(_formatter(redactor, as_text=as_text, colours=colours))
+        self.setFormatter(_formatter(redactor, role, as_text=as_text, colours=colours))
 
 
-def _formatter(redactor: Redactor, *, as_text: bool, colours: bool) -> logging.Formatter:
+def _formatter(redactor: Redactor, role: str, *, as_text: bool, colours: bool) -> logging.Formatter:
+    host = socket.gethostname()
+
+    def name_process(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        # A child that was forked has another pid.
+        return {**event, "role": role, "host": host, "pid": event["_record"].process}
+
     def redact(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         clean: dict[str, Any] = redactor.value(event)
         return clean
@@ -103,7 +114,7 @@ def _formatter(redactor: Redactor, *, as_text: bool, colours: bool) -> logging.F
             _briefly,
             structlog.processors.format_exc_info,
         ],
-        processors=[_plain if as_text else _named, redact, *end],
+        processors=[name_process, _plain if as_text else _named, redact, *end],
     )
 
 

@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
         signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
     try:
         settings, handlers = prepare(environment, forks=forks)
-        telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
+        secrets = secrets_of(settings, handlers)
+        telemetry.configure(settings.log_level, settings.log_format, role=options.queue, secrets=secrets)
         deployment = connect(settings, handlers, expect_redis if options.lifeline else find_redis)
         redis = Redis.from_url(deployment.redis_url)
         _wait_for(redis)

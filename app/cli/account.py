@@ -1,8 +1,9 @@
-"""Commands around webhooks of Replicate: secret, url."""
+"""Commands that make addresses and secrets: secret, url, link."""
 
 import asyncio
 import json
 import os
+import time
 
 import click
 
@@ -11,10 +12,12 @@ from app.cli.terminal import say
 from app.core.context import context_keys, webhook_url
 from app.core.errors import ConfigurationError, Permanent
 from app.core.keys import generate_secret
-from app.core.names import Kind
+from app.core.links import link_keys, signed_url
+from app.core.names import ID, MANIFEST_NAME, Kind
 from app.core.request import parse_context
 from app.keyring import fetch_secret
 from app.settings import load
+from app.storage import Storage
 
 TIMEOUT = 15.0
 
@@ -65,9 +68,7 @@ def url(pairs: tuple[str, ...], *, training: bool, as_json: bool) -> None:
     except Permanent as error:
         raise ConfigurationError([f"--context: {error.message}"]) from None
     settings = load(os.environ)
-    if settings.redis_url and settings.secret_keys is None:
-        raise ConfigurationError(["OUTKEEP_SECRET_KEY: needed together with REDIS_URL, to sign the context"])
-    keys = context_keys(settings.secret_keys or deployment.own_keys(settings.data))
+    keys = context_keys(deployment.signing_keys(settings))
     if settings.public_url is None:
         say(f"outkeep: OUTKEEP_PUBLIC_URL is not set; Replicate cannot reach {settings.own_url}", err=True)
     try:
@@ -75,3 +76,42 @@ def url(pairs: tuple[str, ...], *, training: bool, as_json: bool) -> None:
     except Permanent as error:
         raise ConfigurationError([f"--context: {error.message}"]) from None
     click.echo(json.dumps({"url": made}) if as_json else made)
+
+
+@click.command(short_help="Print fresh links to the stored files of a prediction.")
+@click.argument("prediction_id", metavar="ID")
+@click.argument("name", required=False)
+@click.option(
+    "--kind", type=click.Choice([kind.value for kind in Kind]), help="In case a training shares the id."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def link(prediction_id: str, name: str | None, *, kind: str | None, as_json: bool) -> None:
+    """Print a fresh signed link to each stored file of ID, or to the one called NAME.
+
+    Whoever has a link can read that file, for eight days.
+
+    \b
+    Examples:
+      outkeep link ype2b3w02xrme0cqadzrms82nm
+      outkeep link ype2b3w02xrme0cqadzrms82nm output-0.png
+    """
+    if not ID.fullmatch(prediction_id):
+        raise click.BadParameter("an id has 1 to 64 letters, digits, '_' or '-'")
+    settings = load(os.environ)
+    storage = Storage(settings.storage_url)
+    found = [storage.read_manifest(one, prediction_id) for one in ([Kind(kind)] if kind else Kind)]
+    manifests = [manifest for manifest in found if manifest is not None]
+    if not manifests:
+        raise Permanent("unknown", f"nothing is stored of {prediction_id}")
+    if len(manifests) > 1:
+        raise click.UsageError("a prediction and a training have this id; add --kind")
+    names = [file.name for file in manifests[0].kept if file.name] + ([MANIFEST_NAME] if name else [])
+    if name is not None and name not in names:
+        there = ", ".join(names[:-1]) or "none"
+        raise Permanent("unknown", f"{prediction_id} has no stored file {name}; there are: {there}")
+    keys, now = link_keys(deployment.signing_keys(settings)), time.time()
+    if settings.public_url is None:
+        say(f"outkeep: OUTKEEP_PUBLIC_URL is not set; only this host reaches {settings.own_url}", err=True)
+    for one in [name] if name else names:
+        url = signed_url(settings.base_url, manifests[0].prediction.kind, prediction_id, one, keys, now=now)
+        say(json.dumps({"name": one, "url": url}) if as_json else url)

@@ -78,7 +78,10 @@ def config(*, as_json: bool) -> None:
       outkeep config
     """
     settings, _, problems = deployment.prove(os.environ, receives=True)
+    blamed = {problem.partition(":")[0].removesuffix("_FILE") for problem in problems}
+    wrong = {name for name in blamed if _origin(name) != "default"}
     rows = [(name, _shown(settings, name), _origin(name)) for name in VARIABLES]
+    rows = [(name, "(refused)" if name in wrong else value, origin) for name, value, origin in rows]
     if as_json:
         found = {name: {"value": value, "from": origin} for name, value, origin in rows}
         click.echo(json.dumps({"settings": found, "problems": problems}, indent=1))

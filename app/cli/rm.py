@@ -51,11 +51,13 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
         if not ID.fullmatch(prediction_id):
             raise click.BadParameter(f"an id has 1 to 64 letters, digits, '_' or '-': {prediction_id!r}")
     settings = load(os.environ)
+    storage = Storage(settings.storage_url)
+    deployment.require_owner(settings.data, *([storage.folder] if storage.folder else []))
     # A Redis that is away could bring it all back, so nothing is done without.
     redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
     removal = Removal(
         redis,
-        Storage(settings.storage_url),
+        storage,
         ttl=settings.record_ttl,
         clock=clock_of(redis),
         local=LocalCopies(settings.temporary, settings.data / "spool"),

@@ -45,8 +45,8 @@ def cli() -> None:
 for command in (
     run.up, run.serve, run.work, run.healthcheck, run.demo, run.simulate,
     send.send, predict.run, look.ls, show.show, look.config, handlers.handlers, replay.replay,
-    rebuild.rebuild, verify.verify, reconcile.reconcile, account.secret, account.url, rm.rm, doctor.doctor,
-    storage.storage,
+    rebuild.rebuild, verify.verify, reconcile.reconcile, account.secret, account.url, account.link, rm.rm,
+    doctor.doctor, storage.storage,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from app import deployment, lifeline, telemetry
+from app.cli.terminal import say
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.listening import refusal
 from app.redaction import secrets_of
@@ -47,7 +48,8 @@ def serve(*, on_lifeline: bool) -> None:
     if on_lifeline:
         lifeline.watch()
     settings, handlers = deployment.prepare(os.environ, receives=True)
-    telemetry.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings, handlers))
+    secrets = secrets_of(settings, handlers)
+    telemetry.configure(settings.log_level, settings.log_format, role="receiver", secrets=secrets)
     find = deployment.expect_redis if on_lifeline else deployment.find_redis
     main.serve(deployment.connect(settings, handlers, find))
 
@@ -165,7 +167,14 @@ def simulate(host: str, port: int, secret: str | None, token: str | None, pace: 
         click.echo(f"OUTKEEP_OUTPUT_HOSTS={running.url}")
         click.echo("Set these where your program and Outkeep run. Ctrl-C ends it.", err=True)
 
+    def watch(attempt: simulator.Attempt) -> None:
+        if attempt.failure is not None:
+            then = "given up" if attempt.settled else "tried again"
+            where = attempt.url.partition("?")[0]
+            what = f"webhook {attempt.event!r} of {attempt.subject} to {where}"
+            say(f"{what}: {attempt.failure}; {then}", err=True)
+
     try:
-        simulator.run(host, port, announce=announce, token=token, secret=secret, pace=pace)
+        simulator.run(host, port, announce=announce, watch=watch, token=token, secret=secret, pace=pace)
     except OSError as error:
         raise refusal(host, port, error, host_option="--host", port_option="--port") from None

@@ -16,6 +16,9 @@ from app.core.names import Kind, object_name
 
 MIN_KEY_BYTES = 32
 
+LIFE = 8 * 86400
+"""Seconds for which a link that we make is good: seven days are promised."""
+
 _KINDS = {kind.folder: kind for kind in Kind}
 _LINK = re.compile(
     rf"(?P<path>/files/(?P<folder>{'|'.join(_KINDS)})/(?P<id>[^/?#]+)/(?P<name>[^/?#]+))"
@@ -64,6 +67,13 @@ def file_path(kind: Kind, prediction_id: str, name: str) -> str:
 def sign_path(path: str, expires: int, keys: LinkKeys) -> str:
     """`path` with `expires` (seconds since 1970) and `signature` in its query."""
     return f"{path}?expires={expires}&signature={_signature(path, str(expires), keys.keys[0])}"
+
+
+def signed_url(
+    base_url: str, kind: Kind, prediction_id: str, name: str, keys: LinkKeys, *, now: float
+) -> str:
+    """A link to a stored file that is good for `LIFE` from `now` (seconds since 1970)."""
+    return base_url + sign_path(file_path(kind, prediction_id, name), int(now) + LIFE, keys)
 
 
 def check_path(path: str, expires: str, signature: str, keys: LinkKeys, *, now: float) -> None:

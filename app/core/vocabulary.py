@@ -145,6 +145,8 @@ class Counter:
     name: str
     help: str
     labels: tuple[str, ...] = ()
+    known: tuple[tuple[str, ...], ...] = ()
+    """Values of the labels that are told from the start, as 0: a rate needs a first sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +167,34 @@ class Gauge:
     labels: tuple[str, ...] = ()
 
 
-RECEIVED: Final = Counter("outkeep_deliveries_total", "Deliveries acknowledged, by outcome.", ("outcome",))
-REFUSED: Final = Counter("outkeep_refusals_total", "Deliveries not acknowledged, by reason.", ("reason",))
+_KINDS = (("prediction",), ("training",))
+
+RECEIVED: Final = Counter(
+    "outkeep_deliveries_total",
+    "Deliveries acknowledged, by outcome.",
+    ("outcome",),
+    (("accepted",), ("duplicate",), ("progress",), ("stale",), ("spooled",), ("quarantined",)),
+)
+REFUSED: Final = Counter(
+    "outkeep_refusals_total",
+    "Deliveries not acknowledged, by reason.",
+    ("reason",),
+    (("signature_mismatch",), ("timestamp_out_of_range",), ("busy",), ("redis_unavailable",)),
+)
 STORED: Final = Counter(
     "outkeep_predictions_stored_total",
     "Predictions and trainings that are kept; not those of which every output was lost.",
     ("kind",),
+    _KINDS,
 )
 FILES: Final = Counter("outkeep_files_stored_total", "Files stored, inputs included.")
 BYTES: Final = Counter("outkeep_bytes_stored_total", "Bytes of files stored, inputs included.")
-LOST: Final = Counter("outkeep_files_lost_total", "Output files that could not be kept, by code.", ("code",))
+LOST: Final = Counter(
+    "outkeep_files_lost_total",
+    "Output files that could not be kept, by code.",
+    ("code",),
+    (("not_found",), ("host_refused",), ("deadline",), ("too_large",)),
+)
 RETRIES: Final = Counter(
     "outkeep_retries_total", "Attempts put off, by what was to be done and code.", ("work", "code")
 )

@@ -5,6 +5,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+REFUSED = 400
+"""Status from which on an answer is a refusal; Replicate takes a redirect for delivered."""
+
 _KEPT = 10_000
 
 
@@ -27,11 +30,19 @@ class Attempt:
     error: str | None
     settled: bool
 
+    @property
+    def failure(self) -> str | None:
+        """Why it did not arrive; None when it did."""
+        if self.error is not None:
+            return self.error
+        return f"answered {self.status}" if self.status is None or self.status >= REFUSED else None
+
 
 class Attempts:
-    """The newest ten thousand attempts, in the order in which they ended."""
+    """The newest ten thousand attempts, in the order in which they ended; `watch` is called with each."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[Attempt], None] = lambda _: None) -> None:
+        self._watch = watch
         self._changed = threading.Condition()
         self._kept: deque[Attempt] = deque(maxlen=_KEPT)
 
@@ -40,6 +51,7 @@ class Attempts:
         with self._changed:
             self._kept.append(attempt)
             self._changed.notify_all()
+        self._watch(attempt)
 
     def of(self, subject: str) -> list[Attempt]:
         """All attempts about one prediction."""

@@ -58,6 +58,7 @@ class Simulator:
         pace: float = 0.05,
         keep: float = 3600.0,
         retry_delays: Sequence[float] = RETRY_DELAYS,
+        watch: Callable[[Attempt], None] = lambda _: None,
         event_interval: float = EVENT_INTERVAL,
         certificate: Path | None = None,
         reticent: bool = False,
@@ -70,7 +71,7 @@ class Simulator:
         self._retry_delays = tuple(retry_delays)
         self._event_interval = event_interval
         self._reticent = reticent
-        self._attempts = Attempts()
+        self._attempts = Attempts(watch)
         self._traffic = Traffic()
         self._started: Future[tuple[Backend, asyncio.AbstractEventLoop]] = Future()
         self._socket = socket.create_server((host, port), backlog=_BACKLOG)
@@ -229,15 +230,18 @@ def run(
     port: int,
     *,
     announce: Callable[[Simulator], None],
+    watch: Callable[[Attempt], None],
     token: str | None = None,
     secret: str | None = None,
     pace: float = 3.0,
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM; `announce` is called once the port is bound.
 
+    `watch` is called with each attempt at a webhook, on the simulator's own thread.
+
     Raises `OSError` when the port is taken.
     """
-    simulator = Simulator(host=host, port=port, token=token, secret=secret, pace=pace)
+    simulator = Simulator(host=host, port=port, token=token, secret=secret, pace=pace, watch=watch)
     announce(simulator)
     # uvicorn raises SIGINT again after a clean shutdown.
     with suppress(KeyboardInterrupt):

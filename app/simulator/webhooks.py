@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from app.simulator.attempts import Attempt, Attempts
+from app.simulator.attempts import REFUSED, Attempt, Attempts
 
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0, 29.0)
 """Seconds before each retry of a terminal webhook: the last comes a minute after completion."""
@@ -25,7 +25,6 @@ EVENT_INTERVAL = 0.5
 
 _USER_AGENT = "Webhooks/1.66.0 (simulator)"
 _ATTEMPT_TIMEOUT = aiohttp.ClientTimeout(total=10)
-_REFUSED = 400
 _LETTERS = string.digits + string.ascii_letters
 
 
@@ -108,7 +107,7 @@ class Sender:
             timestamp = int(time.time())
             sent_at = time.monotonic()
             status, error = await self._post(webhook, timestamp)
-            delivered = status is not None and status < _REFUSED
+            delivered = status is not None and status < REFUSED
             settled = delivered or number == len(delays)
             self._attempts.record(
                 Attempt(

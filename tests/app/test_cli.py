@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from redis import Redis
@@ -505,6 +506,68 @@ def test_what_a_terminal_or_pipe_has_no_sign_for_is_escaped(
         lines = outkeep(*shown, settings=terminal, encoding=encoding).stdout
         documents = [json.loads(line) for line in (lines.splitlines() if shown[0] == "ls" else [lines])]
         assert model in json.dumps(documents, ensure_ascii=False)
+
+
+def test_link_gives_fresh_links_to_what_is_stored(settings: dict[str, str], web: Web, kept: Manifest) -> None:
+    Storage((web.folder / "outputs").as_uri()).put_bytes("predictions/kept/output-0.png", b"png")
+    public = settings | {"OUTKEEP_PUBLIC_URL": f"http://127.0.0.1:{web.port}"}
+    done = outkeep("link", "kept", settings=public)
+    [url] = done.stdout.splitlines()
+    assert done.stderr == ""
+    with urlopen(url) as answer:
+        assert answer.read() == b"png"
+    named = outkeep("link", "kept", "prediction.json", "--json", settings=public)
+    found = json.loads(named.stdout)
+    with urlopen(found["url"]) as answer:
+        assert (found["name"], json.load(answer)["id"]) == ("prediction.json", "kept")
+    assert complaints(outkeep("link", "kept", "output-1.png", settings=public), 1) == [
+        "kept has no stored file output-1.png; there are: output-0.png"
+    ]
+    assert complaints(outkeep("link", "unknown", settings=public), 1) == ["nothing is stored of unknown"]
+    assert outkeep("link", "../x", settings=public).returncode == 2
+    assert "OUTKEEP_PUBLIC_URL is not set" in outkeep("link", "kept", settings=settings).stderr
+
+
+def test_a_simulator_says_when_a_webhook_fails(tmp_path: Path) -> None:
+    port = free_port()
+    options = ["--token", "t", "--pace", "0", "--port", str(port)]
+    command = [sys.executable, "-m", "app.cli", "simulate", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stderr is not None
+            while not running.stdout.readline().startswith("OUTKEEP_OUTPUT_HOSTS"):
+                pass
+            hook = f"http://127.0.0.1:{free_port()}/webhooks/replicate?outkeep_context=canary"
+            request = Request(
+                f"http://127.0.0.1:{port}/v1/models/outkeep/image/predictions",
+                json.dumps({"input": {}, "webhook": hook, "webhook_events_filter": ["completed"]}).encode(),
+                {"authorization": "Bearer t", "content-type": "application/json"},
+            )
+            with urlopen(request) as answer:
+                identity = json.load(answer)["id"]
+            line = next(line for line in running.stderr if line.startswith("webhook "))
+            assert f"webhook 'completed' of {identity} to {hook.partition('?')[0]}: " in line
+            assert "ClientConnectorError" in line
+            assert line.endswith("; tried again\n")
+        finally:
+            running.kill()
+
+
+def test_what_is_set_wrong_is_not_called_not_set(tmp_path: Path) -> None:
+    wrong = {
+        "OUTKEEP_DATA": str(tmp_path),
+        "REDIS_URL": "http://x",
+        "REPLICATE_WEBHOOK_SECRET": "whsec_",
+        "REPLICATE_API_TOKEN": "a b",
+        "OUTKEEP_SECRET_KEY": "short",
+    }
+    for command in ("doctor", "config", "serve", "ls", "url"):
+        done = outkeep(command, settings=wrong)
+        said = done.stdout + done.stderr
+        assert "not set" not in said
+        assert all(name in said for name in wrong if name != "OUTKEEP_DATA")
+        assert "(embedded)" not in said
 
 
 def test_an_id_that_two_share_gives_one_document_for_the_kind_that_is_named(

@@ -1,6 +1,7 @@
 """What a process starts with, proven at once."""
 
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import pytest
 
 from app.core.errors import ConfigurationError
 from app.core.targets import Webhook
-from app.deployment import connect, find_redis, own_keys, prepare
+from app.deployment import connect, find_redis, own_keys, owner_problems, prepare
 from app.settings import load
-from tests.app.web import SECRET, SECRET_KEY
+from tests.app.web import SECRET, SECRET_KEY, clean_environment
 
 HANDLER = '[[handler]]\nname = "gallery"\nurl = "https://example.com/x"\nsecret = "{secret}"\n'
 
@@ -180,6 +181,53 @@ def test_no_secret_shows_in_a_deployment(tmp_path: Path) -> None:
     assert "hunter2" not in shown
     assert SECRET_KEY not in shown
     assert SECRET not in shown
+
+
+def test_who_moves_out_of_the_embedded_server_is_led_to_the_key_used_so_far(tmp_path: Path) -> None:
+    own_keys(tmp_path)
+    [problem] = problems(environment(tmp_path, REDIS_URL="redis://localhost"))
+    assert f"set OUTKEEP_SECRET_KEY_FILE={tmp_path / 'secret.key'}" in problem
+    assert "openssl" not in problem
+    key = str(tmp_path / "secret.key")
+    prepare(environment(tmp_path, REDIS_URL="redis://x", OUTKEEP_SECRET_KEY_FILE=key))
+
+
+OURS = ("secret.key", "spool", "outputs", "predictions", "trainings", "up.lock", "valkey", "tmp")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_another_user_has_made_is_left_to_that_user(tmp_path: Path, name: str) -> None:
+    us = os.geteuid()
+    assert owner_problems("OUTKEEP_DATA", tmp_path / "none", us) == []
+    assert owner_problems("OUTKEEP_DATA", tmp_path, us + 1 if us else 1) == [], "nothing is there yet"
+    (tmp_path / name).mkdir()
+    assert owner_problems("OUTKEEP_DATA", tmp_path, us) == []
+    [problem] = owner_problems("OUTKEEP_DATA", tmp_path, us + 1)
+    who = pwd.getpwuid(us).pw_name
+    assert problem == (
+        f"OUTKEEP_DATA: {tmp_path} belongs to the user {who}; run this as that user: sudo -u {who} outkeep …"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_root_writes_nothing_where_another_user_serves(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    os.chown(data, 54321, 54321)
+    assert problems(environment(data)) == [
+        f"OUTKEEP_DATA: {data} belongs to the user with number 54321; run this as that user"
+    ]
+    for command in ("url", "serve", "up", "work persist", "rm abc", "rebuild", "doctor"):
+        done = subprocess.run(
+            [sys.executable, "-m", "app.cli", *command.split()],
+            env=clean_environment(environment(data)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in {1, 2}
+        assert "belongs to the user with number 54321" in done.stdout + done.stderr
+    assert list(data.iterdir()) == []
 
 
 def test_a_key_is_made_once_for_us_alone(tmp_path: Path) -> None:

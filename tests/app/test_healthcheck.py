@@ -1,6 +1,9 @@
 """`outkeep healthcheck`, as a container runs it."""
 
+import os
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +72,24 @@ def test_a_worker_of_this_host_and_queue_lives(valkey: OwnValkey, tmp_path: Path
     check("persist", settings(valkey, tmp_path))
     with pytest.raises(Permanent, match="no worker of the queue notify lives on this host"):
         check("notify", settings(valkey, tmp_path))
+
+
+def test_a_worker_that_is_stopped_is_dead_unless_another_one_lives(valkey: OwnValkey, tmp_path: Path) -> None:
+    born = worker(valkey, "persist")
+    asleep = subprocess.Popen(["sleep", "600"])
+    try:
+        valkey.redis.hset(born.key, "pid", asleep.pid)
+        check("persist", settings(valkey, tmp_path))
+        asleep.send_signal(signal.SIGSTOP)
+        os.waitpid(asleep.pid, os.WUNTRACED)  # until it stands
+        with pytest.raises(Permanent, match=rf"\(pid {asleep.pid}\) is stopped"):
+            check("persist", settings(valkey, tmp_path))
+        another = Worker(["persist"], connection=valkey.redis, name="another", serializer=JSONSerializer)
+        another.register_birth()  # type: ignore[no-untyped-call]
+        check("persist", settings(valkey, tmp_path))
+    finally:
+        asleep.kill()
+        asleep.wait()
 
 
 def test_a_worker_of_another_host_does_not_count(valkey: OwnValkey, tmp_path: Path) -> None:

@@ -58,6 +58,15 @@ def test_every_process_tells_the_sum_of_all(redis: Redis) -> None:
     assert told["outkeep_redis_up"] == 1
 
 
+def test_what_is_known_to_be_counted_begins_at_0(redis: Redis) -> None:
+    told = read(metrics_of(redis))
+    outcomes = ("accepted", "duplicate", "progress", "stale", "spooled", "quarantined")
+    assert all(told[f"outkeep_deliveries_total outcome={outcome}"] == 0 for outcome in outcomes)
+    assert told["outkeep_predictions_stored_total kind=training"] == 0
+    assert told["outkeep_files_stored_total"] == 0
+    assert told["outkeep_files_lost_total code=not_found"] == 0
+
+
 def test_the_seconds_left_of_the_hour_are_a_histogram(redis: Redis) -> None:
     tally = Tally()
     for left in (0, 59, 3595, 3595):

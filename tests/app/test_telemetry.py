@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 _PROGRAM = """
 import logging, sys
 from app import telemetry
-telemetry.configure(sys.argv[1], sys.argv[2] or None)
+telemetry.configure(sys.argv[1], sys.argv[2] or None, role="persist")
 log = logging.getLogger("outkeep.test")
 log.debug("quiet")
 log.info("received %s", "abc", extra={"id": "abc", "count": 3, "odd": object, "color_message": "COLOUR"})
@@ -50,6 +51,14 @@ def test_each_line_is_one_json_object_with_the_facts() -> None:
     assert first["logger"] == "outkeep.test"
     assert first["timestamp"].endswith("Z")
     assert all("color_message" not in line for line in lines)
+
+
+def test_each_line_says_which_process_it_is_of() -> None:
+    lines = [json.loads(line) for line in logged("info", "json")]
+    assert {(line["role"], line["host"]) for line in lines} == {("persist", socket.gethostname())}
+    [pid] = {line["pid"] for line in lines}
+    assert isinstance(pid, int)
+    assert "role=persist" in logged("info", "text")[0]
 
 
 def test_an_exception_is_part_of_its_line() -> None:
