@@ -113,10 +113,13 @@ class Attempts:
     async def _act(self, delivery: Delivery, handler: Handler) -> Result:
         match handler.target:
             case Webhook() as webhook:
-                event = await self._event(delivery)
                 webhook_id = notification_id(delivery.handler, delivery.kind, delivery.id)
-                status, asked = await self.post.send(webhook, webhook_id, event)
-                return Result(status, asked)
+                if webhook.format == "replicate":
+                    # It may be as large as what Replicate sent: few of those are in memory at a time.
+                    async with self._room(delivery, self._telling):
+                        event = await self._built(delivery, events.as_replicate_sends_it)
+                        return Result(*await self.post.send(webhook, webhook_id, event))
+                return Result(*await self.post.send(webhook, webhook_id, await self._event(delivery)))
             case Call() as call:
                 event = await self._event(delivery)
                 names = {"handler": handler.name, "notify_id": delivery.job}
@@ -133,13 +136,17 @@ class Attempts:
 
     async def _event(self, delivery: Delivery) -> dict[str, Any]:
         """What the handler is told; of a large manifest no more than that stays in memory."""
-
-        def build() -> dict[str, Any]:
-            manifest = self._manifest(delivery)
-            return events.build(manifest, self.links(manifest))
-
         async with self._room(delivery, self._telling):
-            return await self._stored(build, delivery)
+            return await self._built(delivery, events.build)
+
+    async def _built(
+        self, delivery: Delivery, build: Callable[[Manifest, events.Link], dict[str, Any]]
+    ) -> dict[str, Any]:
+        def read_and_build() -> dict[str, Any]:
+            manifest = self._manifest(delivery)
+            return build(manifest, self.links(manifest))
+
+        return await self._stored(read_and_build)
 
     @asynccontextmanager
     async def _room(self, delivery: Delivery, places: asyncio.Semaphore) -> AsyncIterator[None]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from app.core.manifest import KeptFile, Manifest, format_time
+from app.core.manifest import KeptFile, Manifest, format_time, output_with_links
 from app.core.names import MANIFEST_NAME
 
 MAX_BYTES = 256 * 1024
@@ -39,6 +39,15 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
     _cut_logs(data)
     _shrink(event, data, link(MANIFEST_NAME))
     return event
+
+
+def as_replicate_sends_it(manifest: Manifest, link: Link) -> dict[str, Any]:
+    """The prediction object as it came, with links to stored files in its output; nothing is cut.
+
+    A program that was written for Replicate's own webhooks takes it for one of those.
+    """
+    raw = manifest.prediction.raw
+    return {**raw, "output": output_with_links(manifest, link)} if "output" in raw else dict(raw)
 
 
 def whole(manifest: Manifest, link: Link) -> dict[str, Any]:

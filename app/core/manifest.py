@@ -4,7 +4,7 @@ It alone is enough to rebuild everything else, so it holds the object exactly as
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
@@ -186,11 +186,18 @@ def mended(manifest: Manifest, kept: Mapping[int, KeptFile], stored_at: datetime
     )
 
 
-def _stored_output(prediction: Prediction, files: Iterable[KeptFile]) -> Any:
+def output_with_links(manifest: Manifest, link: Callable[[str], str]) -> Any:
+    """The output with links to stored files in the place of what Replicate deletes; `link` takes a name."""
+    return _stored_output(manifest.prediction, manifest.files, link)
+
+
+def _stored_output(
+    prediction: Prediction, files: Iterable[KeptFile], spell: Callable[[str], str] = lambda name: name
+) -> Any:
     names: dict[str, list[str]] = {}
     for file in files:
         if file.name is not None and file.source is not None and not file.is_input:
-            names.setdefault(file.source, []).append(file.name)
+            names.setdefault(file.source, []).append(spell(file.name))
     return with_stored_names(prediction.output, names)
 
 

@@ -30,6 +30,9 @@ NOTIFY_TIMEOUT: Final = 60
 FOLLOW_TIMEOUT: Final = 900
 """Seconds that one run of a notify job may take; files may have to be uploaded for a follow-up."""
 
+FORMATS: Final = ("outkeep", "replicate")
+"""What a webhook of a handler holds; the first one unless the handler says otherwise."""
+
 _MODULE = r"[A-Za-z_][A-Za-z0-9_]*"
 _FUNCTION = re.compile(rf"{_MODULE}(?:\.{_MODULE})+", re.ASCII)
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -38,10 +41,11 @@ _OURS = frozenset({"app", "workers"})
 
 @dataclass(frozen=True)
 class Webhook:
-    """A signed HTTP POST."""
+    """A signed HTTP POST. `format`: our event, or the object that Replicate itself sends."""
 
     url: str
     keys: tuple[SigningKey, ...] = field(repr=False)
+    format: str = FORMATS[0]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class FollowUp:
 
 Target = Webhook | Call | FollowUp
 KINDS: Final[Mapping[str, frozenset[str]]] = {
-    "url": frozenset({"secret"}),
+    "url": frozenset({"secret", "format"}),
     "job": frozenset({"queue", "timeout", "memory"}),
     "predict": frozenset({"input", "cancel_after"}),
 }
@@ -78,7 +82,7 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
 def make(entry: Mapping[str, Any], keys: tuple[SigningKey, ...]) -> Target:
     """The target of a table without mistakes."""
     if "url" in entry:
-        return Webhook(entry["url"], keys)
+        return Webhook(entry["url"], keys, entry.get("format", FORMATS[0]))
     if "job" in entry:
         return Call(
             function=entry["job"],
@@ -190,6 +194,7 @@ def _is_model(value: Any) -> bool:
 
 _RULES: Sequence[tuple[str, Callable[[Any], bool], str]] = (
     ("url", _is_url, "must be an http or https URL"),
+    ("format", lambda value: value in FORMATS, "must be 'outkeep' or 'replicate'"),
     ("job", _is_function, "must be the dotted name of a function, such as 'myproject.tasks.make_thumbnail'"),
     ("queue", _is_queue, "must be 1 to 64 letters, digits, '_' or '-', and neither 'persist' nor 'notify'"),
     ("timeout", _is_timeout, "must be a duration of a day at most, such as '10m'"),
