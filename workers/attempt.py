@@ -146,7 +146,7 @@ class Attempts:
             manifest = self._manifest(delivery)
             return build(manifest, self.links(manifest))
 
-        return await self._stored(read_and_build)
+        return await self._stored(read_and_build, delivery)
 
     @asynccontextmanager
     async def _room(self, delivery: Delivery, places: asyncio.Semaphore) -> AsyncIterator[None]:

