@@ -201,6 +201,32 @@ def test_a_child_that_refuses_its_configuration_stops_everything(supervised: Sup
     assert ended(pid)
 
 
+@pytest.mark.parametrize(
+    ("starts", "ends"),
+    [
+        (("sys.exit(1)", "sys.exit(2)"), ("exit code 1", "exit code 2")),
+        (("sys.exit(0)", "sys.exit(2)"), ("exit code 0", "exit code 2")),
+        (("sys.exit(1)", "sys.exit(2)", "sys.exit(2)"), ("exit code 1", "exit code 2", "exit code 2")),
+        (("os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(2)"), ("signal SIGKILL", "exit code 2")),
+        (("sys.exit(3)", "sys.exit(1)", "sys.exit(2)"), ("exit code 3", "exit code 1", "exit code 2")),
+    ],
+)
+def test_a_child_that_refuses_its_configuration_after_its_first_start_is_started_again(
+    supervised: Supervised, starts: tuple[str, ...], ends: tuple[str, ...]
+) -> None:
+    """What it was started with was good: a file that is just written, or a host that is away, made it refuse."""
+    notes = supervised.folder / "starts"
+    count = f"with open({str(notes)!r}, 'a+b') as notes: number = notes.write(b'.') and notes.tell() - 1\n"
+    program = f"{count}if number < {len(starts)}: exec({starts!r}[number])\n{STEADY_CHILD}"
+    pid = supervised.run(one=program, two=STEADY_CHILD).pid("two")
+    for end in ends:
+        assert str(supervised.wait("one", "exited")).startswith(f"{end}; starts again in ")
+    assert supervised.pid("one") != pid
+    assert psutil.pid_exists(pid)
+    supervised.signal(signal.SIGTERM)
+    assert supervised.code() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_all_and_leaves_no_process(supervised: Supervised, number: signal.Signals) -> None:
     pids = [supervised.run(one=FAMILY, two=POLITE).pid("one"), supervised.pid("two")]
