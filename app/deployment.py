@@ -46,7 +46,8 @@ def prepare(
 ) -> tuple[Settings, tuple[Handler, ...]]:
     """Read and prove the configuration of a process that stores or receives; what it makes is for its user.
 
-    A process that `forks` later leaves the storage alone: the client of a bucket starts threads.
+    A process that `forks` later leaves the storage alone: the client of a bucket starts threads. It runs
+    functions of others, creates no prediction, and so needs no token.
 
     Raises:
         ConfigurationError: with one line for each mistake in settings, handlers file and storage.
@@ -72,7 +73,7 @@ def prove(
             "REPLICATE_WEBHOOK_SECRET: not set, so no delivery could be verified; set REPLICATE_API_TOKEN, "
             "with which it is fetched, or copy the signing secret (whsec_…) from your Replicate account"
         )
-    if not _blames(problems, "REPLICATE_API_TOKEN"):
+    if not forks and not _blames(problems, "REPLICATE_API_TOKEN"):
         problems += _token_problems(settings, found)
     if not _blames(problems, "OUTKEEP_SECRET_KEY"):
         problems += _key_problems(settings)

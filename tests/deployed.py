@@ -38,7 +38,9 @@ class Deployed:
     def environment(self, name: str) -> dict[str, str]:
         """What the container of a service would have, with places of this machine."""
         given = {
-            key: container.interpolate(value, REQUIRED) for key, value in OURS[name]["environment"].items()
+            key: container.interpolate(value, REQUIRED)
+            for key, value in OURS[name]["environment"].items()
+            if value is not None
         }
         return {
             **container.image_environment(),
@@ -64,11 +66,13 @@ class Deployed:
                 environment, cwd = self.environment(name), self.data
             self.processes[name] = subprocess.Popen(command, env=environment, cwd=cwd, stdout=log, stderr=log)
 
-    def run(self, *command: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command as in the receiver's container, with other `settings`."""
+    def run(
+        self, *command: str, service: str = "receiver", **settings: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command as in the container of a service, with other `settings`."""
         return subprocess.run(
             container.unprivileged(*command),
-            env=self.environment("receiver") | settings,
+            env=self.environment(service) | settings,
             cwd=self.data,
             capture_output=True,
             text=True,
@@ -86,7 +90,7 @@ class Deployed:
 
     def is_healthy(self, name: str) -> bool:
         """What the health check of a service says."""
-        return self.run(*OURS[name]["healthcheck"]["test"][1:]).returncode == 0
+        return self.run(*OURS[name]["healthcheck"]["test"][1:], service=name).returncode == 0
 
     def stop(self) -> dict[str, int]:
         """Ask all to stop, Valkey last; their exit codes."""

@@ -1,6 +1,7 @@
 """Dockerfile and compose.yaml: linted, in agreement with the program, and run as far as that goes without an
 engine: what the image holds is put together here, and the services of the Compose file run from it."""
 
+import ast
 import json
 import re
 import subprocess
@@ -10,15 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+import psutil
 import pytest
 from redis import Redis
 
 from app.cli.root import cli
+from app.core import notation
 from app.core.findings import DURABLE
+from app.core.targets import MEMORY
 from app.embedded_program import program
 from app.lifeline import GRACE as WORKER_GRACE
 from app.main import GRACE as RECEIVER_GRACE
-from app.settings import VARIABLES
+from app.settings import VARIABLES, Settings
 from tests import container
 from tests.deployed import OURS, REQUIRED, SERVICES, Deployed
 
@@ -82,7 +86,7 @@ def test_image_and_compose_name_only_settings_that_exist() -> None:
 
 
 def test_compose_reads_its_own_variables_under_names_that_no_setting_has() -> None:
-    """`.env` goes into the containers as well, where a setting by that name would change what it is."""
+    """A setting by that name would change what it is."""
     text = (container.PROJECT / "compose.yaml").read_text()
     passed_on = {name for service in OURS.values() for name in service["environment"]}
     assert {name for name, _, _ in container.variables(text)} - passed_on == {"PUBLISH"}
@@ -123,6 +127,96 @@ def test_a_service_is_locked_down_checked_and_restarted(name: str) -> None:
     assert "logging" not in service
 
 
+READERS: dict[str, set[str]] = {
+    # Configuration, its checks, and what hides secrets from the log, read whatever there is.
+    "app/settings.py": set(),
+    "app/deployment.py": set(),
+    "app/redaction.py": set(),
+    # `docker compose exec receiver` runs the commands.
+    "app/doctor.py": {"receiver"},
+    "app/cli/*": {"receiver"},
+    "app/main.py": {"receiver"},
+    "app/keyring.py": {"receiver"},
+    "app/reconcile.py": {"persist"},
+    "workers/reconciler.py": {"persist"},
+    "workers/services.py:_following": {"notify"},
+    "workers/services.py:_fetching_inputs": {"persist"},
+    "workers/services.py:_proxy": {"persist", "notify"},
+}
+"""Where the code reads a secret → the services that run that code."""
+
+SECRETS = {
+    "webhook_secret": "REPLICATE_WEBHOOK_SECRET",
+    "webhook_keys": "REPLICATE_WEBHOOK_SECRET",
+    "api_token": "REPLICATE_API_TOKEN",
+    "admin_token": "OUTKEEP_ADMIN_TOKEN",
+    "cog_token": "OUTKEEP_COG_TOKEN",
+    "proxy": "OUTKEEP_PROXY",
+}
+"""Attribute of `Settings` → the variable. Redis and the key that signs links are everybody's."""
+
+
+def _readers() -> Iterator[tuple[str, str]]:
+    """Each place in the code that reads a secret of the settings, and the variable."""
+    for path in sorted([*container.PROJECT.glob("app/**/*.py"), *container.PROJECT.glob("workers/**/*.py")]):
+        name = path.relative_to(container.PROJECT).as_posix()
+        name = "app/cli/*" if name.startswith("app/cli/") else name
+        for statement in ast.parse(path.read_text()).body:
+            place = f"{name}:{getattr(statement, 'name', '')}"
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Attribute) and node.attr in SECRETS and _is_settings(node.value):
+                    yield (place if place in READERS else name), SECRETS[node.attr]
+
+
+def _is_settings(node: ast.expr) -> bool:
+    return (node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")) == "settings"
+
+
+def test_a_service_is_given_the_secrets_that_it_reads_and_no_others() -> None:
+    fields = Settings.model_fields.values()
+    secrets = {field.alias for field in fields if "SecretStr" in str(field.annotation)}
+    assert secrets - {None} == set(SECRETS.values())
+    found = set(_readers())
+    assert {place for place, _ in found} <= set(READERS), "which services run this code? say it in READERS"
+    needed = {name: {variable for place, variable in found if name in READERS[place]} for name in OURS}
+    given = {name: {*service["environment"]} & {*SECRETS.values()} for name, service in OURS.items()}
+    assert given == needed
+    assert needed["receiver"] == set(SECRETS.values())
+    assert needed["handle"] == set()
+
+
+def test_every_service_is_given_all_settings_that_are_no_secrets() -> None:
+    of_the_image = {"HOST", "PORT", "OUTKEEP_DATA"}
+    for service in OURS.values():
+        assert {*VARIABLES} - {*SECRETS.values()} - of_the_image <= {*service["environment"]}
+
+
+def test_files_with_secrets_go_only_where_they_are_read() -> None:
+    """`.env` goes nowhere: it holds what all services need together."""
+    for name, service in OURS.items():
+        files = [file["path"] for file in service["env_file"]]
+        assert files == ["storage.env", "handlers.env", *(["functions.env"] if name == "handle" else [])]
+        assert not any(file["required"] for file in service["env_file"])
+    assert {"environment", "env_file"} & {*SERVICES["valkey"]} == set()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_limits_of_memory_and_processes(name: str) -> None:
+    service = SERVICES[name]
+    assert 0 < service["pids_limit"] <= 1024
+    assert notation.size(_size(service["mem_limit"])) <= 3 << 30
+    if name == "handle":  # a run of a function, and the worker that forks it
+        assert notation.size(_size(service["mem_limit"])) >= MEMORY + (512 << 20)
+    if name == "valkey":  # while it rewrites its log it may take twice its data
+        room = service["command"][service["command"].index("--maxmemory") + 1]
+        assert notation.size(_size(service["mem_limit"])) >= 2 * notation.size(_size(room.removesuffix("b")))
+
+
+def _size(text: str) -> str:
+    """A size as Docker writes it, as we do."""
+    return f"{text[:-1]}{ {'m': 'MiB', 'g': 'GiB'}[text[-1]] }"
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_service_and_its_health_check_are_commands_that_exist(name: str) -> None:
     for command in (OURS[name]["command"], OURS[name]["healthcheck"]["test"][1:]):
@@ -139,7 +233,9 @@ def test_a_service_may_take_longer_to_stop_than_its_program_does() -> None:
 
 def test_valkey_of_the_compose_file_is_of_the_embedded_version() -> None:
     answer = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True)
-    assert SERVICES["valkey"]["image"] == f"valkey/valkey:{answer.stdout.split('v=')[1].split()[0]}"
+    tag, _, digest = SERVICES["valkey"]["image"].partition("@")
+    assert tag == f"valkey/valkey:{answer.stdout.split('v=')[1].split()[0]}"
+    assert re.fullmatch("sha256:[0-9a-f]{64}", digest)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +260,17 @@ def test_a_service_runs_from_the_packages_of_the_image_alone_and_is_found_health
     deployed: Deployed, name: str
 ) -> None:
     deployed.wait(lambda: deployed.is_healthy(name), f"{name} does not become healthy")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_takes_a_small_part_of_its_limits(deployed: Deployed, name: str) -> None:
+    if name in OURS:
+        deployed.wait(lambda: deployed.is_healthy(name), f"{name} does not become healthy")
+    process = psutil.Process(deployed.processes[name].pid)
+    family = [process, *process.children(recursive=True)]
+    assert sum(each.num_threads() for each in family) < SERVICES[name]["pids_limit"] / 2
+    memory = sum(each.memory_info().rss for each in family)
+    assert memory < notation.size(_size(SERVICES[name]["mem_limit"])) / 2
 
 
 def test_the_health_check_of_a_worker_fails_where_none_runs(deployed: Deployed) -> None:

@@ -44,7 +44,8 @@ class OwnValkey:
     def start(self, *options: str) -> None:
         """Start it, durable unless `options` say otherwise, and wait until it answers."""
         self.launch(*options)
-        wait_until(self.answers)
+        wait_until(lambda: self.answers() or self.pid is None)
+        assert self.pid is not None, (self._folder / "log").read_text()[-1000:]
 
     def launch(self, *options: str) -> None:
         """Start it without waiting."""

@@ -63,6 +63,15 @@ def test_looking_at_replicate_needs_a_token(tmp_path: Path, mode: str) -> None:
     prepare(settings | {"OUTKEEP_RECONCILE": "off"})
 
 
+def test_a_worker_that_runs_functions_needs_no_token_whatever_others_do(tmp_path: Path) -> None:
+    file = tmp_path / "handlers.toml"
+    file.write_text('[[handler]]\nname = "upscale"\npredict = "nightmareai/real-esrgan"\ninput = {}\n')
+    settings = environment(tmp_path, OUTKEEP_HANDLERS=str(file), OUTKEEP_RECONCILE="all")
+
+    assert len(problems(settings, receives=False)) == 2
+    prepare(settings, forks=True)
+
+
 def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "handlers.toml"
     file.write_text('[[handler]]\nname = "a b"\nurl = "x"\nsecret = "env:NOT_THERE"\n')

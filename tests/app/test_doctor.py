@@ -171,7 +171,8 @@ def test_a_redis_that_says_little_is_warned_of(valkey: OwnValkey, tmp_path: Path
 
 
 def test_a_cluster_is_refused(valkey: OwnValkey, tmp_path: Path) -> None:
-    valkey.start("--cluster-enabled", "yes")
+    # Without a port of its own its bus takes 10000, which another run of the tests, or anybody, may have.
+    valkey.start("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--bind", "127.0.0.1")
     report = doctor(tmp_path, **environment(valkey.url, tmp_path))
     assert "fail redis: this is a cluster, which is not supported; use a single server" in report.lines
 

@@ -214,7 +214,7 @@ def test_a_child_that_refuses_its_configuration_stops_everything(supervised: Sup
 def test_a_child_that_refuses_its_configuration_after_its_first_start_is_started_again(
     supervised: Supervised, starts: tuple[str, ...], ends: tuple[str, ...]
 ) -> None:
-    """What it was started with was good: a file that is just written, or a host that is away, made it refuse."""
+    """It started well once: a file that is just being written, or a host that is away, made it refuse."""
     notes = supervised.folder / "starts"
     count = f"with open({str(notes)!r}, 'a+b') as notes: number = notes.write(b'.') and notes.tell() - 1\n"
     program = f"{count}if number < {len(starts)}: exec({starts!r}[number])\n{STEADY_CHILD}"
