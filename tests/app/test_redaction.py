@@ -17,7 +17,7 @@ from app.settings import load
 OBSTORE = Path(obstore.__file__).parent
 PREFIXES: dict[str, Callable[[Any], object]] = {
     "aws_": lambda config: S3Store("b", config=config),
-    "azure_": lambda config: AzureStore("b", config={"azure_storage_account_name": "a", **config}),
+    "azure_": lambda config: AzureStore("b", account_name="a", config=config),
     "google_": lambda config: GCSStore("b", config=config),
 }
 HARMLESS = {"aws_access_key_id", "aws_sse_kms_key_id", "aws_sse_bucket_key_enabled"}
