@@ -177,11 +177,14 @@ def test_what_failed_is_tried_again_while_a_slow_file_is_on_its_way(desk: Desk) 
     async def scenario() -> None:
         async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(ok(PNG[:64], f"Content-Length: {len(PNG)}"))
-            for byte in PNG[64:]:
-                writer.write(bytes([byte]))
+            at = 64
+            while not again.done():
+                writer.write(PNG[at : at + 1])
+                at += 1
                 await asyncio.wait([again], timeout=0.1)
-                desk.forward(0 if again.done() else 0.1)
+                desk.forward(0.1)
             desk.forward(HOUR)
+            writer.write(PNG[at:])
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             again.set_result(None)
