@@ -146,9 +146,9 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        drainer.start()
         filling = asyncio.create_task(ring.fill()) if ring else None
         with counting(), clock.following(redis), here.kept():
+            drainer.start()
             yield
             await inbox.close()
         if filling:

@@ -115,6 +115,7 @@ def compare(deployment: Deployment) -> list[str]:
     settings = deployment.settings
     with closing(connect(deployment.redis_url)) as redis:
         try:
+            deployment.clock.ask(redis)  # nobody follows it yet, and others read what is written here
             names = [handler.name for handler in deployment.handlers]
             return [settle(Identity(redis, Storage(settings.storage_url)), names, deployment.clock())]
         except ConfigurationError as error:

@@ -4,15 +4,18 @@ import base64
 import hashlib
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from app.core.context import Query
 from app.core.errors import StorageFailure, Unusable
 from app.core.manifest import Source, format_time
-from app.core.names import QUARANTINE, Kind, quarantine_body_name, quarantine_name
+from app.core.names import QUARANTINE, Kind, quarantine_body_name, quarantine_day, quarantine_name
+from app.core.prediction import parse_time
 from app.storage import Storage
 
 INLINE = 64 << 10
@@ -117,12 +120,29 @@ class Quarantine:
     def _count(self) -> None:
         now, used, old = self._clock(), 0, []
         for name, stored in self._storage.objects(QUARANTINE):
-            if now - stored.changed_at > LIFE:
+            day = quarantine_day(name)  # the disk dates by the clock of its host, which may be wrong
+            since = stored.changed_at if day is None else day + timedelta(days=1)
+            if now - since > LIFE:
                 old.append(name)
             else:
                 used += max(stored.size, SMALLEST)
         self._storage.remove(old)
         self._used, self._counted_at = used, now
+
+
+def is_older(storage: Storage, name: str, changed_at: datetime, limit: datetime) -> bool:
+    """Whether an object below `QUARANTINE` was set aside before `limit`: by its date, and what it says.
+
+    One that tells neither goes by the time of its file, which is that of the clock of its host.
+    """
+    day = quarantine_day(name)
+    if day is not None and not day <= limit < day + timedelta(days=1):
+        return day < limit
+    with suppress(ValueError, AttributeError, TypeError):
+        document = storage.get(re.sub(r"\.bin$", ".json", name))
+        if document is not None:
+            return (parse_time(json.loads(document).get("received_at")) or changed_at) <= limit
+    return changed_at <= limit
 
 
 def _text(body: bytes) -> str | None:

@@ -101,7 +101,7 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis, storage_i
         sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
         storage = partial(Storage, deployment.settings.storage_url)
         log.info("worker started", extra={"queue": queue})
-        here = Presence(hasty(deployment.redis_url), process)
+        here = Presence(hasty(deployment.redis_url), process, clock=deployment.clock)
         functions = handle.listed(deployment.handlers)
         # It forks, so nothing of it may be in a thread: it asks for the time itself.
         worker_of_functions = handle.worker(

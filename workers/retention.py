@@ -13,6 +13,7 @@ from app.core.errors import Permanent, Removed
 from app.core.names import COUNTERS, QUARANTINE, RETENTION_TURN, Kind
 from app.core.vocabulary import REMOVED
 from app.folders import Folder, folders
+from app.quarantine import is_older
 from app.removal import Found, Removal
 from app.storage import Storage
 from app.tally import series
@@ -91,7 +92,7 @@ class Retention:
             for folder in folders(self._storage, kind):
                 yield self._retire(folder, limit) if _may_be_due(folder, limit) else Counter()
         for name, changed_at in self._storage.listed(QUARANTINE):
-            if changed_at <= limit:
+            if is_older(self._storage, name, changed_at, limit):
                 self._storage.remove([name])
                 yield Counter({QUARANTINE: int(name.endswith(".json"))})
             else:

@@ -8,6 +8,8 @@ other ids it is escaped.
 
 import hashlib
 import re
+from contextlib import suppress
+from datetime import UTC, date, datetime, time
 from enum import StrEnum
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -402,6 +404,13 @@ def quarantine_name(date: str, digest: str) -> str:
 def quarantine_body_name(name: str) -> str:
     """Where the bytes of such a delivery lie that do not fit into what `quarantine_name` names."""
     return name.removesuffix(".json") + ".bin"
+
+
+def quarantine_day(name: str) -> datetime | None:
+    """The day in a name below `QUARANTINE`: its begin, in UTC; None where the name has none."""
+    with suppress(ValueError, IndexError):
+        return datetime.combine(date.fromisoformat(name.split("/")[1]), time.min, UTC)
+    return None
 
 
 def spool_name(kind: Kind, prediction_id: str, digest: str) -> str:

@@ -20,7 +20,8 @@ from app.identity import Identity, read
 from app.storage import Storage
 from tests.app.kept import TTL, Deployment
 from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import clean_environment, environment
+from tests.app.web import clean_environment, environment, wait_until
+from tests.wrong_clock import WrongClock
 from workers.epochs import Epochs
 
 NOW = datetime(2026, 3, 16, 10, 0, tzinfo=UTC)
@@ -214,6 +215,39 @@ def test_a_host_with_another_storage_does_not_start_and_one_line_says_why(
     assert "OUTKEEP_STORAGE: file://" in lines[0]
     assert "outkeep storage adopt" in lines[0]
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        (("app.cli", "serve"), 7200.0),
+        (("app.cli", "serve"), -7200.0),
+        (("workers", "persist"), 7200.0),
+        (("workers", "notify"), 45.0),
+        (("workers", "handle"), 7200.0),
+    ],
+)
+def test_since_when_a_handler_is_in_the_file_is_written_by_the_time_of_redis(
+    valkey: OwnValkey, tmp_path: Path, words: tuple[str, ...], seconds: float
+) -> None:
+    """Else what older processes store until then would never be told to it."""
+    storage = storage_in(tmp_path / "outputs", {"id": "a", "handlers": {}})
+    handlers = tmp_path / "outkeep.toml"
+    handlers.write_text('[[handler]]\nname = "added"\njob = "tasks.work"\n')
+    host = environment(valkey.url, tmp_path, PORT="0", OUTKEEP_HANDLERS=str(handlers))
+    clock = WrongClock(tmp_path, seconds)
+    before = datetime.now(UTC)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], env=clean_environment(host) | clock.environment
+    )
+    try:
+        wait_until(lambda: "added" in read(storage).handlers)
+        added = read(storage).handlers["added"]
+        assert added is not None
+        assert before - timedelta(seconds=5) < added < datetime.now(UTC) + timedelta(seconds=5)
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def test_another_storage_is_adopted_on_purpose(valkey: OwnValkey, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from redis import Redis
 
 from app.core.errors import Transient, Unusable
 from app.core.names import Kind
-from app.quarantine import INLINE, LIFE, SMALLEST, TIDIED_EVERY, Aside, Quarantine
+from app.quarantine import INLINE, LIFE, SMALLEST, Aside, Quarantine
 from app.removal import Removal
 from app.storage import Storage
 from tests.app.web import Web, in_thread, prediction
@@ -129,7 +130,7 @@ def test_what_was_set_aside_long_ago_makes_room(folder: Path) -> None:
     quota = 2 * SMALLEST
     quarantine(folder, quota=quota).put(aside(b"[]"))
     quarantine(folder, quota=quota).put(aside(b"[1]"))
-    later = datetime.now(UTC) + LIFE + timedelta(minutes=1)
+    later = NOW + LIFE + timedelta(days=1)
 
     quarantine(folder, later, quota=quota).put(aside(b"[2]", later))
 
@@ -137,14 +138,30 @@ def test_what_was_set_aside_long_ago_makes_room(folder: Path) -> None:
 
 
 def test_what_was_set_aside_long_ago_goes_although_nothing_new_comes(folder: Path) -> None:
-    times = [datetime.now(UTC)]
+    times = [NOW]
     shelf = Quarantine(Storage(folder.as_uri()), disk_floor=0, clock=lambda: times[0])
     shelf.put(aside(b"\xff"))
     shelf.tidy()
     assert len(sizes(folder)) == 2
-    times[0] += LIFE + TIDIED_EVERY
+    times[0] += LIFE + timedelta(days=1)
     shelf.tidy()
 
+    assert sizes(folder) == {}
+
+
+@pytest.mark.parametrize("off", [-56 * 365.0, -31.0, -1.0, 1.0, 31.0, 365.0])
+def test_a_host_whose_clock_was_wrong_changes_nothing_of_how_long_it_is_kept(
+    folder: Path, off: float
+) -> None:
+    """The disk dates a file by the clock of its host; it is `off` by so many days."""
+    quarantine(folder).put(aside(b"\xff"))
+    dated = max((NOW + timedelta(days=off)).timestamp(), 0)
+    for path in folder.rglob("*.*"):
+        os.utime(path, (dated, dated))
+
+    quarantine(folder, NOW + LIFE - timedelta(minutes=1)).tidy()
+    assert len(sizes(folder)) == 2
+    quarantine(folder, NOW + LIFE + timedelta(days=1)).tidy()
     assert sizes(folder) == {}
 
 
@@ -159,7 +176,7 @@ def test_below_the_disk_floor_it_is_refused_and_leaves_nothing(
         assert web.outcome(prediction()) == "accepted"
     assert redis.exists("outkeep:record:prediction:ype2b3w02xrme0cqadzrms82nm")
 
-    assert not list((tmp_path / "outputs").rglob("*.json"))
+    assert not list((tmp_path / "outputs").rglob("quarantine/**/*"))
     assert not list((tmp_path / "outputs").rglob("*.bin"))
 
 

@@ -1,5 +1,6 @@
 """Removing what is too old, at a time of the test's choosing; and by the worker itself."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 from redis import Redis
 
 from app import queues
-from app.core.errors import Removed
+from app.core.errors import Removed, Unusable
 from app.core.lifecycle import Move
 from app.core.names import NOTIFY_QUEUE, RETENTION_TURN, Kind
+from app.quarantine import Aside, Quarantine
 from app.removal import Removal
 from app.settings import load
 from app.telemetry import event_name
@@ -145,13 +147,34 @@ def test_what_cannot_be_read_is_kept_and_named(
     assert "it is not removed, although it is old: the manifest in storage" in caplog.text
 
 
-def test_quarantine_of_that_age_goes_too(past: Deployment) -> None:
-    for name in ("old", "new"):
-        past.storage.put_bytes(f"quarantine/2026-01-01/{name}.json", b"{}")
-    old = past.folder / "outputs/quarantine/2026-01-01/old.json"
-    os.utime(old, (NOW.timestamp() - AGE - 1, NOW.timestamp() - AGE - 1))
-    assert walk(past) == Counter({"quarantine": 1})
-    assert past.stored() == ["quarantine/2026-01-01/new.json"]
+@pytest.mark.parametrize("off", [-56 * 365 * DAY, -31 * DAY, -7200, 0, 7200, 365 * DAY])
+def test_quarantine_of_that_age_goes_too_whatever_the_clock_of_its_host_said(
+    past: Deployment, off: float
+) -> None:
+    """The disk dates a file by the clock of its host, which is `off` by so many seconds."""
+    shelf = Quarantine(past.storage, disk_floor=0, clock=lambda: past.now)
+    for body, ago in ((b"old", AGE + 60), (b"new", AGE - 60), (b"\xff" * 70_000, AGE + 60)):
+        at = past.now - timedelta(seconds=ago)
+        shelf.put(
+            Aside(Kind.PREDICTION, body, Unusable("not_json", "no"), at, "webhook", {}, {"webhook-id": "m"})
+        )
+    for path in past.folder.rglob("quarantine/*/*"):
+        os.utime(path, (max(NOW.timestamp() - AGE + off, 0),) * 2)
+    assert walk(past) == Counter({"quarantine": 2})
+    [left] = past.stored()
+    document = past.storage.get(left)
+    assert document is not None
+    assert json.loads(document)["body"] == "new"
+
+
+def test_quarantine_that_says_nothing_of_its_age_goes_by_its_date_and_its_file(past: Deployment) -> None:
+    day = (NOW - timedelta(seconds=AGE)).date().isoformat()
+    for name in (f"{day}/old", f"{day}/new", "2025-01-01/ancient", f"{NOW.date()}/young", "odd"):
+        past.storage.put_bytes(f"quarantine/{name}.json", b"{}")
+        ago = AGE - 60 if name.endswith("new") else AGE + 1
+        os.utime(past.folder / f"outputs/quarantine/{name}.json", (NOW.timestamp() - ago,) * 2)
+    assert walk(past) == Counter({"quarantine": 3})
+    assert past.stored() == [f"quarantine/{day}/new.json", f"quarantine/{NOW.date()}/young.json"]
 
 
 def test_a_walk_is_made_of_pieces_and_goes_on_where_the_last_one_ended(past: Deployment) -> None:
