@@ -16,7 +16,12 @@ TIMEOUT = 30.0
 
 @click.group(short_help="Go on with another storage.")
 def storage() -> None:
-    """What Redis knows of the storage that it belongs to."""
+    """What Redis knows of the storage that it belongs to.
+
+    \b
+    Example:
+      OUTKEEP_STORAGE=s3://new-bucket outkeep storage adopt
+    """
 
 
 @storage.command(short_help="Let Redis belong to the storage of OUTKEEP_STORAGE from now on.")

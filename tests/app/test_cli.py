@@ -15,6 +15,7 @@ import pytest
 from redis import Redis
 
 from app.arrivals import make_arrival, outlined
+from app.cli.root import COMMANDS as LISTED
 from app.cli.root import cli
 from app.core.context import Lineage, followed
 from app.core.manifest import KeptFile, Manifest, Receipt
@@ -64,6 +65,21 @@ def settings(web: Web, redis: Redis, valkey_url: str) -> dict[str, str]:
     """The environment of the running receiver, on an empty database."""
     redis.flushall()
     return environment(valkey_url, web.folder, PORT=str(web.port))
+
+
+def test_the_list_of_commands_says_what_each_says_itself() -> None:
+    assert {name: line for name, (_, line) in LISTED.items()} == {
+        name: command.get_short_help_str(200) for name, command in cli.commands.items()
+    }
+    assert all(command.name == name for name, command in cli.commands.items())
+
+
+def test_the_help_loads_no_command() -> None:
+    asked = "import sys; from app.cli.root import cli; cli(['--help'], standalone_mode=False)"
+    command = [sys.executable, "-c", f"{asked}; print(*sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"redis", "rq", "aiohttp", "pydantic", "obstore", "starlette", "uvicorn", "structlog"}
 
 
 def test_every_command_shows_an_example() -> None:
