@@ -1,0 +1,140 @@
+"""Outkeep as a user of Redis with no more than the rights that the README names."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app.simulator import Simulator
+from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.web import prediction
+from tests.e2e.recorder import Recorder, recorder
+from tests.e2e.running import Up, until
+from tests.e2e.separate import SECRET_KEY
+from tests.reader import README
+
+USER = re.search(r"^user outkeep on >password (.+)$", README, re.M)
+FOLLOW_UP = """
+[[handler]]
+name = "again"
+model = "outkeep/image"
+predict = "outkeep/caption"
+input = { prompt = "{input.prompt}", image = "{files[0].url}" }
+
+[[handler]]
+name = "note"
+job = "notes.note"
+"""
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    with own_valkey() as server:
+        server.start()
+        assert USER is not None
+        server.redis.execute_command("ACL", "SETUSER", "outkeep", "on", ">password", *USER[1].split())
+        # As the README says: nobody is the default user, and the server can load what it has written.
+        server.redis.execute_command("ACL", "LOG", "RESET")
+        yield server
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with Simulator(pace=0.1) as running:
+        yield running
+
+
+@pytest.fixture
+def recording() -> Iterator[Recorder]:
+    with recorder() as running:
+        yield running
+
+
+@pytest.fixture
+def up(tmp_path: Path, valkey: OwnValkey, simulator: Simulator, recording: Recorder) -> Iterator[Up]:
+    running = Up(tmp_path, handlers=recording.handler() + FOLLOW_UP)
+    running.environment |= {
+        "REDIS_URL": valkey.url.replace("unix://", "unix://outkeep:password@"),
+        "OUTKEEP_SECRET_KEY": SECRET_KEY,
+        "OUTKEEP_OUTPUT_HOSTS": simulator.url,
+        "OUTKEEP_PUBLIC_URL": running.url,
+        "OUTKEEP_NOTIFY_PRIVATE": "true",
+        "REPLICATE_API_TOKEN": simulator.token,
+        "REPLICATE_BASE_URL": simulator.url,
+        "REPLICATE_WEBHOOK_SECRET": simulator.secret,
+    }
+    (tmp_path / "notes.py").write_text("def note(event):\n    return event['data']['id']\n")
+    try:
+        running.start()
+        yield running
+    finally:
+        running.clear()
+
+
+def outkeep(up: Up, *arguments: str) -> str:
+    """What a command of ours says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        cwd=up.folder, env=up.environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def test_a_user_with_the_rights_that_the_readme_names_is_refused_nothing(
+    up: Up, valkey: OwnValkey, recording: Recorder
+) -> None:
+    outkeep(up, "run", "outkeep/image", "-i", "prompt=a lighthouse")
+    recording.wait_for(lambda all_: len(all_.ids()) >= 2, "the prediction and its follow-up are told")
+    (up.folder / "large.json").write_bytes(prediction("large-one", logs="x" * (2 << 20)))
+    assert outkeep(up, "send", str(up.folder / "large.json")).startswith("202 ")
+    recording.wait_for(lambda all_: "large-one" in all_.ids(), "a large event is told")
+    until(lambda: (up.outputs / "predictions/large-one/told-note.json").exists(), "a function has run")
+
+    doctor = outkeep(up, "doctor")
+    said = {
+        " ".join(command): outkeep(up, *command)
+        for command in (
+            ("ls",),
+            ("ls", "--failed"),
+            ("show", "large-one"),
+            ("handlers",),
+            ("replay", "large-one"),
+            ("reconcile", "--since", "1h"),
+            ("rebuild",),
+            ("rm", "large-one", "--yes"),
+        )
+    }
+    info = [sys.executable, "-m", "rq.cli", "info", "--url", up.environment["REDIS_URL"]]
+    said["rq info"] = subprocess.run(info, capture_output=True, text=True, check=False).stderr
+
+    denied = [(entry["object"], entry["context"]) for entry in valkey.redis.acl_log()]
+    assert denied == [], said
+    assert "NoPermission" not in doctor + "".join(said.values()) + up.text()
+    assert not [line for line in doctor.splitlines() if "redis" in line and not line.startswith("ok ")], doctor
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("FLUSHALL",),
+        ("KEYS", "*"),
+        ("CONFIG", "SET", "appendonly", "no"),
+        ("ACL", "SETUSER", "other", "on"),
+        ("SHUTDOWN",),
+        ("REPLICAOF", "127.0.0.1", "1"),
+        ("DEBUG", "SLEEP", "0"),
+        ("CLIENT", "KILL", "TYPE", "normal"),
+        ("GET", "somebody-elses"),
+        ("SET", "somebody-elses", "1"),
+        ("PUBLISH", "somebody-elses", "1"),
+        ("EVAL", "return redis.call('DEL', 'somebody-elses')", "0"),
+    ],
+)
+def test_such_a_user_may_do_nothing_else(valkey: OwnValkey, command: tuple[str, ...]) -> None:
+    with Redis.from_url(valkey.url.replace("unix://", "unix://outkeep:password@")) as redis:
+        with pytest.raises(Exception, match="(?i)permission"):
+            redis.execute_command(*command)
