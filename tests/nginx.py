@@ -1,4 +1,4 @@
-"""A real nginx before a receiver, as `make nginx` brings it, with the settings that many have copied."""
+"""A real nginx before a receiver, as `make nginx` brings it: with settings that many have copied, or the README's."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from app.listening import free_port
 from tests.app.web import Web, wait_until
+from tests.reader import README, fences
 
 OWN = Path(__file__).parent.parent / ".nginx" / "usr" / "sbin" / "nginx"
 
@@ -26,32 +27,44 @@ http {{
   fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
-  map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
-  upstream outkeep {{ server 127.0.0.1:{upstream}; keepalive 1; }}
-  server {{
-    listen 127.0.0.1:{port};
-    client_max_body_size 32m;
-    proxy_request_buffering {buffering};
-    location / {{
-      proxy_pass http://outkeep;
-      proxy_http_version 1.1;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection $connection_upgrade;
-    }}
-    location /metrics {{ return 403; }}
-  }}
+{servers}
 }}
 """
 
+_COPIED = """
+map $http_upgrade $connection_upgrade { default upgrade; '' ''; }
+upstream outkeep { server 127.0.0.1:8000; keepalive 1; }
+server {
+  server_name outkeep;
+  client_max_body_size 32m;
+  location / {
+    proxy_pass http://outkeep;
+    proxy_http_version 1.1;
+    proxy_set_header Upgrade $http_upgrade;
+    proxy_set_header Connection $connection_upgrade;
+  }
+  location /metrics { return 403; }
+}
+"""
+(_OURS,) = (fence.text for fence in fences(README) if fence.language == "nginx")
+SERVERS = {
+    "on": _COPIED,
+    "off": _COPIED.replace("client_max_body_size", "proxy_request_buffering off; client_max_body_size"),
+    "readme": _OURS.replace("keepalive 16", "keepalive 1"),
+}
+"""What many have copied, with and without buffering of requests; and what the README says."""
+
 
 @contextmanager
-def in_front(web: Web, folder: Path, *, buffering: str) -> Iterator[Web]:
+def in_front(web: Web, folder: Path, servers: str) -> Iterator[Web]:
     """nginx, with one connection to the receiver that all share; what is asked for there reaches `web`."""
     program = shutil.which("nginx") or shutil.which(OWN)
     assert program, "nginx is missing: `make nginx` brings it from Debian"
     port = free_port()
     settings = folder / "nginx.conf"
-    settings.write_text(_SETTINGS.format(folder=folder, upstream=web.port, port=port, buffering=buffering))
+    servers = servers.replace("127.0.0.1:8000", f"127.0.0.1:{web.port}")
+    servers = servers.replace("server_name", f"listen 127.0.0.1:{port}; server_name")
+    settings.write_text(_SETTINGS.format(folder=folder, servers=servers))
     command = [program, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(settings)]
     with subprocess.Popen(command, env={"PATH": os.defpath}) as process:
         try:
@@ -64,5 +77,5 @@ def in_front(web: Web, folder: Path, *, buffering: str) -> Iterator[Web]:
 
 def _answers(proxy: Web) -> bool:
     with suppress(OSError):
-        return proxy.ask("GET", "/healthz").status == 200
+        return proxy.ask("GET", "/files/none").status == 404
     return False

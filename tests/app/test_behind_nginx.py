@@ -7,7 +7,7 @@ from redis import Redis
 
 from tests.app.test_framing import LAST, SMUGGLED, UPGRADES, exchange, proof, request
 from tests.app.web import WEBHOOK, Web, in_thread, prediction
-from tests.nginx import in_front
+from tests.nginx import SERVERS, in_front
 
 BODIES = [
     SMUGGLED,
@@ -17,14 +17,14 @@ BODIES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["on", "off"])
+@pytest.fixture(scope="module", params=SERVERS)
 def proxy(
     valkey_url: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Web]:
     folder = tmp_path_factory.mktemp("nginx")
     with (
         in_thread(valkey_url, tmp_path_factory.mktemp("behind")) as web,
-        in_front(web, folder, buffering=request.param) as running,
+        in_front(web, folder, SERVERS[request.param]) as running,
     ):
         yield running
 
@@ -54,3 +54,7 @@ def test_a_delivery_that_asks_for_an_upgrade_passes_through(proxy: Web, redis: R
 )
 def test_what_the_proxy_keeps_to_itself_is_not_reached(proxy: Web, path: str) -> None:
     assert proxy.ask("GET", path).status in {403, 404}
+
+
+def test_a_large_delivery_passes(proxy: Web, redis: Redis) -> None:
+    assert proxy.outcome(prediction("large", logs="x" * (3 << 20))) == "accepted"

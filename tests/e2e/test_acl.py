@@ -37,7 +37,6 @@ def valkey() -> Iterator[OwnValkey]:
         server.start()
         assert USER is not None
         server.redis.execute_command("ACL", "SETUSER", "outkeep", "on", ">password", *USER[1].split())
-        # As the README says: nobody is the default user, and the server can load what it has written.
         server.redis.execute_command("ACL", "LOG", "RESET")
         yield server
 
@@ -111,6 +110,10 @@ def test_a_user_with_the_rights_that_the_readme_names_is_refused_nothing(
     info = [sys.executable, "-m", "rq.cli", "info", "--url", up.environment["REDIS_URL"]]
     said["rq info"] = subprocess.run(info, capture_output=True, text=True, check=False).stderr
 
+    assert USER is not None
+    used = {name.removeprefix("cmdstat_").partition("|")[0] for name in valkey.redis.info("commandstats")}
+    for category in re.findall(r"\+@(\w+)", USER[1]):
+        assert used & {name.decode() for name in valkey.redis.acl_cat(category)}, f"{category} is not needed"
     denied = [(entry["object"], entry["context"]) for entry in valkey.redis.acl_log()]
     assert denied == [], said
     assert "NoPermission" not in doctor + "".join(said.values()) + up.text()
@@ -126,7 +129,7 @@ def test_a_user_with_the_rights_that_the_readme_names_is_refused_nothing(
         ("ACL", "SETUSER", "other", "on"),
         ("SHUTDOWN",),
         ("REPLICAOF", "127.0.0.1", "1"),
-        ("DEBUG", "SLEEP", "0"),
+        ("MONITOR",),
         ("CLIENT", "KILL", "TYPE", "normal"),
         ("GET", "somebody-elses"),
         ("SET", "somebody-elses", "1"),
