@@ -1,4 +1,4 @@
-"""A real nginx before a receiver, as `make nginx` brings it: with settings that many have copied, or the README's."""
+"""A real nginx before a receiver, as `make nginx` brings it: set up as many have copied it, or as we say."""
 
 import os
 import shutil
