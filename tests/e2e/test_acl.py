@@ -120,7 +120,7 @@ def test_a_user_with_the_rights_that_the_readme_names_is_refused_nothing(
     statistics = valkey.redis.info("commandstats")
     used = {name.removeprefix("cmdstat_").partition("|")[0] for name in statistics}
     for category in re.findall(r"\+@(\w+)", USER[1]):
-        commands = ask(valkey.redis, "ACL", "CAT", category)
+        commands = valkey.redis.acl_cat(category)
         assert used & {*commands}, f"{category} is not needed"
     denied = [(entry["object"], entry["context"]) for entry in valkey.redis.acl_log()]
     assert denied == [], said
