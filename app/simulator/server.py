@@ -230,7 +230,7 @@ def run(
     port: int,
     *,
     announce: Callable[[Simulator], None],
-    watch: Callable[[Attempt], None],
+    watch: Callable[[Attempt], None] = lambda _: None,
     token: str | None = None,
     secret: str | None = None,
     pace: float = 3.0,

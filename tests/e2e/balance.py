@@ -15,7 +15,7 @@ from rq.registry import DeferredJobRegistry, FailedJobRegistry, ScheduledJobRegi
 from rq.serializers import JSONSerializer
 
 from app.core.keys import parse_verifying_keys
-from app.core.names import Kind
+from app.core.names import IDENTITY_NAME, Kind
 from app.core.signature import verify
 from tests.e2e.file_host import FileHost
 from tests.e2e.recorder import Received, Recorder
@@ -158,7 +158,8 @@ def _expected_files(manifests: dict[tuple[Kind, str], dict[str, Any]]) -> set[st
 
 def _stored_files(up: Up) -> set[str]:
     """Objects, as the storage lists them."""
-    return {name for name in _files_below(up, "outputs") if not _is_half_written(name)}
+    found = {name for name in _files_below(up, "outputs") if not _is_half_written(name)}
+    return found - {f"outputs/{IDENTITY_NAME}"}
 
 
 def _temporary(up: Up) -> set[str]:
