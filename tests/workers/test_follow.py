@@ -53,6 +53,7 @@ from tests.api_host import (
 )
 from tests.workers.desk import Quick
 from tests.workers.worker_process import ROOT, wait_until
+from tests.wrong_clock import WrongClock
 from workers.attempt import Delivery
 from workers.follow import DEEPEST, SETTLE
 from workers.services import Jobs, notify_jobs
@@ -363,23 +364,45 @@ def test_a_follow_up_whose_creation_was_not_confirmed_is_found(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then", "next_one"),
+    [
+        (0.0, 0.0, 0.0),
+        (0.0, 320.0, 0.0),
+        (0.0, -7200.0, 45.0),
+        (45.0, 7200.0, -45.0),
+        (-55.0, 0.0, 0.0),
+    ],
+)
 def test_a_worker_that_is_killed_between_creating_and_noting_leaves_no_second_follow_up(
-    studio: Studio, valkey_url: str
+    studio: Studio, valkey_url: str, tmp_path: Path, first: float, then: float, next_one: float
 ) -> None:
-    """Nobody receives webhooks here, so that only Replicate's list tells the next run what was created."""
-    studio.environment |= {"REDIS_URL": valkey_url, "OUTKEEP_SECRET_KEY": KEYS[0].decode()}
+    """Nobody receives webhooks here, so that only Replicate's list tells the next run what was created.
+
+    The clock of the host is off by so many seconds at first, `then` when it is killed, and another one's
+    `next_one`; a third one, 320 s ahead, takes nothing.
+    """
+    host = WrongClock(tmp_path, first)
+    right = dict(studio.environment)
+    right |= {"REDIS_URL": valkey_url, "OUTKEEP_SECRET_KEY": KEYS[0].decode()}
+    studio.environment = right | host.environment
     hanging = Hanging()
     studio.api.mishaps = [hanging]
     studio.tell()
     with studio.working() as doomed:
         assert hanging.created.wait(60)
+        host.step_to(then)
         doomed.kill()
         doomed.wait()
     hanging.release.set()
     child = studio.only["id"]
     assert studio.told() is None
+    studio.environment = right | WrongClock(tmp_path, 320.0).environment
     with studio.working():
-        wait_until(studio.told, seconds=120)
+        studio.environment = right | WrongClock(tmp_path, next_one).environment
+        with studio.working():
+            wait_until(studio.told, seconds=120)
+    studio.environment = right
     told = studio.told()
     assert told is not None
     assert told["child"] == child == studio.only["id"]
