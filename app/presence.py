@@ -100,14 +100,21 @@ class Presence:
         try:
             found = settle(self._identity, list(self.process.handlers), self._clock())
         except ConfigurationError as error:
+            self.learn(None, error.problems)
+        else:
+            self.learn(found, [])
+
+    def learn(self, found: str | None, problems: Sequence[str]) -> None:
+        """Take in the id of the storage, if it can be told, or why this process cannot go on."""
+        if problems:
             if self.refused is None:
-                log.critical("this process cannot go on: %s", error.problems[0])
-                self.refused = error.problems[0]
+                log.critical("this process cannot go on: %s", problems[0])
+                self.refused = problems[0]
                 self._on_refused()
-            return
-        self.refused = None
-        self.process = replace(self.process, storage=found)
-        self.say()
+        elif found:
+            self.refused = None
+            self.process = replace(self.process, storage=found)
+            self.say()
 
 
 def compare(deployment: Deployment) -> list[str]:

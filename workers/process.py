@@ -27,7 +27,7 @@ from app.inbox import connect as hasty
 from app.memory import give_back_large_blocks
 from app.open_files import open_more_files
 from app.presence import Presence, compare, process_of
-from app.processes import in_child
+from app.processes import bounded, in_child
 from app.redaction import secrets_of
 from app.storage import Storage
 from workers import handle
@@ -37,6 +37,9 @@ from workers.services import ASYNCHRONOUS
 from workers.sweeper import sweeper_of
 
 OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
+
+FIRST_LOOK, LOOK = 20, 5
+"""Seconds that a worker that forks waits for the storage, at its start and later."""
 
 log = logging.getLogger("outkeep.worker")
 
@@ -82,7 +85,13 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
 
 def _compared(deployment: Deployment, *, forks: bool) -> str | None:
     """The id of the storage, if it can be asked; raises `ConfigurationError` when it is not that of Redis."""
-    found, *problems = in_child(compare, deployment) if forks else compare(deployment)
+    try:
+        if forks:
+            found, *problems = in_child(bounded, FIRST_LOOK, compare, deployment)
+        else:
+            found, *problems = compare(deployment)
+    except ChildProcessError:
+        return None  # it hangs; asked again while the worker runs
     if problems:
         raise ConfigurationError(problems)
     return found or None
@@ -101,12 +110,20 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis, storage_i
         sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
         storage = partial(Storage, deployment.settings.storage_url)
         log.info("worker started", extra={"queue": queue})
-        here = Presence(hasty(deployment.redis_url), process, clock=deployment.clock)
+        here = Presence(
+            hasty(deployment.redis_url), process, on_refused=end_this_process, clock=deployment.clock
+        )
+
+        def say() -> None:
+            here.say_hopefully()
+            if here.process.storage is None:  # it could not be asked at the start
+                with suppress(RedisError, ChildProcessError):
+                    found, *problems = in_child(bounded, LOOK, compare, deployment)
+                    here.learn(found, problems)
+
         functions = handle.listed(deployment.handlers)
         # It forks, so nothing of it may be in a thread: it asks for the time itself.
-        worker_of_functions = handle.worker(
-            redis, functions, storage, clock=deployment.clock, on_beat=here.say_hopefully
-        )
+        worker_of_functions = handle.worker(redis, functions, storage, clock=deployment.clock, on_beat=say)
         worker_of_functions.work(logging_level="WARNING")
         here.say_hopefully(ends=True)
         return
@@ -136,8 +153,12 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis, storage_i
 def _present(redis: Redis, process: Process, deployment: Deployment) -> AbstractContextManager[None]:
     """Say what this process is while the block lasts. It ends where Redis belongs to another storage."""
     identity = Identity(redis, Storage(deployment.settings.storage_url))
-    ends = partial(os.kill, os.getpid(), signal.SIGTERM)  # the next start is refused
-    return Presence(redis, process, identity, ends, clock=deployment.clock).kept()
+    return Presence(redis, process, identity, end_this_process, clock=deployment.clock).kept()
+
+
+def end_this_process() -> None:
+    """Ask this process to stop, in good order; its next start is refused."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait_for(redis: Redis) -> None:

@@ -33,7 +33,7 @@ class OwnValkey:
     def __init__(self, folder: Path) -> None:
         self.url = f"unix://{folder}/s"
         self.redis = Redis.from_url(self.url, socket_timeout=30, retry=Retry(NoBackoff(), 0))
-        self._folder = folder
+        self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,14 +45,14 @@ class OwnValkey:
         """Start it, durable unless `options` say otherwise, and wait until it answers."""
         self.launch(*options)
         wait_until(lambda: self.answers() or self.pid is None)
-        assert self.pid is not None, (self._folder / "log").read_text()[-1000:]
+        assert self.pid is not None, (self.folder / "log").read_text()[-1000:]
 
     def launch(self, *options: str) -> None:
         """Start it without waiting."""
-        command = [str(program()), "--port", "0", "--unixsocket", f"{self._folder}/s", "--save", ""]
-        with (self._folder / "log").open("ab") as log:
+        command = [str(program()), "--port", "0", "--unixsocket", f"{self.folder}/s", "--save", ""]
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--dir", str(self._folder), *DURABLE, *options], stdout=log, stderr=log
+                [*command, "--dir", str(self.folder), *DURABLE, *options], stdout=log, stderr=log
             )
 
     def answers(self) -> bool:

@@ -15,7 +15,7 @@ from redis import Redis
 from app import queues
 from app.core.errors import ConfigurationError
 from app.core.manifest import format_time
-from app.core.names import EPOCH, IDENTITY_NAME, NOTIFY_QUEUE, STORAGE_ID, Kind, notify_job_id
+from app.core.names import EPOCH, IDENTITY_LOCK, IDENTITY_NAME, NOTIFY_QUEUE, STORAGE_ID, Kind, notify_job_id
 from app.identity import Identity, read
 from app.storage import Storage
 from tests.app.kept import TTL, Deployment
@@ -248,6 +248,29 @@ def test_since_when_a_handler_is_in_the_file_is_written_by_the_time_of_redis(
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.mark.parametrize("queue", ["persist", "notify", "handle"])
+def test_a_worker_that_could_not_compare_at_its_start_ends_once_it_can(
+    valkey: OwnValkey, tmp_path: Path, queue: str
+) -> None:
+    valkey.redis.set(IDENTITY_LOCK, "somebody's")  # as if the storage did not answer
+    host = environment(valkey.url, tmp_path)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers", queue], env=clean_environment(host), stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: valkey.redis.scard("rq:workers") == 1, timeout=120)
+        valkey.redis.set(STORAGE_ID, "another")
+        valkey.redis.delete(IDENTITY_LOCK)
+        assert process.wait(60) == 0
+        said = (tmp_path / "log").read_text()
+        assert said.count("is not the storage of this Redis") == 1
+        assert "Traceback" not in said
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_another_storage_is_adopted_on_purpose(valkey: OwnValkey, tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ def test_a_follow_up_whose_creation_was_not_confirmed_is_found(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("first", "then", "next_one"),
+    "skews",
     [
         (0.0, 0.0, 0.0),
         (0.0, 320.0, 0.0),
@@ -375,13 +375,14 @@ def test_a_follow_up_whose_creation_was_not_confirmed_is_found(
     ],
 )
 def test_a_worker_that_is_killed_between_creating_and_noting_leaves_no_second_follow_up(
-    studio: Studio, valkey_url: str, tmp_path: Path, first: float, then: float, next_one: float
+    studio: Studio, valkey_url: str, tmp_path: Path, skews: tuple[float, float, float]
 ) -> None:
     """Nobody receives webhooks here, so that only Replicate's list tells the next run what was created.
 
-    The clock of the host is off by so many seconds at first, `then` when it is killed, and another one's
-    `next_one`; a third one, 320 s ahead, takes nothing.
+    The clock of the host is off by so many seconds at first, then when it is killed, and that of another
+    host; a third one, 320 s ahead, takes nothing.
     """
+    first, then, next_one = skews
     host = WrongClock(tmp_path, first)
     right = dict(studio.environment)
     right |= {"REDIS_URL": valkey_url, "OUTKEEP_SECRET_KEY": KEYS[0].decode()}

@@ -16,6 +16,7 @@ from rq.job import Job, JobStatus
 from app import queues
 from app.core.names import HANDLE_QUEUE
 from tests.app.own_valkey import OwnValkey, own_valkey
+from tests.app.redis_proxy import Partition
 from tests.app.web import clean_environment, environment
 from tests.workers.worker_process import ROOT, has, wait_until
 
@@ -73,7 +74,32 @@ def stopped(valkey: OwnValkey) -> Iterator[None]:
     valkey.signal(signal.SIGCONT)
 
 
-FAULTS: list[Fault] = [full, read_only, locked, forbidden, killed, stopped]
+@contextmanager
+def unsaved(valkey: OwnValkey) -> Iterator[None]:
+    """MISCONF: a snapshot has failed, and nothing is written until one succeeds."""
+    blocked = valkey.folder / "dump.rdb"
+    blocked.mkdir()
+    valkey.redis.config_set("save", "3600 1")
+    valkey.redis.bgsave()
+    wait_until(lambda: valkey.redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+    yield
+    blocked.rmdir()
+    valkey.redis.config_set("save", "")
+
+
+@contextmanager
+def loading(valkey: OwnValkey) -> Iterator[None]:
+    """LOADING: it is back, and reads its data for long."""
+    valkey.redis.mset({f"filling:{number}": "x" * 100 for number in range(50_000)})
+    valkey.kill()
+    valkey.launch("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    wait_until(valkey.is_loading)
+    yield
+    valkey.redis.config_set("key-load-delay", 0)
+    wait_until(valkey.answers)
+
+
+FAULTS: list[Fault] = [full, read_only, locked, forbidden, killed, stopped, unsaved, loading]
 
 
 class Workers:
@@ -134,13 +160,38 @@ def hold(redis: Redis, folder: Path) -> Job:
 def test_workers_wait_for_redis_and_a_job_that_runs_meanwhile_runs_once(
     valkey: OwnValkey, workers: Workers, tmp_path: Path, fault: Fault
 ) -> None:
-    redis = valkey.redis
+    require_one_run(valkey.redis, workers, tmp_path, fault(valkey))
+
+
+@pytest.mark.slow
+def test_workers_wait_for_the_end_of_a_partition_too(valkey: OwnValkey, tmp_path: Path) -> None:
+    """No connection is closed and none is answered; what comes back is new ones."""
+    wire = Partition(valkey.url.removeprefix("unix://"))
+    running = Workers(wire.url, tmp_path)
+    try:
+        require_one_run(valkey.redis, running, tmp_path, cut(wire))
+    finally:
+        running.end()
+        wire.close()
+
+
+@contextmanager
+def cut(wire: Partition) -> Iterator[None]:
+    wire.cut()
+    yield
+    wire.heal()
+
+
+def require_one_run(
+    redis: Redis, workers: Workers, tmp_path: Path, fault: contextlib.AbstractContextManager[None]
+) -> None:
+    """All workers stay through the fault, and a job that runs meanwhile runs once."""
     wait_until(lambda: redis.scard("rq:workers") == len(QUEUES))
     job, folder = hold(redis, tmp_path / "held"), tmp_path / "held"
     wait_until(lambda: list(folder.glob("run-*")))
 
     lost = workers.said('"event": "redis_lost"')
-    with fault(valkey):
+    with fault:
         # All three say so, the one with a running job at its next heartbeat.
         wait_until(lambda: workers.said('"event": "redis_lost"') - lost >= len(QUEUES))
         assert workers.living() == len(QUEUES)
@@ -158,7 +209,7 @@ def test_workers_wait_for_redis_and_a_job_that_runs_meanwhile_runs_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [full, read_only, locked, killed])
+@pytest.mark.parametrize("fault", [full, read_only, locked, killed, unsaved, loading])
 def test_workers_that_start_without_redis_wait_for_it(
     valkey: OwnValkey, tmp_path: Path, fault: Fault
 ) -> None:
