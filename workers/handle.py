@@ -284,6 +284,9 @@ class HandleWorker(PatientWorker, Worker):
         return done
 
     def _expect_end(self, job: Job) -> None:
+        # A partition may have ended meanwhile: what was opened before it answers no more, and the function
+        # must not run again because its end could not be saved.
+        self.connection.connection_pool.disconnect()
         watch = threading.Timer(OVERRUN, self._say_overrun, [job, threading.get_ident()])
         watch.daemon = True
         watch.start()

@@ -90,9 +90,12 @@ def unsaved(valkey: OwnValkey) -> Iterator[None]:
 @contextmanager
 def loading(valkey: OwnValkey) -> Iterator[None]:
     """LOADING: it is back, and reads its data for long."""
-    valkey.redis.mset({f"filling:{number}": "x" * 100 for number in range(50_000)})
+    with valkey.redis.pipeline(transaction=False) as pipeline:
+        for number in range(60_000):
+            pipeline.set(f"filling:{number}", "x")
+        pipeline.execute()
     valkey.kill()
-    valkey.launch("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    valkey.launch("--key-load-delay", "500")  # microseconds
     wait_until(valkey.is_loading)
     yield
     valkey.redis.config_set("key-load-delay", 0)
