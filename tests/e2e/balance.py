@@ -149,7 +149,7 @@ def _is_told_well(place: tuple[Kind, str], told: list[Received]) -> bool:
 
 def _expected_files(manifests: dict[tuple[Kind, str], dict[str, Any]]) -> set[str]:
     own = {"prediction.json", "told-recorder.json"}
-    return {f"outputs/{IDENTITY_NAME}"} | {
+    return {
         f"outputs/{kind.folder}/{identity}/{name}"
         for (kind, identity), manifest in manifests.items()
         for name in own | {file["name"] for file in manifest["files"]}
