@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from app.core.errors import Permanent, Transient
+from app.core.prediction import is_heavy
 from app.core.retry_after import http_date, retry_after
 from app.core.trimming import Trimmed
 
@@ -58,6 +59,8 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Ob
     """The object in an answer, or the error that it means."""
     where = path.partition("?")[0]
     if status in OK:
+        if is_heavy(body):
+            raise Permanent("api_too_large", f"the answer to {where} holds too many values")
         answer = _object(body)
         if answer is None:
             raise Transient("api_failed", f"the answer to {where} is not a JSON object")
@@ -92,7 +95,7 @@ def _wait(headers: Mapping[str, str], problem: Object) -> float | None:
 
 def _object(body: bytes) -> Object | None:
     try:
-        value = json.loads(body)
+        value = None if is_heavy(body) else json.loads(body)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

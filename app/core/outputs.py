@@ -55,15 +55,19 @@ _ENDS = (
     "\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 )
 """Where a URL in a text ends at the latest; another one that is no part of its path or query ends it, too."""
-_RUN = re.compile(
-    rf"(?:[^{_ENDS}Hh]++|[Hh](?![Tt]{{2}}[Pp][Ss]?:\\*+/)|(?<=[=/?&:%])[Hh]"
-    r"|\\++(?:/|[uU]00(?:26|2[fF]|3[dD])))++"
+_REST = (
+    r"[Hh](?![Tt]{2}[Pp][Ss]?:\\*+/)|(?<=[=/?&:%])[Hh]"
+    r"|\\++(?:/|[uU]00(?:26|2[fF]|3[dD]))"
 )
+_RUN = re.compile(rf"(?:[^{_ENDS}Hh]++|{_REST})++")
+_RUN_OF_URL = re.compile(rf"(?:[^{_ENDS}Hh()\[\]]++|{_REST})*+")
+_ASCII_RUN_OF_URL = re.compile(rf"(?:[^{_ENDS}Hh()\[\]\x80-\U0010ffff]++|{_REST})*+")
 _DATA_HEAD = re.compile(r"data:(?P<type>[^\s:,\"'<>()]{0,256}+),", re.IGNORECASE)
 _PACKED = re.compile(r"(?:[A-Za-z0-9+/=_%-]++|\\++/)*+")
 _ESCAPED = re.compile(r"\\+(?:(/)|[uU]00(26|2[fF]|3[dD]))|&(amp);")
 _CLOSING = dict(zip("\"'(<[`“‘«「", "\"')>]`”’»」", strict=True))  # noqa: RUF001
 _LONGEST_ENDING = 64
+_LONGEST_NAME = 256
 _LONGEST_QUOTED = 2048
 """Characters of a URL in a text that holds blanks."""
 _BRACKETS = {")": "(", "]": "["}
@@ -410,10 +414,33 @@ def _url(text: str, start: int, after_scheme: int, until: int) -> tuple[int, str
         quoted = _quoted(text, start, closing, until)
         if quoted is not None:
             return quoted
-    run = _RUN.match(text, after_scheme, until)
-    raw = _trimmed(text[start : run.end()], opening) if run else ""
+    raw = _trimmed(text[start : _end_of_url(text, start, after_scheme, until)], opening)
     url = _unescaped(raw)
     return start + len(raw), url if _URL.fullmatch(url) else None
+
+
+def _end_of_url(text: str, start: int, at: int, until: int) -> int:
+    """Where the signs of a URL in a text end. What comes behind is searched again, so it is not read here."""
+    depth, run = {"(": 0, "[": 0}, _ASCII_RUN_OF_URL
+    while found := run.match(text, at, until):
+        at = found.end()
+        sign = text[at : min(at + 1, until)]
+        if sign in _BRACKETS:
+            depth[_BRACKETS[sign]] -= 1
+        elif sign in depth:
+            depth[sign] += 1
+        elif run is _ASCII_RUN_OF_URL and (words := _RUN.match(text, at, min(at + _LONGEST_NAME, until))):
+            # Where words are not set apart, a name that ends as names of files do ends the URL.
+            if has_file_name(text[start:at]) and not has_file_name(text[start : words.end()]):
+                break
+            run = _RUN_OF_URL
+            continue
+        else:
+            break
+        if min(depth.values()) < 0:
+            break
+        at += 1
+    return at
 
 
 def _quoted(text: str, start: int, closing: str, until: int) -> tuple[int, str] | None:
@@ -437,22 +464,7 @@ def _trimmed(run: str, opening: str) -> str:
     """What of a run of characters in a text is the URL."""
     if opening == "'":
         run = run.partition("'")[0]
-    depth = {"(": 0, "[": 0}
-    for at, sign in enumerate(run) if ")" in run or "]" in run else ():
-        if sign in depth:
-            depth[sign] += 1
-        elif sign in _BRACKETS:
-            depth[_BRACKETS[sign]] -= 1
-            if depth[_BRACKETS[sign]] < 0:
-                run = run[:at]
-                break
-    run = run.rstrip(_AFTER)
-    if not run.isascii() and not has_file_name(run):
-        # Where words are not set apart, a name that ends as names of files do ends the URL.
-        plain = re.match(r"[\x21-\x7e]+", run)
-        if plain and has_file_name(plain[0]):
-            return plain[0]
-    return run
+    return run.rstrip(_AFTER)
 
 
 def _unescaped(raw: str) -> str:

@@ -148,7 +148,7 @@ def parse_time(value: Any) -> datetime | None:
 
 
 def _load(body: bytes) -> Any:
-    if _is_heavy(body):
+    if is_heavy(body):
         raise Unusable("too_many_values", f"the body holds more values than fit into {HEAVIEST >> 20} MiB")
     try:
         value = _DECODER.decode(body.decode("utf-8"))
@@ -168,7 +168,7 @@ def _load(body: bytes) -> Any:
     return value
 
 
-def _is_heavy(body: bytes) -> bool:
+def is_heavy(body: bytes) -> bool:
     """Whether its values take more memory than we give to one body; texts are about as large as they look."""
     at_most = sum(weight * body.count(sign) for sign, weight in _WEIGHTS.items())
     if at_most <= HEAVIEST:

@@ -48,6 +48,10 @@ def listed(*texts: str) -> Callable[[int], list[str]]:
     return lambda size: [*texts] * (size // each)
 
 
+def sentence(text: str) -> Callable[[int], str]:
+    return lambda size: f"see {repeated(text)(size)} there"
+
+
 def nested(value: Any, levels: int = 90) -> Any:
     for _ in range(levels):
         value = [value]
@@ -78,6 +82,12 @@ SHAPES: dict[str, Callable[[int], Any]] = {
     "URLs in brackets": repeated("(https://a b) "),
     "URLs with commas": repeated(f"{FILE},"),
     "URLs in URLs": repeated("=https://a"),
+    "URLs behind brackets": sentence("https://a)="),
+    "URLs behind square brackets": sentence(f"{FILE}]/"),
+    "escaped URLs behind brackets": sentence("https:\\/\\/a\\/)="),
+    "URLs behind letters": sentence("https://a/b.png\u00e9/"),
+    "URLs behind letters of two bytes": sentence("https://a/b.png\u4e00="),
+    "URLs in letters": lambda size: list("https://a)=" * (size // 44)),
     "beginnings": repeated("https:"),
     "beginnings of inline files": repeated("data:a/b;"),
     "blanks": repeated(" "),
