@@ -27,7 +27,7 @@ OK = range(200, 300)
 _ADD_CREDIT = "add credit or a payment method at https://replicate.com/account/billing"
 _OF_CREDIT = re.compile(r"credit|payment|billing", re.IGNORECASE)
 _TOO_MANY, _UNPAID, _REFUSED, _ABSENT = 429, 402, frozenset({401, 403}), frozenset({404, 410})
-_BLOCK = 1 << 16
+_BLOCK = _LONGEST_PROBLEM = 1 << 16
 
 
 async def read_whole(answer: aiohttp.ClientResponse) -> bytes:
@@ -59,13 +59,11 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Ob
     """The object in an answer, or the error that it means."""
     where = path.partition("?")[0]
     if status in OK:
-        if is_heavy(body):
-            raise Permanent("api_too_large", f"the answer to {where} holds too many values")
         answer = _object(body)
         if answer is None:
             raise Transient("api_failed", f"the answer to {where} is not a JSON object")
         return answer
-    problem = _object(body) or {}
+    problem = _object(body[:_LONGEST_PROBLEM]) or {}
     said = str(problem.get("detail") or problem.get("title") or f"status {status}")[:300]
     if status == _TOO_MANY:
         hint = f"; {_ADD_CREDIT} for the usual limits" if _OF_CREDIT.search(said) else ""
@@ -94,8 +92,10 @@ def _wait(headers: Mapping[str, str], problem: Object) -> float | None:
 
 
 def _object(body: bytes) -> Object | None:
+    if is_heavy(body):
+        raise Permanent("api_too_large", "an answer of the API holds too many values")
     try:
-        value = None if is_heavy(body) else json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

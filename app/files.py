@@ -11,6 +11,7 @@ from functools import partial
 from urllib.parse import quote
 
 from pydantic import SecretStr
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
@@ -26,6 +27,9 @@ from app.storage import Storage, Stored
 
 THREADS = 16
 """Look-ups in storage at the same time."""
+
+LONGEST_QUERY = 8 << 10
+"""Bytes of the query of a link, with what others have added to it; a longer one is not taken apart."""
 
 log = logging.getLogger("outkeep.files")
 
@@ -67,7 +71,7 @@ class Files:
     async def serve(self, request: Request) -> Response:
         """Answer one request, in full or by range; scripts of any page may use a signed link."""
         answer = await self._serve(request)
-        if "signature" in request.query_params and "authorization" not in request.headers:
+        if "signature" in _query(request) and "authorization" not in request.headers:
             answer.headers.update(_FOR_EVERY_PAGE)
         return answer
 
@@ -118,7 +122,7 @@ class Files:
             return
         if self.admin_token is not None and bearer(request) is not None:
             raise Rejected("token_refused", "the token is not the admin token", status=401)
-        query = request.query_params
+        query = _query(request)
         if "signature" not in query or "expires" not in query:
             raise Rejected("link_refused", "a signed link or the admin token is needed", status=403)
         check_path(path, query["expires"], query["signature"], self.keys, now=self.clock().timestamp())
@@ -184,6 +188,10 @@ async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
     yield first
     async for piece in rest:
         yield piece
+
+
+def _query(request: Request) -> QueryParams:
+    return request.query_params if len(request.scope["query_string"]) <= LONGEST_QUERY else QueryParams()
 
 
 def _place(request: Request) -> tuple[Kind, str, str]:

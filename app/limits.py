@@ -39,6 +39,9 @@ class Limits:
     """Connections that the system holds until we take them."""
     pipelined: int = 16
     """Requests of one connection that wait for the answer to an earlier one."""
+    pieces: int = 4096
+    small_piece: int = 256
+    """A body may come in so many pieces, and one more for each so many bytes of it."""
     small_body: int = 64 << 10
     """Up to here a body takes nothing from `bodies`: no flood of large ones can shut real deliveries out."""
     spilled_body: int = 1 << 20

@@ -30,6 +30,10 @@ class Phase(Enum):
     CLOSING = "the last bytes of our answer to leave"
 
 
+class Enough(Exception):
+    """Stops the parser, which else would go on to the end of what came, however much that is."""
+
+
 class Seats:
     """The open connections, and who has to go when there are too many of all or of one sender."""
 
@@ -87,6 +91,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._loose_bytes = 0
         self._parsed_bytes = 0
+        self._body_bytes = 0
+        self._pieces = 0
         self._deaf = False
         self._running: RequestResponseCycle | None = None
 
@@ -124,7 +130,8 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self._feed(data)
         except HttpParserError:
-            self._refuse_bad()
+            if not self._is_over:
+                self._refuse_bad()
         if self._phase in {Phase.HEAD, Phase.BODY} and self._loose_bytes > self._limits.head_bytes:
             self._refuse_head()
         elif self._phase is Phase.BODY:
@@ -140,21 +147,25 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins, perhaps behind a request that is not answered yet."""
+        self._require_more()
         super().on_message_begin()
-        self._parsed_bytes = 0
-        if not self._is_over:
-            self._enter(Phase.HEAD, self._limits.head_seconds)
+        self._parsed_bytes = self._body_bytes = self._pieces = 0
+        self._enter(Phase.HEAD, self._limits.head_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header; those beyond the limit are not kept, nor what comes behind a body: it is none."""
-        if self._phase is Phase.HEAD and len(self.headers) <= self._limits.headers:
+        """Count a header; those beyond the limit are not read, nor is what comes behind a body one."""
+        self._require_more()
+        if self._phase is Phase.HEAD:
             super().on_header(name, value)
             self._parsed_bytes += len(name) + len(value) + 4
+        else:
+            self._pieces += 1
+        if len(self.headers) > self._limits.headers or self._is_in_crumbs:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Start the request unless its head is too large or not clear, or too many wait already."""
-        if self._is_over:
-            return
+        self._require_more()
         self._loose_bytes = 0
         size = self._parsed_bytes + len(self.url)
         too_large = size > self._limits.head_bytes or len(self.headers) > self._limits.headers
@@ -179,9 +190,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._enter(Phase.BODY, min(self._limits.stall_seconds, self._limits.body_seconds))
 
     def on_body(self, body: bytes) -> None:
-        """Pass on a piece of a body."""
+        """Pass on a piece of a body, which has few that are tiny: each takes as long as a large one."""
+        self._require_more()
         self._loose_bytes = 0
-        if not self._is_over:
+        self._body_bytes += len(body)
+        self._pieces += 1
+        if self._is_in_crumbs:
+            self._refuse_bad()
+        else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -253,6 +269,16 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.parser = HttpRequestParser(self)
             else:
                 return
+
+    def _require_more(self) -> None:
+        """Raise `Enough` once no further request is taken."""
+        if self._is_over:
+            raise Enough
+
+    @property
+    def _is_in_crumbs(self) -> bool:
+        """Whether a body, or what follows it, comes in too many tiny pieces."""
+        return self._pieces > self._limits.pieces + self._body_bytes // self._limits.small_piece
 
     @property
     def _is_over(self) -> bool:

@@ -30,6 +30,7 @@ _FINAL = frozenset(
         "handler_unknown",
         "manifest_missing",
         "input_unresolved",
+        "input_too_large",
         "follow_up_too_deep",
         "context_too_large",
         "file_too_large",

@@ -134,6 +134,20 @@ def attack(web: Web, seed: int) -> int:
     return int(answer.split(b" ", 2)[1]) if answer else 0
 
 
+def crowd(web: Web, seed: int, count: int) -> list[socket.socket]:
+    """Connections that ask for nothing, and such that promise a large body and send a little of it."""
+    draw, held = random.Random(seed), list[socket.socket]()
+    for _ in range(count):
+        connection = socket.create_connection(("127.0.0.1", web.port), timeout=20)
+        held.append(connection)
+        begun = f"POST {draw.choice([WEBHOOK, '/nowhere'])} HTTP/1.1\r\nhost: x\r\n".encode()
+        promise = draw.choice([b"content-length: 33554432", b"transfer-encoding: chunked"])
+        some = b"x" * draw.choice([1, 1000, 100_000]) if promise[:1] == b"c" else b"1\r\nx\r\n" * 1000
+        with suppress(OSError):  # it was closed meanwhile, in favour of others
+            connection.sendall(draw.choice([b"", begun, begun + promise + b"\r\n\r\n" + some]))
+    return held
+
+
 def _request(draw: random.Random) -> bytes:
     body = _body(draw)
     if draw.random() < COG_SHARE:
@@ -155,6 +169,8 @@ def _request(draw: random.Random) -> bytes:
 def _body(draw: random.Random) -> bytes:
     body = prediction(f"f{draw.getrandbits(60)}", logs="x" * draw.choice([0, 10, 70_000]))
     kind = draw.random()
+    if kind < 0.02:
+        return _large(draw)
     if kind < 0.3:
         return body
     if kind < 0.4:
@@ -163,6 +179,29 @@ def _body(draw: random.Random) -> bytes:
         keys = draw.sample(["id", "status", "output", "completed_at", "input", "logs"], draw.randrange(1, 5))
         return json.dumps(json.loads(body) | {key: draw.choice(_ODD) for key in keys}).encode()
     return _mutated(draw, body)
+
+
+def _large(draw: random.Random) -> bytes:
+    """What is long in one way: keys, fields of records, texts full of URLs, or no JSON at all."""
+    size, url = draw.choice([70_000, 300_000, 1_500_000]), "https://replicate.delivery/a"
+    identity = f"l{draw.getrandbits(60)}"
+    shapes: list[dict[str, Any]] = [
+        {"output": {"k" * (size // 2): [url] * (size // 60)}},
+        {"model": "m" * size, "version": "v" * size},
+        {"model": "m" * size, "status": "processing", "logs": "x" * size},
+        {"output": "see " + f"{url})=" * (size // 30)},
+        {"input": {"a" * size: "b" * size}, "metrics": {"c" * size: 1}},
+        {"output": [[[{}]]] * (size // 10)},
+    ]
+    unusable = [
+        b"\xff" * size,
+        b"{" * size,
+        b'{"id":"' + b"a" * size + b'","status":"succeeded"}',
+        b"[]" + b" " * size,
+    ]
+    if draw.random() < 0.3:
+        return draw.choice(unusable)
+    return prediction(identity, **draw.choice(shapes))
 
 
 def _spoil(draw: random.Random, headers: list[tuple[str, bytes]]) -> None:

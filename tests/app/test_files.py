@@ -157,6 +157,11 @@ def test_a_link_that_is_not_ours_whole_is_refused(web: Web, path: str, code: str
     assert answer.json()["message"]
 
 
+@pytest.mark.parametrize(("length", "status"), [(0, 200), (8000, 200), (9000, 403), (60_000, 403)])
+def test_what_others_add_to_a_link_has_its_limit(web: Web, length: int, status: int) -> None:
+    assert get(web, path=link() + "&a" * (length // 2)).status == status
+
+
 def test_the_admin_token_needs_no_link(web: Web) -> None:
     assert (
         get(

@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from http.client import HTTPConnection
+from pathlib import Path
 
+import psutil
 import pytest
 from redis import Redis
 
 from app.core.names import COG_PATH
 from app.main import LIMITS
-from tests.app.web import WEBHOOK, Web, in_thread, prediction, signed
+from tests.app.web import WEBHOOK, Web, in_process, in_thread, prediction, signed
 
 TOKEN = "a-token-of-cog-workers"
 SMUGGLED = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -325,3 +327,53 @@ def test_a_client_of_http_1_0_gets_one_answer(web: Web) -> None:
 def test_paths_are_matched_as_they_are_sent(web: Web, path: str) -> None:
     assert web.deliver(prediction(), path).status == 404
     assert web.ask("GET", path).status == 404
+
+
+def in_pieces(body: bytes, size: int) -> bytes:
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "status"),
+    [
+        (3000, 1, 202),
+        (4000, 1, 202),
+        (5000, 1, 400),
+        (100_000, 16, 400),
+        (100_000, 32, 202),
+        (900_000, 256, 202),
+    ],
+)
+def test_a_body_may_not_come_in_crumbs(web: Web, redis: Redis, length: int, size: int, status: int) -> None:
+    body = prediction("crumbs", logs="x" * (length - len(prediction("crumbs", logs=""))))
+    start = f"POST {WEBHOOK} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n".encode()
+    wire = start + proof(body, WEBHOOK) + b"\r\n" + in_pieces(body, size) + LAST
+    answers = exchange(web, [wire])
+    assert answers == ([202, 404] if status == 202 else [400]) or (status == 400 and not answers)
+
+
+CHUNKED = b"POST /webhooks/replicate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+DENSE = {
+    "tiny chunks": (CHUNKED, b"1\r\na\r\n"),
+    "requests": (b"", b"GET /nowhere HTTP/1.1\r\n\r\n"),
+    "headers": (b"GET / HTTP/1.1\r\n", b"a:\r\n"),
+    "trailers": (CHUNKED + b"0\r\n", b"a:\r\n"),
+    "requests that ask for an upgrade": (b"", b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("shape", DENSE)
+def test_no_bytes_of_a_stranger_take_much_more_work_than_others(
+    valkey_url: str, redis: Redis, tmp_path: Path, shape: str
+) -> None:
+    """Two megabytes on each of forty connections."""
+    head, dense = DENSE[shape]
+    wire = head + dense * ((2 << 20) // len(dense))
+    with in_process(valkey_url, tmp_path, OUTKEEP_DISK_FLOOR="0") as (web, process):
+        receiver = psutil.Process(process.pid)
+        before = sum(receiver.cpu_times()[:2])
+        for _ in range(40):
+            exchange(web, [wire])
+        assert web.outcome(prediction("after")) == "accepted"
+        assert sum(receiver.cpu_times()[:2]) - before < 3

@@ -98,6 +98,8 @@ PROBLEM = json.dumps({"title": "t", "detail": "why it is", "status": 400}).encod
         (ok(b"<html>bad gateway</html>", status="502 Bad Gateway"), Transient, "api_failed"),
         (ok(b"<html>hello</html>"), Transient, "api_failed"),
         (ok(b"[1]"), Transient, "api_failed"),
+        (ok(b'{"output": [' + b"{}," * 2_000_000 + b"1]}"), Permanent, "api_too_large"),
+        (ok(b"{" + b"[[[[[[" * 500_000, status="500 Oops"), Transient, "api_failed"),
         (ok(b"", "Location: http://127.0.0.1:1/", status="302 Found"), Transient, "api_failed"),
         (b"nonsense\r\n\r\n", Transient, "api_unreachable"),
         (b"", Transient, "api_unreachable"),
