@@ -588,6 +588,15 @@ def test_an_input_that_is_kept_is_no_output(studio: Studio) -> None:
     assert studio.attempts()[-1]["error"] == "input_unresolved"
 
 
+def test_an_input_that_would_be_too_large_is_a_dead_letter_at_once(studio: Studio) -> None:
+    studio.handlers = CAPTION.replace("{input.prompt}", "{input.prompt}" * 70)
+    studio.store(input={"prompt": "x" * (1 << 20)})
+    job = studio.tell()
+    studio.work()
+    assert job.get_status() == JobStatus.FAILED
+    assert [attempt["error"] for attempt in studio.attempts()] == ["input_too_large"]
+
+
 def test_what_the_event_does_not_hold_is_a_dead_letter(studio: Studio) -> None:
     studio.handlers = studio.handlers.replace("files[0]", "files[7]")
     job = studio.tell()
