@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
+from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, process_key
 from tests.app.web import signed
 from tests.e2e.recorder import DEFAULT_SECRET, Recorder, recorder
 from tests.e2e.running import unfinished, until
@@ -36,7 +37,10 @@ def replace(up: Separate, role: str, number: signal.Signals) -> None:
 
     def is_replaced() -> bool:
         up.revive()
-        return up.pids().get(role, pid) != pid and up.is_ready()
+        new = up.pids().get(role, pid)
+        # Redis may still list the dead one as a worker: the other one counts once it speaks for itself.
+        said = f"{role}:{socket.gethostname()}:{new}"
+        return new != pid and bool(up.redis().exists(process_key(said))) and up.is_ready()
 
     until(is_replaced, f"another {role} works")
 
