@@ -301,6 +301,25 @@ def test_details_are_for_loopback_and_the_admin_alone(valkey: OwnValkey, tmp_pat
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("forwarded", "for=127.0.0.1"),
+        ("via", "1.1 proxy"),
+        ("x-real-ip", "127.0.0.1"),
+        ("x-forwarded-host", "keep.example.com"),
+        ("x-forwarded-server", "proxy"),
+    ],
+)
+def test_who_comes_through_a_proxy_of_this_host_sees_no_details(
+    valkey: OwnValkey, tmp_path: Path, name: str, value: str
+) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        answer = ready(web, **{name: value, "x-forwarded-for": "127.0.0.1"})
+        assert all(":" not in one for one in lines(answer))
+
+
 def test_a_forwarded_address_counts_only_from_a_proxy_we_trust(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     with in_thread(valkey.url, tmp_path, FORWARDED_ALLOW_IPS="192.0.2.1") as web:

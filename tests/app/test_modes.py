@@ -75,6 +75,7 @@ def test_what_a_receiver_spools_is_closed(tmp_path: Path) -> None:
         assert opened(data) == {}
 
 
+@pytest.mark.usefixtures("redis")  # emptied: it belongs to one storage
 @pytest.mark.parametrize(
     ("share", "folders", "files"),
     [("nobody", 0o700, 0o600), ("group", 0o750, 0o640), ("everybody", 0o755, 0o644)],
