@@ -2,6 +2,7 @@
 
 import logging
 import os
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,9 @@ from app.deployment import Deployment
 from app.identity import Identity
 from app.inbox import connect
 from app.storage import Storage
+
+START_PATIENCE = 5.0
+"""Seconds that the start of a process waits for that."""
 
 EVERY = 10.0
 """Seconds between two times that a process says what it is."""
@@ -83,6 +87,7 @@ class Presence:
                     self.say()
                     self._learn()
                 ended.wait(EVERY)
+            self.say_hopefully(ends=True)
 
         thread = threading.Thread(target=repeat, name="presence", daemon=True)
         thread.start()
@@ -90,8 +95,7 @@ class Presence:
             yield
         finally:
             ended.set()
-            thread.join(timeout=2)
-            self.say_hopefully(ends=True)
+            thread.join(timeout=2)  # a Redis that drips its answers runs into no time-out
 
     def _learn(self) -> None:
         """Find out which storage this is."""
@@ -118,7 +122,20 @@ class Presence:
 
 
 def compare(deployment: Deployment) -> list[str]:
-    """The id of the storage, empty while it cannot be asked, and behind it what keeps us from starting."""
+    """The id of the storage, empty while it cannot be asked, and behind it what keeps us from starting.
+
+    A storage or Redis that hangs keeps nobody from starting: the comparison is made later then.
+    """
+    found: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+    asking = threading.Thread(target=lambda: found.put(_compared(deployment)), name="compare", daemon=True)
+    asking.start()
+    try:
+        return found.get(timeout=START_PATIENCE)
+    except queue.Empty:
+        return [""]
+
+
+def _compared(deployment: Deployment) -> list[str]:
     settings = deployment.settings
     with closing(connect(deployment.redis_url)) as redis:
         try:

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a real Valkey, a real HTTP server on a port, recorded samples."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ def valkey_url() -> Iterator[str]:
     with own_valkey() as server:
         server.start()
         yield server.url
+
+
+@pytest.fixture(autouse=True)
+def usual() -> Iterator[None]:
+    """The umask of nearly every shell and service; a start in this process changes it."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture

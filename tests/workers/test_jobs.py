@@ -79,8 +79,9 @@ def test_each_job_name_resolves(name: str) -> None:
 
 
 def test_a_job_that_must_wait_stands_in_the_scheduled_registry_with_what_it_learned(desk: Desk) -> None:
-    desk.receive(["https://files.example.com/a.png"])
-    work(desk)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    desk.receive([f"{nobody}/a.png"])
+    work(desk, OUTKEEP_OUTPUT_HOSTS=nobody)
     waiting = present(desk)
     assert waiting.get_status() == JobStatus.SCHEDULED
     assert desk.queue(PERSIST_QUEUE).scheduled_job_registry.get_job_ids() == [JOB]
