@@ -5,7 +5,7 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 
 class FileHost:
@@ -46,7 +46,7 @@ class FileHost:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         self.most = max(self.most, self.open)
-        with suppress(OSError, asyncio.IncompleteReadError):
+        with closing(writer), suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             path = head.split()[1].decode()
             self.asked[path] += 1
@@ -66,7 +66,6 @@ class FileHost:
                 writer.write(content[start : start + step])
                 await writer.drain()
         self.open -= 1
-        writer.close()
 
     def _serve(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
@@ -81,6 +80,8 @@ class FileHost:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(task)
+        for _ in range(3):  # until the connections that were closed just now are
+            self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
 
