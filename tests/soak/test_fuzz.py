@@ -46,7 +46,7 @@ def test_hostile_requests_are_never_a_fault_of_ours(valkey_url: str, redis: Redi
             statuses.update(one.result() for one in answers)
             for connection in held:
                 connection.close()
-            assert set(statuses) - {0} <= GOOD - {503}, f"seeds {first} to {first + ROUND}: {statuses}"
+            assert set(statuses) - {0} <= GOOD, f"seeds {first} to {first + ROUND}: {statuses}"
             spent = time.monotonic() - start
             if spent < SECONDS / 10 or not settled:
                 settled = max(settled, receiver.memory_info().rss)
@@ -58,6 +58,9 @@ def test_hostile_requests_are_never_a_fault_of_ours(valkey_url: str, redis: Redi
         f"\n{SECONDS:g} s of fuzzing, seed {SEED}: {counts}; memory grew by {grown >> 10} KiB; "
         f"a good delivery took {slowest:.2f} s at most"
     )
-    assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
+    said = (tmp_path / "serve.log").read_bytes()
+    assert b"Traceback" not in said
+    # Meant: what is signed and unusable cannot be kept once the quarantine is full.
+    assert statuses[503] <= said.count(b'"quarantine_full"')
     assert grown < ROOM
     assert slowest < BOUND
