@@ -202,6 +202,14 @@ class Identity:
                 lock.release()
 
 
+def require(redis: Redis, storage: Storage) -> Identity:
+    """Raise `ConfigurationError` where Redis belongs to another storage; writes nothing."""
+    identity = Identity(redis, storage)
+    if (problem := identity.trouble()) is not None:
+        raise ConfigurationError([problem])
+    return identity
+
+
 def differs(storage: Storage, document: Document) -> str:
     """Why a process with this storage does not start."""
     missing = "an id" if document.exists else "outkeep.json"

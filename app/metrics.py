@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -77,7 +77,8 @@ class Metrics:
                 name: self._seen.get(name, 0) + waiting.get(name, 0) for name in {*self._seen, *waiting}
             }
         registry = CollectorRegistry()
-        registry.register(_Families(counts, gauges | self._spooled()))
+        known = {words.NOTIFIED: tuple(product(self.here.process.handlers, words.ATTEMPTED))}
+        registry.register(_Families(counts, gauges | self._spooled(), known))
         return generate_latest(registry)
 
     def _differing(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
@@ -100,12 +101,14 @@ class _Families(Collector):
 
     counts: Mapping[str, int]
     gauges: Samples
+    known: Mapping[Counter, Sequence[tuple[str, ...]]]
+    """Values of labels that are told from the start beside those that a counter knows itself."""
 
     def collect(self) -> Iterator[Metric]:
         """One family for each metric of the manifest that can be told now."""
         counted = list(_read(self.counts))
         for counter in words.COUNTERS:
-            yield _counter(counter, counted)
+            yield _counter(counter, counted, self.known.get(counter, counter.known))
         for histogram in words.HISTOGRAMS:
             yield _histogram(histogram, counted)
         for gauge, samples in self.gauges.items():
@@ -115,9 +118,9 @@ class _Families(Collector):
             yield family
 
 
-def _counter(counter: Counter, counted: Counted) -> Metric:
+def _counter(counter: Counter, counted: Counted, known: Sequence[tuple[str, ...]]) -> Metric:
     family = CounterMetricFamily(counter.name, counter.help, labels=counter.labels)
-    numbers = dict.fromkeys(counter.known if counter.labels else ((),), 0)
+    numbers = dict.fromkeys(known if counter.labels else ((),), 0)
     for name, labels, number in counted:
         if name == counter.name and tuple(labels) == counter.labels:
             numbers[tuple(labels.values())] = number

@@ -20,7 +20,7 @@ from app.core.errors import OutkeepError, StorageFailure, Unusable
 from app.core.manifest import Receipt
 from app.core.names import Kind
 from app.core.prediction import Prediction, parse
-from app.core.reconciling import TAKEN, Found, Rules
+from app.core.reconciling import SEEN_AGAIN, TAKEN, Found, Rules
 from app.core.vocabulary import FOUND
 from app.created_here import CreatedHere
 from app.follow_ups import FollowUps
@@ -37,9 +37,6 @@ _OF_ONE = {
     "api_too_large": Found.UNREADABLE,
 }
 """Errors that may be the fault of one object: it alone waits, or is left alone, and the others go on."""
-
-_SEEN_AGAIN = frozenset({Found.KNOWN, Found.RUNNING, Found.EXPECTED})
-"""What each pass meets again, so that to count it says nothing."""
 
 log = logging.getLogger("outkeep.reconcile")
 
@@ -103,7 +100,7 @@ class Asker:
     def count(self, report: Report, kind: Kind, found: Found, prediction: Prediction | None = None) -> None:
         """Note in the report, and for the metrics, what one was found to be."""
         report.add(kind, found, prediction)
-        if found not in _SEEN_AGAIN:
+        if found not in SEEN_AGAIN:
             self.tally.add(FOUND, found)
 
     def _take(self, awaited: Awaited, whole: Object) -> tuple[Found, Prediction]:

@@ -56,7 +56,10 @@ class ListedJob(GuardedJob):
 
     def perform(self) -> Any:
         """Run it within its memory; leave one that another worker may know to that."""
-        if not self.is_listed and (again := self._until_known()) is not None:
+        if self.is_listed:
+            if self.meta.pop("unknown_since", None) is not None:
+                self.save_meta()  # type: ignore[no-untyped-call]
+        elif (again := self._until_known()) is not None:
             return again
         try:
             with _limited(self.listed.get(str(self.func_name))):

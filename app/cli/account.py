@@ -8,6 +8,7 @@ import time
 import click
 
 from app import deployment
+from app.cli.look import open_storage
 from app.cli.terminal import say
 from app.core.context import context_keys, webhook_url
 from app.core.errors import ConfigurationError, Permanent
@@ -17,7 +18,6 @@ from app.core.names import ID, MANIFEST_NAME, Kind
 from app.core.request import parse_context
 from app.keyring import fetch_secret
 from app.settings import load
-from app.storage import Storage
 
 TIMEOUT = 15.0
 
@@ -98,7 +98,7 @@ def link(prediction_id: str, name: str | None, *, kind: str | None, as_json: boo
     if not ID.fullmatch(prediction_id):
         raise click.BadParameter("an id has 1 to 64 letters, digits, '_' or '-'")
     settings = load(os.environ)
-    storage = Storage(settings.storage_url)
+    storage = open_storage(settings)
     found = [storage.read_manifest(one, prediction_id) for one in ([Kind(kind)] if kind else Kind)]
     manifests = [manifest for manifest in found if manifest is not None]
     if not manifests:

@@ -3,21 +3,25 @@
 import itertools
 import json
 import os
+from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 from pydantic import ByteSize, SecretStr
+from redis.exceptions import RedisError
 
 from app import deployment
 from app.cli.terminal import say, table
 from app.core import notation
 from app.core.allowed_hosts import AllowedHosts
+from app.core.errors import ConfigurationError
 from app.core.hosts import HostRules
 from app.core.manifest import format_time
 from app.core.names import QUARANTINE
 from app.failures import failures
+from app.identity import require
 from app.inbox import connect
 from app.records import Record, Records
 from app.settings import VARIABLES, Settings, load
@@ -97,6 +101,18 @@ def open_records(settings: Settings) -> Records:
     """The records of the deployment this environment describes."""
     url = deployment.find_redis(settings)
     return Records(connect(url, timeout=TIMEOUT), ttl=settings.record_ttl)
+
+
+def open_storage(settings: Settings) -> Storage:
+    """The storage, for what needs no Redis. Raises `ConfigurationError` where one answers and has another."""
+    storage = Storage(settings.storage_url)
+    try:
+        redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    except ConfigurationError:
+        return storage
+    with closing(redis), suppress(RedisError):
+        require(redis, storage)
+    return storage
 
 
 def summary(record: Record) -> dict[str, Any]:

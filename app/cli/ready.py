@@ -17,6 +17,7 @@ from app.core.context import context_keys, seal, webhook_url
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import PERSIST_QUEUE, Kind
 from app.following import Follower
+from app.identity import require
 from app.inbox import connect
 from app.records import Records
 from app.settings import Settings
@@ -66,7 +67,7 @@ def prepare(context: dict[str, str]) -> Ready:
         raise ConfigurationError(["REPLICATE_API_TOKEN: not set, and nothing can be run without it"])
     found = deployment.connect(settings, handlers)
     redis = connect(found.redis_url, timeout=TIMEOUT)
-    _require_workers(redis)
+    _require_workers(redis, Storage(settings.storage_url))
     keys = context_keys(found.secret_keys)
     try:
         seal(context, keys)
@@ -78,8 +79,9 @@ def prepare(context: dict[str, str]) -> Ready:
     return Ready(settings, settings.api_token.get_secret_value(), redis, clock_of(redis), context, webhook)
 
 
-def _require_workers(redis: Redis) -> None:
+def _require_workers(redis: Redis, storage: Storage) -> None:
     try:
+        require(redis, storage)
         count = queues.worker_count(PERSIST_QUEUE, redis)
     except AuthenticationError:
         raise

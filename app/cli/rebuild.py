@@ -10,9 +10,9 @@ import click
 from app import deployment
 from app.cli.terminal import Progress
 from app.clock import clock_of
-from app.core.errors import ConfigurationError, Permanent
+from app.core.errors import Permanent
 from app.core.names import Kind
-from app.identity import Identity
+from app.identity import require
 from app.inbox import connect
 from app.rebuild import Rebuild, Rebuilt, object_of
 from app.storage import Storage
@@ -40,9 +40,7 @@ def rebuild(*, everything: bool, as_json: bool) -> None:
     settings, handlers = deployment.prepare(os.environ)
     redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
-    identity = Identity(redis, storage)
-    if (problem := identity.trouble()) is not None:
-        raise ConfigurationError([problem])
+    identity = require(redis, storage)
     service = Rebuild(
         redis,
         storage,

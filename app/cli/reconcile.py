@@ -23,10 +23,12 @@ from app.core.names import Kind
 from app.core.progress import bar
 from app.core.reconciling import Found
 from app.deployment import Deployment
+from app.identity import require
 from app.inbox import connect
 from app.reconcile import Tell, reconciler_of, say_nothing
 from app.reconcile_memory import Memory
 from app.reconcile_one import Report
+from app.storage import Storage
 from app.tally import Tally
 
 PATIENCE = 30.0
@@ -67,15 +69,17 @@ def reconcile(*, since: str | None, as_json: bool) -> None:
         )
     deployed = deployment.connect(settings, handlers)
     report, complete = Report(), False
-    with closing(connect(deployed.redis_url, timeout=TIMEOUT)) as redis, _turn(redis):
-        deployed.clock.ask(redis)
-        start = parse_moment(since, deployed.clock()) if since is not None else None
-        try:
-            with _progress() as tell:
-                asyncio.run(_pass(deployed, redis, report, start, tell))
-            complete = True
-        finally:
-            show(report, start, as_json=as_json, complete=complete)
+    with closing(connect(deployed.redis_url, timeout=TIMEOUT)) as redis:
+        require(redis, Storage(settings.storage_url))
+        with _turn(redis):
+            deployed.clock.ask(redis)
+            start = parse_moment(since, deployed.clock()) if since is not None else None
+            try:
+                with _progress() as tell:
+                    asyncio.run(_pass(deployed, redis, report, start, tell))
+                complete = True
+            finally:
+                show(report, start, as_json=as_json, complete=complete)
     if any(counts[Found.FAILED] for counts in report.counts.values()):
         raise Permanent("incomplete", "Replicate did not tell all of them; they are asked for again later")
 

@@ -14,6 +14,7 @@ from app.cli.terminal import say
 from app.clock import Clock, clock_of
 from app.core.errors import Permanent
 from app.core.names import ID
+from app.identity import require
 from app.inbox import connect
 from app.records import Records
 from app.replay import Outcome, Replay, Replayed
@@ -77,9 +78,10 @@ def _open(only: str | None) -> tuple[Replay, Clock]:
     settings, handlers = deployment.prepare(os.environ)
     if only is not None and only not in {handler.name for handler in handlers}:
         raise click.BadParameter(f"the handlers file has no handler {only!r}", param_hint="--handler")
-    redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    redis, storage = connect(deployment.find_redis(settings), timeout=TIMEOUT), Storage(settings.storage_url)
+    require(redis, storage)
     records = Records(redis, ttl=settings.record_ttl)
-    return Replay(redis, Storage(settings.storage_url), records, handlers, only), clock_of(redis)
+    return Replay(redis, storage, records, handlers, only), clock_of(redis)
 
 
 def _sentence(line: Replayed) -> str:

@@ -16,6 +16,7 @@ from app.clock import clock_of
 from app.core.errors import Permanent
 from app.core.names import COUNTERS, ID, Kind
 from app.core.vocabulary import REMOVED
+from app.identity import require
 from app.inbox import connect
 from app.local_copies import LocalCopies
 from app.removal import Found, Removal
@@ -55,6 +56,7 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
     deployment.require_owner(settings.data, *([storage.folder] if storage.folder else []))
     # A Redis that is away could bring it all back, so nothing is done without.
     redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    require(redis, storage)
     removal = Removal(
         redis,
         storage,

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 import click
 from pydantic import ByteSize
 
+from app.cli.look import open_storage
 from app.cli.moment import parse_moment
 from app.cli.terminal import Progress, say
 from app.core.names import ID, Kind, folder_name
 from app.settings import load
-from app.storage import Storage
 from app.verify import Odd, Verified, Verifier, everything
 
 
@@ -42,7 +42,7 @@ def verify(ids: tuple[str, ...], *, since: str | None, all_of_it: bool, as_json:
         if not ID.fullmatch(one):
             raise click.BadParameter(f"an id has 1 to 64 letters, digits, '_' or '-': {one!r}")
     moment = None if since is None else parse_moment(since, datetime.now(UTC))
-    storage = Storage(load(os.environ).storage_url)
+    storage = open_storage(load(os.environ))
     verifier = Verifier(storage, moment)
     count = {"predictions": 0, "files": 0, "bytes": 0, "odd": 0}
     with Progress("verified") as progress:

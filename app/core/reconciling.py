@@ -57,6 +57,8 @@ class Found(StrEnum):
 
 
 TAKEN = frozenset({Found.NEW, Found.LATE})
+SEEN_AGAIN = frozenset({Found.KNOWN, Found.RUNNING, Found.EXPECTED})
+"""What each pass meets again, so that to count it says nothing."""
 """What was accepted."""
 
 

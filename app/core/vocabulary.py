@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from app.core.names import QUARANTINE, Kind
+from app.core.reconciling import SEEN_AGAIN, Found
+from app.core.repairs import Repair
+
 EVENTS: Final[Mapping[str, str]] = {
     # outkeep up
     "starting": "up_starting",
@@ -167,8 +171,6 @@ class Gauge:
     labels: tuple[str, ...] = ()
 
 
-_KINDS = (("prediction",), ("training",))
-
 RECEIVED: Final = Counter(
     "outkeep_deliveries_total",
     "Deliveries acknowledged, by outcome.",
@@ -185,7 +187,7 @@ STORED: Final = Counter(
     "outkeep_predictions_stored_total",
     "Predictions and trainings that are kept; not those of which every output was lost.",
     ("kind",),
-    _KINDS,
+    tuple((kind,) for kind in Kind),
 )
 FILES: Final = Counter("outkeep_files_stored_total", "Files stored, inputs included.")
 BYTES: Final = Counter("outkeep_bytes_stored_total", "Bytes of files stored, inputs included.")
@@ -201,14 +203,25 @@ RETRIES: Final = Counter(
 NOTIFIED: Final = Counter(
     "outkeep_notifications_total", "Attempts to tell a handler, by how they ended.", ("handler", "outcome")
 )
+ATTEMPTED: Final = ("delivered", "handed_on", "retried", "dead", "off")
+"""How an attempt may end: known for each handler of the handlers file."""
 REMOVED: Final = Counter(
     "outkeep_removed_total",
     "Predictions, trainings and quarantined deliveries removed, by what they were and why.",
     ("kind", "cause"),
+    (*((kind, cause) for kind in Kind for cause in ("asked", "retention")), (QUARANTINE, "retention")),
 )
-REPAIRS: Final = Counter("outkeep_repairs_total", "What the sweep has mended, by repair.", ("repair",))
+REPAIRS: Final = Counter(
+    "outkeep_repairs_total",
+    "What the sweep has mended, by repair.",
+    ("repair",),
+    tuple((repair,) for repair in Repair),
+)
 FOUND: Final = Counter(
-    "outkeep_reconciled_total", "What reconciliation found that was not here, by what it was.", ("found",)
+    "outkeep_reconciled_total",
+    "What reconciliation found that was not here, by what it was.",
+    ("found",),
+    tuple((found,) for found in Found if found not in SEEN_AGAIN),
 )
 HOUR_LEFT: Final = Histogram(
     "outkeep_hour_left_seconds",

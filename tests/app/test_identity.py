@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from app.core.errors import ConfigurationError
 from app.core.manifest import format_time
 from app.core.names import EPOCH, IDENTITY_LOCK, IDENTITY_NAME, NOTIFY_QUEUE, STORAGE_ID, Kind, notify_job_id
 from app.identity import Identity, read
+from app.listening import free_port
 from app.storage import Storage
 from tests.app.kept import TTL, Deployment
 from tests.app.own_valkey import OwnValkey, own_valkey
@@ -215,6 +217,63 @@ def test_a_host_with_another_storage_does_not_start_and_one_line_says_why(
     assert "OUTKEEP_STORAGE: file://" in lines[0]
     assert "outkeep storage adopt" in lines[0]
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (("replay", "p1"), {"id": "own"}),
+        (("replay", "--since", "1h"), None),
+        (("replay", "--failed"), OF_0_1),
+        (("rm", "p1", "--yes"), None),
+        (("rm", "p1", "--yes", "--json"), {"id": "own"}),
+        (("link", "p1"), None),
+        (("link", "p1", "output-0.png", "--json"), {"id": "own"}),
+        (("verify", "p1"), {"id": "own"}),
+        (("verify", "--all", "--json"), None),
+        (("reconcile", "--since", "1h"), OF_0_1),
+        (("run", "owner/model", "-i", "prompt=x"), {"id": "own"}),
+    ],
+)
+def test_a_command_that_writes_or_promises_does_so_with_the_storage_of_its_redis_only(
+    valkey: OwnValkey, tmp_path: Path, words: tuple[str, ...], own: dict[str, Any] | None
+) -> None:
+    """Else `rm` would leave the files, `replay` find nothing, and `verify` call an empty folder sound."""
+    right = Deployment(valkey.redis, tmp_path, datetime.now(UTC))
+    Identity(valkey.redis, right.storage).settle((), (), NOW)
+    right.keep("p1", ago=60)
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "outputs/predictions", other / "predictions")
+    storage_in(other, own)
+    api = {"REPLICATE_API_TOKEN": "r8_x", "REPLICATE_BASE_URL": f"http://127.0.0.1:{free_port()}"}
+    before = right.stored(), sorted(valkey.redis.keys()), sorted(other.rglob("*"))
+
+    ended = outkeep(
+        "app.cli", *words, **environment(valkey.url, tmp_path, OUTKEEP_STORAGE=other.as_uri(), **api)
+    )
+
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"outkeep: OUTKEEP_STORAGE: {other.as_uri()} ")
+    assert "is not the storage of this Redis" in line
+    assert (right.stored(), sorted(valkey.redis.keys()), sorted(other.rglob("*"))) == before
+
+
+@pytest.mark.parametrize("words", [("link", "p1"), ("verify", "p1"), ("verify", "--all")], ids=" ".join)
+@pytest.mark.parametrize("redis_is", ["away", "refusing", "unset"])
+def test_what_needs_the_storage_alone_works_without_a_redis(
+    valkey: OwnValkey, tmp_path: Path, words: tuple[str, ...], redis_is: str
+) -> None:
+    Deployment(valkey.redis, tmp_path, datetime.now(UTC)).keep("p1", ago=60)
+    valkey.redis.set(STORAGE_ID, "another")
+    url = {
+        "away": f"redis://127.0.0.1:{free_port()}",
+        "refusing": valkey.narrow("get"),
+        "unset": None,
+    }[redis_is]
+    ended = outkeep("app.cli", *words, **environment("", tmp_path, REDIS_URL=url))
+    assert "is not the storage" not in ended.stderr
+    assert ended.returncode == (0 if words[0] == "link" else 1)  # its sample says a hash that is not its own
 
 
 @pytest.mark.parametrize(

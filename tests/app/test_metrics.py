@@ -67,6 +67,29 @@ def test_what_is_known_to_be_counted_begins_at_0(redis: Redis) -> None:
     assert told["outkeep_files_lost_total code=not_found"] == 0
 
 
+@pytest.mark.parametrize(
+    "series",
+    [
+        "outkeep_notifications_total handler=gallery outcome=dead",
+        "outkeep_notifications_total handler=gallery outcome=delivered",
+        "outkeep_notifications_total handler=gallery outcome=retried",
+        "outkeep_notifications_total handler=gallery outcome=off",
+        "outkeep_notifications_total handler=gallery outcome=handed_on",
+        "outkeep_repairs_total repair=job_made",
+        "outkeep_repairs_total repair=claim_removed",
+        "outkeep_reconciled_total found=new",
+        "outkeep_reconciled_total found=failed",
+        "outkeep_removed_total cause=asked kind=prediction",
+        "outkeep_removed_total cause=retention kind=training",
+        "outkeep_removed_total cause=retention kind=quarantine",
+    ],
+)
+def test_what_an_alert_waits_for_begins_at_0_too(redis: Redis, series: str) -> None:
+    """The first dead letter is no increase of a series that was not there before it."""
+    for metrics in (metrics_of(redis), metrics_of(away())):
+        assert read(metrics)[series] == 0
+
+
 def test_the_seconds_left_of_the_hour_are_a_histogram(redis: Redis) -> None:
     tally = Tally()
     for left in (0, 59, 3595, 3595):

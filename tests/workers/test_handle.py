@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from rq import Callback
+from rq import Callback, Retry
 from rq.job import Job, JobStatus
 
 from app import queues
@@ -103,6 +103,30 @@ def test_a_job_of_a_handler_that_this_worker_does_not_know_is_left_to_one_that_d
     work(valkey_url, LISTED)
     assert (job.get_status(), (here / "note").read_text()) == (JobStatus.FINISHED, "x")
     assert end_of(redis, job.id).attempts == 1
+
+
+@pytest.mark.parametrize("minutes", [0.0, 1.0, 10.0, 20.0, 29.0])
+def test_one_that_nobody_knows_yet_is_waited_for(redis: Redis, valkey_url: str, minutes: float) -> None:
+    job_id = handle_job_id(notify_job_id("note", Kind.PREDICTION, "p1"))
+    job = enqueue(redis, LISTED, "note", "x", job_id=job_id)
+    job.meta["unknown_since"] = time.time() - 60 * minutes
+    job.save_meta()  # type: ignore[no-untyped-call]
+    work(valkey_url, "some.other")
+    assert job.get_status() == JobStatus.SCHEDULED
+
+
+def test_one_that_was_known_meanwhile_is_waited_for_afresh(redis: Redis, valkey_url: str, here: Path) -> None:
+    job_id = handle_job_id(notify_job_id("note", Kind.PREDICTION, "p1"))
+    job = enqueue(redis, LISTED, str(here / "missing/note"), "x", job_id=job_id, retry=Retry(3, 60))
+    job.meta["unknown_since"] = time.time() - UNKNOWN_PATIENCE.total_seconds()
+    job.save_meta()  # type: ignore[no-untyped-call]
+    queue = queues.queue(HANDLE_QUEUE, redis)
+    for listed in (LISTED, "some.other"):  # it fails; then an older worker has its turn
+        work(valkey_url, listed)
+        assert job.get_status() == JobStatus.SCHEDULED
+        queue.scheduled_job_registry.remove(job.id)
+        job.refresh()  # type: ignore[no-untyped-call]
+        queue.enqueue_job(job)
 
 
 @pytest.mark.parametrize("since", [-UNKNOWN_PATIENCE.total_seconds(), 3600.0, "soon", [], True])

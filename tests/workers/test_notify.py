@@ -476,16 +476,46 @@ def test_a_handler_that_this_process_does_not_know_waits_half_an_hour_for_one_th
     assert (told["outcome"], told["attempts"]) == ("delivered", 1)
 
 
-def test_a_handler_that_nobody_knows_is_a_dead_letter_after_half_an_hour(office: Office) -> None:
+def unknown_for(office: Office, age: timedelta) -> Job:
+    """A job that has met, so long ago, a process that does not know its handler, and meets one again."""
     job = office.tell("http://127.0.0.1:9/")
     office.handlers = ""
     office.work()
-    long_ago = datetime.now(UTC) - UNKNOWN_PATIENCE
     job.refresh()  # type: ignore[no-untyped-call]
-    job.meta["unknown_since"] = format_time(long_ago)
+    job.meta["unknown_since"] = format_time(datetime.now(UTC) - age)
     job.save_meta()  # type: ignore[no-untyped-call]
     office.hasten(job)
     office.work()
+    return job
+
+
+@pytest.mark.parametrize("minutes", [0, 1, 10, 20, 29])
+def test_a_handler_that_nobody_knows_yet_is_waited_for(office: Office, minutes: float) -> None:
+    job = unknown_for(office, timedelta(minutes=minutes))
+    assert (office.failed, attempts(job), office.told()) == ([], [], None)
+    assert job.get_status(refresh=True) == JobStatus.SCHEDULED
+
+
+def test_who_was_known_meanwhile_is_waited_for_afresh(office: Office) -> None:
+    known = office.tell("http://127.0.0.1:9/"), office.handlers
+    job, office.handlers = known[0], ""
+    office.work()
+    job.refresh()  # type: ignore[no-untyped-call]
+    job.meta["unknown_since"] = format_time(datetime.now(UTC) - UNKNOWN_PATIENCE)
+    job.save_meta()  # type: ignore[no-untyped-call]
+    for office.handlers in (known[1], ""):  # nobody answers there; then an older process has its turn
+        office.hasten(job)
+        office.work()
+    assert (office.failed, len(attempts(job))) == ([], 1)
+    assert job.get_status(refresh=True) == JobStatus.SCHEDULED
+
+
+@pytest.mark.parametrize("minutes", [30, 31, 600])
+def test_a_handler_that_nobody_knows_is_a_dead_letter_after_half_an_hour(
+    office: Office, minutes: float
+) -> None:
+    assert timedelta(minutes=30) == UNKNOWN_PATIENCE
+    job = unknown_for(office, timedelta(minutes=minutes))
     assert office.failed == [job.id]
     [attempt] = attempts(job)
     assert attempt["error"] == "handler_unknown"
