@@ -202,7 +202,7 @@ def _secret_reader(environment: Mapping[str, str]) -> handlers_file.ReadSecret:
         if kind == "env":
             if place not in environment:
                 raise Permanent("bad_secret", f"the environment variable {place} is not set")
-            return environment[place]
+            return environment[place].strip()
         if kind == "file":
             return _contents(Path(place).expanduser())
         return reference

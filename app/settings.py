@@ -72,6 +72,16 @@ def _own_token(text: str) -> SecretStr:
     return SecretStr(text)
 
 
+def _retention(text: str) -> int:
+    if text.strip().isdecimal() and text.strip(" 0"):
+        # In days it would be meant, and everything would be gone within the hour.
+        raise Permanent(
+            "bad_duration",
+            "write a whole number of s, m, h, d or w, such as 30d; a number alone would be seconds",
+        )
+    return notation.duration(text)
+
+
 def _record_ttl(text: str) -> int:
     seconds = notation.duration(text)
     if seconds < _SHORTEST_RECORD_TTL:
@@ -84,6 +94,7 @@ def _proxy(text: str) -> SecretStr:
 
 
 def _path(text: str) -> Path:
+    notation.require_one_line(text)
     # What sets the environment is not always a shell.
     try:
         path = Path(text).expanduser()
@@ -94,7 +105,6 @@ def _path(text: str) -> Path:
     return path
 
 
-Duration = Annotated[int, _with_reason(notation.duration)]
 Size = Annotated[ByteSize, _with_reason(notation.size)]
 Token = Annotated[SecretStr, _with_reason(_token)]
 OwnToken = Annotated[SecretStr, _with_reason(_own_token)]
@@ -139,7 +149,7 @@ class Settings(BaseModel):
     )
     notify_private: bool = Field(default=False, alias="OUTKEEP_NOTIFY_PRIVATE")
     keep_inputs: bool = Field(default=False, alias="OUTKEEP_KEEP_INPUTS")
-    retention: Duration | None = Field(None, alias="OUTKEEP_RETENTION", gt=0)
+    retention: Annotated[int, _with_reason(_retention)] | None = Field(None, alias="OUTKEEP_RETENTION", gt=0)
     max_body: Size = Field(ByteSize(32 << 20), alias="OUTKEEP_MAX_BODY", gt=0)
     max_file: Size = Field(ByteSize(10 << 30), alias="OUTKEEP_MAX_FILE", gt=0)
     reconcile: Literal["all", "known", "off"] | None = Field(None, alias="OUTKEEP_RECONCILE")
@@ -268,7 +278,7 @@ def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {}
     problems = [_unknown(name) for name, text in sorted(environment.items()) if _is_unknown(name, text)]
     for name in VARIABLES:
-        text, path = environment.get(name), environment.get(f"{name}_FILE")
+        text, path = (_value(environment.get(one)) for one in (name, f"{name}_FILE"))
         if path and text:
             problems.append(f"{name}: set both directly and by {name}_FILE; keep one of them")
         elif path:
@@ -280,6 +290,11 @@ def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
         elif text or (text is not None and name == "REPLICATE_WEBHOOK_SECRET"):
             values[name] = text
     return values, problems
+
+
+def _value(text: str | None) -> str | None:
+    """A value without the line end of a file from Windows, which shells and containers hand on."""
+    return text and text.rstrip("\r\n")
 
 
 def _is_unknown(name: str, text: str) -> bool:

@@ -58,6 +58,12 @@ def decoded(data: bytes) -> str:
         raise
 
 
+def require_one_line(text: str) -> None:
+    """Refuse what would be part of a path or an address, and not be seen; raises `Permanent`."""
+    if text != text.strip() or any(letter < " " or letter == "\x7f" for letter in text):
+        raise Permanent("bad_text", "it begins or ends with a blank, or holds a line end; copy it anew")
+
+
 def duration(text: str) -> int:
     """Seconds in `30d`, `1h30m`, `45` and the like; raises `Permanent`, also for more than a century."""
     match = _DURATION.fullmatch(text.strip().lower()) if len(text) <= _LONGEST_DURATION else None
@@ -198,6 +204,7 @@ def storage_url(text: str) -> str:
 
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
     known = " or ".join(f"{scheme}://" for scheme in schemes)
+    require_one_line(text)
     if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
         raise Permanent("bad_url", f"it must start with {known}")
     try:

@@ -159,10 +159,24 @@ def test_the_secret_of_a_handler_is_read_from_the_environment_or_a_file(tmp_path
     for reference in (SECRET, "env:GALLERY", f"file:{tmp_path}/secret"):
         file = tmp_path / "handlers.toml"
         file.write_text(HANDLER.format(secret=reference))
-        settings = environment(tmp_path, OUTKEEP_HANDLERS=str(file), GALLERY=SECRET)
+        settings = environment(tmp_path, OUTKEEP_HANDLERS=f"{file}\r", GALLERY=f"{SECRET}\r\n")
         (handler,) = prepare(settings)[1]
         assert isinstance(handler.target, Webhook)
         assert len(handler.target.keys) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-sig", "crlf"])
+def test_a_key_that_was_restored_by_an_editor_is_still_the_key(tmp_path: Path, encoding: str) -> None:
+    [key] = own_keys(tmp_path)
+    text = key.decode()
+    (tmp_path / "secret.key").write_bytes(
+        {
+            "utf-16-le-sig": b"\xff\xfe" + text.encode("utf-16-le"),
+            "crlf": f"{text}\r\n".encode(),
+        }.get(encoding)
+        or text.encode(encoding)
+    )
+    assert own_keys(tmp_path) == (key,)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

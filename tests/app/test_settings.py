@@ -76,6 +76,14 @@ def test_a_variable_is_read(name: str) -> None:
     assert value == expected if expected is not None else value.text == text
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"], ids=repr)
+@pytest.mark.parametrize("name", GOOD)
+def test_a_line_end_behind_a_value_is_none_of_it(name: str, end: str) -> None:
+    """As a file of settings from Windows leaves it, when a shell or a container runtime reads that."""
+    text = GOOD[name][1]
+    assert value_of({name: f"{text}{end}"}, name) == value_of({name: text}, name)
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_a_variable_is_read_from_a_file(name: str, tmp_path: Path) -> None:
     _, text, expected = GOOD[name]
@@ -205,6 +213,26 @@ def test_an_empty_secret_is_a_mistake() -> None:
         ("OUTKEEP_NOTIFY_PRIVATE", "maybe", "write true or false"),
         ("OUTKEEP_RETENTION", "0", "more than 0"),
         ("OUTKEEP_RETENTION", "soon", "whole number of s, m, h, d or w"),
+        *(
+            ("OUTKEEP_RETENTION", value, "a number alone would be seconds")
+            for value in ("30", " 7", "365 ", "1")
+        ),
+        *(
+            (name, f"{start}{value}{end}", "begins or ends with a blank, or holds a line end")
+            for name, value in (
+                ("OUTKEEP_DATA", "/srv/hunter2"),
+                ("OUTKEEP_HANDLERS", "hunter2.toml"),
+                ("OUTKEEP_STORAGE", "s3://hunter2/prefix"),
+                ("OUTKEEP_STORAGE", "file:///srv/hunter2"),
+                ("OUTKEEP_PUBLIC_URL", "https://hunter2.example"),
+                ("OUTKEEP_STORAGE_PUBLIC_URL", "https://cdn.example/hunter2"),
+                ("REPLICATE_BASE_URL", "https://gateway.example/hunter2"),
+                ("REDIS_URL", "redis://:hunter2@host:6379/0"),
+                ("OUTKEEP_PROXY", "http://u:hunter2@proxy:3128"),
+            )
+            for start, end in (("", " "), ("", "\r "), ("", "\nOUTKEEP_X=1"), ("", "\t"), (" ", ""))
+            if not (start and "://" in value)  # that has no scheme of ours
+        ),
         ("OUTKEEP_RETENTION", "9" * 5000, "whole number"),
         ("OUTKEEP_RETENTION", "99999999w", "a hundred years"),
         ("OUTKEEP_MAX_BODY", "0", "more than 0"),
