@@ -6,6 +6,7 @@ nobody sets: the clock of the host may be wrong, and may step.
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -30,6 +31,12 @@ EVERY = 2.0
 PATIENCE = 1.0
 """Seconds that a start waits for the first answer, and that a later answer may take to be believed."""
 
+STEP = 1.0
+"""Seconds by which the time of Redis may be corrected; by more it has stepped."""
+
+GAP = 8.0
+"""Seconds between two answers after which this process, or Redis, has stood still for a while."""
+
 SHOWN_FOR = 30.0
 """Seconds for which a process is listed among those whose clocks are off after it has last said so."""
 
@@ -41,6 +48,8 @@ class Clock:
 
     def __init__(self) -> None:
         self._base: float | None = None  # Redis' time when the monotonic clock stood at zero
+        self._told_at = math.inf  # of the monotonic clock
+        self._unsteady_at = -math.inf  # the same
         self._level = Level.OK
 
     def __call__(self) -> datetime:
@@ -62,13 +71,24 @@ class Clock:
         """Whether this host is so wrong that a process takes no jobs, and removes nothing for its age."""
         return abs(self.skew) >= rules.SKEW_FAIL
 
+    def is_steady(self, seconds: float) -> bool:
+        """Whether Redis has told the time for so many seconds without a step and without a gap.
+
+        Else whoever lives may not have had the time to say so. A process that has just begun is steady.
+        """
+        return time.monotonic() - self._unsteady_at >= seconds
+
     def ask(self, redis: Redis) -> None:
         """Ask Redis for its time; raises redis' errors."""
         before = time.monotonic()
         seconds, microseconds = redis.time()
         after = time.monotonic()
         if self._base is None or after - before <= PATIENCE:
-            self._base = seconds + microseconds / 1e6 - (before + after) / 2
+            base = seconds + microseconds / 1e6 - (before + after) / 2
+            stepped = self._base is not None and abs(base - self._base) > STEP
+            if stepped or after - self._told_at > GAP:
+                self._unsteady_at = after
+            self._base, self._told_at = base, after
 
     def ask_aloud(self, redis: Redis) -> None:
         """The same; a clock of this host that is off is logged, and listed in Redis."""

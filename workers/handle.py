@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from redis import Redis
@@ -31,6 +32,7 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
 from rq.timeouts import HorseMonitorTimeoutException
+from rq.utils import now
 from rq.worker.base import WorkerStatus
 
 from app import lifeline
@@ -76,12 +78,14 @@ class HandleWorker(PatientWorker, Worker):
         on_beat: Callable[[], None],
     ) -> None:
         self.pace = pace
+        self.silence = pace.silence
         self.clock = clock
         self._on_beat = on_beat
         self.outage = Outage()
         self._storage = storage
         self._is_written = False
         self._horse_lives: int | None = None
+        self._forked_at = 0.0
         # Only this process holds the writing end: when it dies, the work-horse reads the end of the file.
         self._cut_with_parent, self._held_by_parent = os.pipe()
         super().__init__(
@@ -140,6 +144,8 @@ class HandleWorker(PatientWorker, Worker):
         """Say that a run lives, which goes on whether Redis listens or not."""
         with self._said():
             super().maintain_heartbeats(job, execution)
+        # By how long it runs RQ judges whether it is stuck, and the clock may just have stepped.
+        job.started_at = now() - timedelta(seconds=time.monotonic() - self._forked_at)
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         """Say what this worker does."""
@@ -153,10 +159,6 @@ class HandleWorker(PatientWorker, Worker):
 
     def check_for_suspension(self, burst: bool) -> None:  # noqa: FBT001
         """Left to `_report`."""
-
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
-        """Seconds of silence after which a run is given up."""
-        return self.pace.silence
 
     def dequeue_job_and_maintain_ttl(
         self,
@@ -215,6 +217,7 @@ class HandleWorker(PatientWorker, Worker):
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork. The end of the work-horse shows at once: only it holds the other end of a pipe."""
         self._horse_lives, held = os.pipe()
+        self._forked_at = time.monotonic()
         super().fork_work_horse(job, queue)
         os.close(held)
 

@@ -5,6 +5,7 @@ is only said to Redis ends a worker, and jobs are taken again as soon as Redis s
 """
 
 import logging
+import math
 import time
 from functools import cached_property
 
@@ -14,10 +15,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from rq.connections import parse_connection
-from rq.utils import now
+from rq.job import Job
 from rq.worker.base import BaseWorker
 
-from app.clock import Clock
+from app.clock import EVERY, Clock
 from workers.commands import Commands
 
 log = logging.getLogger("outkeep.worker")
@@ -49,11 +50,17 @@ class Outage:
 class PatientWorker(BaseWorker):
     """Registers, cleans up, listens to commands and signs off; a subclass takes jobs and runs them.
 
-    `clock` and `outage` must be set before `work`.
+    `clock`, `outage` and `silence`, the seconds after which a run is given up, must be set before `work`.
     """
 
     clock: Clock
     outage: Outage
+    silence: int
+    _cleaned_at = -math.inf
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
+        """Seconds of silence after which a run is given up; RQ adds a minute."""
+        return self.silence
 
     def register_birth(self) -> None:
         """Say that this worker lives, as soon as Redis takes it."""
@@ -68,15 +75,25 @@ class PatientWorker(BaseWorker):
                 self.outage.ends()
                 return
 
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """Whether maintenance is due; RQ goes by a clock that may step."""
+        return time.monotonic() - self._cleaned_at > self.maintenance_interval
+
     def run_maintenance_tasks(self) -> None:
-        """RQ's maintenance, of which a failure does not end the worker."""
+        """RQ's maintenance, of which a failure does not end the worker.
+
+        When Redis has stepped, or it or we stood still, living runs seem silent until their next heartbeat.
+        """
         try:
-            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+            self.clock.ask(self.connection)
+            if self.clock.is_steady(self.silence + EVERY):
+                super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         except RedisError as error:
             self.outage.begins(error)
         except Exception:
             log.exception("maintenance failed: jobs of dead workers wait until the cause is gone")
-        self.last_cleaned_at = now()  # type: ignore[assignment]
+        self._cleaned_at = time.monotonic()
 
     @cached_property
     def commands(self) -> Commands:

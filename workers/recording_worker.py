@@ -38,10 +38,6 @@ class RecordingWorker(SteadyWorker):
         """Send no more."""
         self._ended.set()
 
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
-        """Seconds of silence after which an execution is given up; RQ adds a minute."""
-        return self.pace.silence
-
     def prepare_execution(self, job: Job) -> Execution:
         """Write down that a job starts, and with which execution, in one transaction.
 

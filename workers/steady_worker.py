@@ -79,6 +79,7 @@ class SteadyWorker(PatientWorker):
         assert isinstance(own, JobQueue)
         own.stuck_after = pace.stuck
         self.pace = pace
+        self.silence = pace.silence
         self.clock = clock or Clock()
         self.outage = Outage()
         self._deaf = threading.Event()

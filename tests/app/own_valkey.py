@@ -1,5 +1,6 @@
 """A Valkey that belongs to one test, so that it can be stopped, killed, filled up and started again."""
 
+import os
 import signal
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from redis.retry import Retry
 
 from app.embedded_program import program
 from tests.app.web import wait_until
+from tests.wrong_clock import WrongClock
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
 
@@ -30,10 +32,11 @@ WEAK = (
 class OwnValkey:
     """One server on a socket, with its data in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: WrongClock | None) -> None:
         self.url = f"unix://{folder}/s"
         self.redis = Redis.from_url(self.url, socket_timeout=30, retry=Retry(NoBackoff(), 0))
         self.folder = folder
+        self._environment = os.environ | (host.environment if host else {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -52,7 +55,10 @@ class OwnValkey:
         command = [str(program()), "--port", "0", "--unixsocket", f"{self.folder}/s", "--save", ""]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--dir", str(self.folder), *DURABLE, *options], stdout=log, stderr=log
+                [*command, "--dir", str(self.folder), *DURABLE, *options],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
             )
 
     def answers(self) -> bool:
@@ -93,10 +99,10 @@ class OwnValkey:
 
 
 @contextmanager
-def own_valkey() -> Iterator[OwnValkey]:
-    """A server that is not started yet; it is gone at the end."""
+def own_valkey(host: WrongClock | None = None) -> Iterator[OwnValkey]:
+    """A server that is not started yet; it is gone at the end. It goes by the clock of `host`."""
     with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
-        server = OwnValkey(Path(folder))
+        server = OwnValkey(Path(folder), host)
         try:
             yield server
         finally:

@@ -13,9 +13,11 @@ import rq
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.clock import Clock, clocks_off
+from app.clock import PATIENCE, Clock, clocks_off
 from app.inbox import connect
 from tests.app.own_valkey import own_valkey
+from tests.app.redis_proxy import rewriting
+from tests.app.web import wait_until
 from tests.wrong_clock import WrongClock
 
 OFF = [30.0, -30.0, 600.0, -600.0, 7200.0, -7200.0]
@@ -124,3 +126,41 @@ def test_a_host_whose_clock_is_off_is_listed_until_it_is_right_again(
     redis.hset("outkeep:clocks", "here:2", f"30.0 {time.time():.0f}")
     assert clocks_off(redis) == {"here": -7200.0}
     assert set(redis.hkeys("outkeep:clocks")) == {b"here:1", b"here:2"}
+
+
+def test_an_answer_that_took_long_moves_no_clock_that_knows_the_time(valkey_url: str) -> None:
+    """It may have been meant for any moment since it was asked for."""
+    holds: list[float] = []
+
+    def ask(question: bytes) -> bytes:
+        time.sleep(sum(holds))
+        return question
+
+    clock = Clock()
+    with rewriting(valkey_url.removeprefix("unix://"), bytes, ask) as url, connect(url, timeout=30) as client:
+        clock.ask(client)
+        before = clock.time() - time.monotonic()
+        holds.append(2 * PATIENCE)
+        clock.ask(client)
+        assert abs(clock.time() - time.monotonic() - before) < 0.1
+        assert clock.is_steady(60)
+
+
+@pytest.mark.parametrize("seconds", [-7200.0, -30.0, 5.0, 7200.0])
+def test_a_step_of_the_host_of_redis_is_noticed(tmp_path: Path, seconds: float) -> None:
+    host = WrongClock(tmp_path, 0.0)
+    with own_valkey(host) as server:
+        server.start()
+        clock = Clock()
+        for _ in range(2):
+            clock.ask(server.redis)
+        assert clock.is_steady(3600)
+        host.step_to(seconds)
+
+        def noticed() -> bool:
+            clock.ask(server.redis)
+            return not clock.is_steady(3600)
+
+        wait_until(noticed)  # Valkey looks at its clock several times a second
+        assert clock.is_steady(0)
+        assert abs(clock.skew + seconds) < 2

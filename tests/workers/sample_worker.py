@@ -36,7 +36,7 @@ async def double(client: redis.asyncio.Redis, job: Job, number: int) -> int:
 async def hold(client: redis.asyncio.Redis, job: Job, *, last: str = "return") -> str:
     """Tell that it runs, wait for an entry in `gate:<id>`, then return or raise."""
     await client.rpush(f"runs:{job.id}", str(os.getpid()))
-    while not await client.blpop([f"gate:{job.id}"], 3):  # less than the time-out of the client
+    while not await client.blpop([f"gate:{job.id}"], 1):  # much less than the time-out of the client
         pass
     if last == "raise":
         raise ValueError("told to raise")

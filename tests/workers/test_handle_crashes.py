@@ -19,15 +19,20 @@ from rq.job import Job, JobStatus
 
 from app import queues
 from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
+from tests.app.own_valkey import own_valkey
 from tests.workers.worker_process import FAST, ROOT, failure, has, status, wait_until
+from tests.wrong_clock import WrongClock
 
 
 @contextmanager
-def worker(url: str, folder: Path, *, storage: str = "", **pace: Any) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(
+    url: str, folder: Path, *, storage: str = "", host: WrongClock | None = None, **pace: Any
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A worker process; killed at the end, with its work-horse, if it still lives."""
+    environment = os.environ | (host.environment if host else {})
     command = [sys.executable, "-m", "tests.workers.handle_process", url, json.dumps(pace), storage]
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         yield process
     except BaseException:
@@ -45,7 +50,7 @@ def enqueue(redis: Redis, name: str, *args: Any, job_id: str | None = None, **kw
         args=args,
         kwargs=kwargs,
         job_id=job_id,
-        job_timeout=60,
+        job_timeout=180,
         retry=Retry(max=3),
     )
 
@@ -234,6 +239,53 @@ def test_rqs_own_commands_stop_a_job_and_end_the_worker(
         [registered] = Worker.all(connection=redis)
         send_shutdown_command(redis, registered.name)
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("seconds", [600.0, -600.0, 7200.0])
+def test_while_its_clock_is_far_off_it_takes_no_job_and_ends_the_one_it_has(
+    redis: Redis, valkey_url: str, tmp_path: Path, seconds: float
+) -> None:
+    host = WrongClock(tmp_path, 0.0)
+    first, second = tmp_path / "first", tmp_path / "second"
+    with worker(valkey_url, tmp_path, host=host, **FAST) as process:
+        first.mkdir()
+        second.mkdir()
+        running = enqueue(redis, "hold", str(first))
+        wait_until(lambda: horses(first))
+        host.step_to(seconds)
+        waiting = enqueue(redis, "hold", str(second))
+        wait_until(lambda: "take no jobs" in (tmp_path / "log").read_text())
+        finish(first, running)
+        redis.delete("rq:clean_registries:handle")
+        wait_until(lambda: redis.exists("rq:clean_registries:handle"))  # it goes round, and takes none
+        assert (status(waiting), horses(second)) == (JobStatus.QUEUED, [])
+        host.step_to(0)
+        wait_until(lambda: horses(second))
+        finish(second, waiting)
+        assert (len(horses(first)), len(horses(second))) == (1, 1)
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize("seconds", [7200.0, 600.0, -7200.0])
+def test_a_job_that_runs_when_the_host_of_redis_steps_runs_on(tmp_path: Path, seconds: float) -> None:
+    """It is taken neither for silent nor for one that is stuck."""
+    host = WrongClock(tmp_path, 0.0)
+    with own_valkey(host) as valkey:
+        valkey.start()
+        with worker(valkey.url, tmp_path, host=host, **FAST):
+            job = enqueue(valkey.redis, "hold", str(tmp_path))
+            wait_until(lambda: horses(tmp_path))
+            host.step_to(seconds)
+            [key] = valkey.redis.smembers("rq:workers")
+            for _ in range(4):
+                valkey.redis.hdel(key, "last_heartbeat")
+                wait_until(lambda: valkey.redis.hexists(key, "last_heartbeat"))
+            (tmp_path / "other").mkdir()
+            with worker(valkey.url, tmp_path / "other", host=host, **FAST):
+                wait_until(lambda: valkey.redis.exists("rq:clean_registries:handle"))
+                finish(tmp_path, job)
+            assert len(horses(tmp_path)) == 1
+            assert_clean(valkey.redis)
 
 
 @pytest.mark.parametrize("stop", ["closed", "killed"])

@@ -14,7 +14,7 @@ from redis import Redis
 from app import queues
 from app.core.errors import Removed, Unusable
 from app.core.lifecycle import Move
-from app.core.names import NOTIFY_QUEUE, RETENTION_TURN, Kind
+from app.core.names import COUNTERS, NOTIFY_QUEUE, REMOVALS, RETENTION_TURN, Kind, record_member
 from app.quarantine import Aside, Quarantine
 from app.removal import Removal
 from app.settings import load
@@ -22,6 +22,7 @@ from app.telemetry import event_name
 from tests.app.kept import DAY, TTL, Deployment
 from tests.app.web import clean_environment, environment
 from tests.workers.worker_process import wait_until
+from tests.wrong_clock import WrongClock
 from workers.retention import Retention
 
 AGE = 30 * DAY
@@ -229,6 +230,33 @@ def test_a_worker_removes_what_is_too_old_by_itself_and_says_so(past: Deployment
         assert '"prediction": 1' in log.read_text()
         process.terminate()
         assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("seconds", [600.0, -600.0, 7200.0])
+def test_a_worker_whose_clock_is_far_off_removes_nothing_for_its_age(
+    past: Deployment, valkey_url: str, seconds: float
+) -> None:
+    """It ends removals that others have begun, and that shows when it has looked."""
+    keep(past, "old", ago=AGE)
+    keep(past, "begun", ago=60)
+    past.redis.zadd(REMOVALS, {record_member(Kind.PREDICTION, "begun"): NOW.timestamp() - 3600})
+    host = WrongClock(past.folder, seconds)
+    settings = environment(valkey_url, past.folder, OUTKEEP_RETENTION="30d")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "work", "persist"],
+        env=clean_environment(settings) | host.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(
+            lambda: past.redis.hget(COUNTERS, 'outkeep_repairs_total{repair="removal_ended"}'), seconds=60
+        )
+        assert ids(past) == {"old"}
+        assert not past.redis.exists(RETENTION_TURN)
     finally:
         process.kill()
         process.wait()
