@@ -220,7 +220,7 @@ class Collector:
             return _Later(self._now() + wait)
         if wanted.place.is_inline:
             return await self._keep(run, wanted, going, jitter, may_be_held=False)
-        async with going.gates[_endpoint(wanted)], going.gate:
+        async with going.gates[endpoint(wanted)], going.gate:
             return await self._keep(run, wanted, going, jitter, may_be_held=may_be_held)
 
     async def _keep(
@@ -229,7 +229,7 @@ class Collector:
         began = self._now()
         if began > run.last_start:
             return _Later(began + 1.0)
-        if began < (due := going.crowded.get(_endpoint(wanted), 0.0)):
+        if began < (due := going.crowded.get(endpoint(wanted), 0.0)):
             return _Later(due, crowded=True)
         try:
             held = await asyncio.to_thread(self.keeper.held, wanted) if may_be_held else None
@@ -309,7 +309,7 @@ class Collector:
         return self.clock().timestamp()
 
 
-def _endpoint(wanted: Wanted) -> str:
+def endpoint(wanted: Wanted) -> str:
     """Host and port as `Crowded` names them; of another spelling, each file asks for itself."""
     with suppress(ValueError):
         parts = urlsplit(wanted.source)

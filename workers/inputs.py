@@ -98,6 +98,10 @@ class Inputs:
         kept = {str(one.number): one.noted(file) for one, file in ended if isinstance(file, KeptFile)}
         self.records.keep(run.record.kind, run.record.id, kept)
 
+    def has_any(self, run: Run) -> bool:
+        """Whether there is one. Walks the input: use a thread."""
+        return next(find_inputs(run.prediction.raw.get("input")), None) is not None
+
     def _wanted(self, run: Run) -> list[Tried]:
         """Walks the input: use a thread."""
         place = (run.record.kind, run.record.id)

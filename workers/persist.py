@@ -27,7 +27,7 @@ from app.records import Record, Records
 from app.removal import erase
 from app.storage import Storage
 from app.tally import Tally
-from workers.collect import Collector, Result, Run
+from workers.collect import Collector, Result, Run, endpoint
 from workers.dispatch import Dispatcher, counts
 from workers.inputs import Inputs, Tried
 from workers.keep import Keeper
@@ -41,8 +41,13 @@ MEDIUM = 64 << 10
 log = logging.getLogger("outkeep.persist")
 
 
-def _memory(count: int) -> Places:
-    return Places("the memory for large events", Shares(count, 2 * count))
+class _Memory:
+    """Places for events of one size, of whatever they wait; of those that wait for hosts fewer."""
+
+    def __init__(self, count: int) -> None:
+        self.all = Places("the memory for large events", Shares(count, 2 * count))
+        waiting = Shares(count // 2, count * 3 // 4)  # of one host, and of all: other hosts and text pass
+        self.waiting = Places("the memory for large events that wait", waiting)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Persist:
     tally: Tally = field(default_factory=Tally)
     inputs: Inputs | None = None
     """None: what went into a model is not kept."""
-    _large: Places = field(init=False, repr=False, default_factory=partial(_memory, LARGE_AT_ONCE))
-    _medium: Places = field(init=False, repr=False, default_factory=partial(_memory, MEDIUM_AT_ONCE))
+    _large: _Memory = field(init=False, repr=False, default_factory=partial(_Memory, LARGE_AT_ONCE))
+    _medium: _Memory = field(init=False, repr=False, default_factory=partial(_Memory, MEDIUM_AT_ONCE))
 
     async def run(self, kind: Kind, prediction_id: str, tries: Tries, *, attempt: int) -> float | None:
         """Do what is left to do; seconds to wait before the next run, or None when all is done.
@@ -72,7 +77,8 @@ class Persist:
         try:
             try:
                 record = await asyncio.to_thread(self.records.get, kind, prediction_id)
-                async with self._room(record):
+                memory = self._memory(record)
+                async with memory.all.take("this process") if memory else nullcontext():
                     return await self._work(kind, prediction_id, record, tries, attempt)
             except Removed:
                 forget = partial(self._forget, kind, prediction_id)
@@ -84,15 +90,20 @@ class Persist:
             return self._put_off(kind, prediction_id, error, attempt)
         return None
 
-    def _room(self, record: Record | None) -> AbstractAsyncContextManager[None]:
-        """A place in memory for what is large."""
-        if record is None:
-            return nullcontext()
-        if record.body_at is not None:
-            return self._large.take("this process")
-        if len(record.body or record.outline or b"") > MEDIUM:
-            return self._medium.take("this process")
-        return nullcontext()
+    def _memory(self, record: Record | None) -> _Memory | None:
+        """Where an event has its place; None for small ones, of which there may be any number."""
+        if record is not None and record.body_at is not None:
+            return self._large
+        is_medium = record is not None and len(record.body or record.outline or b"") > MEDIUM
+        return self._medium if is_medium else None
+
+    async def _wait_in(self, run: Run) -> AbstractAsyncContextManager[None]:
+        """A place to wait for hosts in, for a large event that has to; small ones need none."""
+        memory = self._memory(run.record)
+        host = next((endpoint(one) for one in run.files if not one.place.is_inline), None)
+        if memory and host is None and self.inputs and await asyncio.to_thread(self.inputs.has_any, run):
+            host = "inputs"
+        return memory.waiting.take(host) if memory and host is not None else nullcontext()
 
     async def _work(
         self, kind: Kind, prediction_id: str, record: Record | None, tries: Tries, attempt: int
@@ -111,14 +122,18 @@ class Persist:
             if loaded.mends is not None:  # first tell what is told anyway
                 quiet = loaded.record.receipt.quiet
                 await self.storage.run(partial(self._dispatch, loaded.mends, quiet=quiet), about=about)
-                mend = partial(self._mend, loaded, loaded.mends, await self.collector.collect(loaded))
-                return await self.storage.run(mend, about=about)
-            outputs = self.collector.collect(loaded)
+                async with await self._wait_in(loaded):
+                    results = await self.collector.collect(loaded)
+                return await self.storage.run(partial(self._mend, loaded, loaded.mends, results), about=about)
+            async with await self._wait_in(loaded):
+                outputs = self.collector.collect(loaded)
+                results, inputs = (
+                    await self.inputs.beside(loaded, outputs)
+                    if self.inputs and loaded.record.outline is None
+                    else (await outputs, [])
+                )
             if loaded.record.outline is not None:
-                return await asyncio.to_thread(self._await_the_whole, loaded, await outputs)
-            results, inputs = (
-                await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
-            )
+                return await asyncio.to_thread(self._await_the_whole, loaded, results)
             conclude = partial(self.conclude, loaded, results, inputs)
             return await self.storage.run(conclude, about=about)
         quiet = record is not None and record.receipt.quiet

@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from app import queues
+from app.claim_check import ClaimCheck
 from app.core.manifest import Receipt, format_time
 from app.core.names import PERSIST_QUEUE, Kind
 from app.core.prediction import parse
@@ -54,7 +55,8 @@ def receive(desk: Desk, identity: str, output: Any, **keys: Any) -> str:
     raw = {"id": identity, "status": "succeeded", "input": {}, "output": output, **keys}
     body = json.dumps(raw | {"completed_at": format_time(now)}).encode()
     job = queues.persist_job(desk.redis, PREDICTION, identity, timeout=4200)
-    desk.records.accept([Arrival(parse(body, PREDICTION), body, Receipt(now, "msg"), job)], now)
+    arrival = Arrival(parse(body, PREDICTION), body, Receipt(now, "msg"), job)
+    desk.records.accept([ClaimCheck(desk.storage, desk.records, patience=30).check_in(arrival)], now)
     return identity
 
 
@@ -97,6 +99,24 @@ def test_a_slow_host_gets_a_quarter_of_the_slots_and_holds_up_no_other_output(
         assert running.stop() == 0
     manifests = [desk.storage.read_manifest(PREDICTION, one) for one in held + passing]
     assert all(manifest is not None and not manifest.lost for manifest in manifests)
+
+
+@pytest.mark.parametrize(("size", "count"), [(80 << 10, 200), (2 << 20, 20)])
+@pytest.mark.parametrize("waits_for", ["an output", "an input"])
+def test_large_events_that_wait_for_a_slow_host_hold_up_no_large_event_that_does_not(
+    desk: Desk, valkey_url: str, slow: FileHost, quick: FileHost, size: int, count: int, waits_for: str
+) -> None:
+    """Of both sizes of which a bounded number is in memory at a time."""
+    for number in range(count):
+        url = slow.add("a.png", PNG)
+        output, given = (url, {}) if waits_for == "an output" else ("text", {"image": url})
+        receive(desk, f"slow{number}", output, input=given, logs="x" * size)
+    others = ["text", ["to", "kens"], INLINE, quick.add("b.png", PNG)]
+    passing = [receive(desk, f"other{number}", one, logs="x" * size) for number, one in enumerate(others)]
+    hosts = f"{slow.url} {quick.url}"
+    settings = {"REDIS_URL": valkey_url, "OUTKEEP_OUTPUT_HOSTS": hosts, "OUTKEEP_KEEP_INPUTS": "true"}
+    with process(desk, PERSIST_QUEUE, **settings):
+        wait_until(lambda: stored(desk, passing), seconds=40)
 
 
 STUCK = 40
