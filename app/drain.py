@@ -13,7 +13,7 @@ from app.arrivals import foreign, make_arrival, outlined
 from app.claim_check import ClaimCheck
 from app.core.errors import StorageFailure, Transient, Unusable
 from app.core.prediction import parse
-from app.quarantine import Aside, Quarantine
+from app.quarantine import COUNTED_FOR, Aside, Quarantine
 from app.records import LARGE, Accepted, Arrival, Records
 from app.spool import Spool, Waiting
 
@@ -59,6 +59,8 @@ class Drainer:
         self._clock = clock
         # Accepted, but the disk lets go of nothing: they would stand before the others again and again.
         self._accepted: set[Path] = set()
+        # What the quarantine has no room for stays in the spool, and is read again after a while.
+        self._unkept: dict[Path, datetime] = {}
         self._outlined: dict[Path, datetime] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -79,7 +81,10 @@ class Drainer:
         while not self._stopping.wait(INTERVAL):
             try:
                 self._remove(self._accepted)
-                if waiting := [one for one in self._spool.waiting() if one.path not in self._accepted]:
+                now = self._clock()
+                self._unkept = {path: at for path, at in self._unkept.items() if now - at < COUNTED_FOR}
+                passed = self._accepted | self._unkept.keys()
+                if waiting := [one for one in self._spool.waiting() if one.path not in passed]:
                     self._redis.ping()
                     # The storage may keep large ones waiting, and these nobody.
                     self._drain([one for one in waiting if one.size <= LARGE])
@@ -147,12 +152,17 @@ class Drainer:
         read = [(one, arrival) for one in batch if (arrival := self._read(one)) is not None]
         checked = [self._claims.check_in(arrival) for _, arrival in read]
         outcomes = self._records.accept(checked, self._clock())
-        for (_, arrival), sent, outcome in zip(read, checked, outcomes, strict=True):
+        for (one, arrival), sent, outcome in zip(read, checked, outcomes, strict=True):
             self._claims.settle(arrival, sent, outcome)
             if outcome is Accepted.FOREIGN:
-                self._set_aside(arrival)
-        self._remove({one.path for one, _ in read})
-        return len(read)
+                try:
+                    self._set_aside(arrival)
+                except Transient as error:
+                    self._unkept[one.path] = self._clock()
+                    log.warning("a delivery of Cog waits in the spool: %s", error.message)
+        done = {one.path for one, _ in read} - self._unkept.keys()
+        self._remove(done)
+        return len(done)
 
     def _set_aside(self, arrival: Arrival) -> None:
         prediction, receipt = arrival.prediction, arrival.receipt

@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,14 @@ from datetime import UTC, datetime, timedelta
 from app.core.context import Query
 from app.core.errors import StorageFailure, Unusable
 from app.core.manifest import Source, format_time
-from app.core.names import QUARANTINE, Kind, quarantine_body_name, quarantine_day, quarantine_name
+from app.core.names import (
+    QUARANTINE,
+    Kind,
+    is_quarantine_of_cog,
+    quarantine_body_name,
+    quarantine_day,
+    quarantine_name,
+)
 from app.core.prediction import parse_time
 from app.storage import Storage
 
@@ -23,6 +31,9 @@ INLINE = 64 << 10
 
 QUOTA = 1 << 30
 """Bytes that may be set aside."""
+
+COG_PART = 4
+"""Cog's sender gets one part in so many of the quota: its token takes no room from what is signed."""
 
 SMALLEST = 64 << 10
 """What an object counts for at least: so the quota bounds their number, too."""
@@ -64,13 +75,14 @@ class Quarantine:
         self._clock = clock
         self._quota = quota
         self._lock = threading.Lock()
-        self._used = 0
+        self._used: Counter[bool] = Counter()  # bytes of what is Cog's, and of what is not
         self._counted_at: datetime | None = None
 
     def put(self, aside: Aside) -> None:
         """Return once a delivery is kept; the same one again takes the same place."""
         digest = hashlib.sha256(aside.body).hexdigest()
-        name = quarantine_name(aside.received_at.astimezone(UTC).date().isoformat(), digest)
+        day, of_cog = aside.received_at.astimezone(UTC).date().isoformat(), aside.source == "cog"
+        name = quarantine_name(day, digest, of_cog=of_cog)
         is_small = len(aside.body) <= INLINE
         text = _text(aside.body) if is_small else None
         body_at = quarantine_body_name(name) if text is None else None
@@ -91,7 +103,7 @@ class Quarantine:
         if self._storage.head(name) is not None:
             self._storage.settle(name)  # that try may have been killed before
             return
-        self._require_room(len(data) + (len(aside.body) if body_at else 0))
+        self._require_room([len(data), *([len(aside.body)] if body_at else [])], of_cog=of_cog)
         # The document comes last: once it is there, all is there.
         if body_at is not None:
             self._storage.put_bytes(body_at, aside.body)
@@ -104,28 +116,33 @@ class Quarantine:
         if self._counted_at is None or self._clock() - self._counted_at >= TIDIED_EVERY:
             self._count()
 
-    def _require_room(self, size: int) -> None:
-        self._storage.require_room(size, self._disk_floor)
+    def _require_room(self, sizes: Sequence[int], *, of_cog: bool) -> None:
+        self._storage.require_room(sum(sizes), self._disk_floor)
+        size = sum(max(one, SMALLEST) for one in sizes)
         with self._lock:
             if self._counted_at is None or self._clock() - self._counted_at >= COUNTED_FOR:
                 self._count()
-            if self._used + max(size, SMALLEST) > self._quota:
+            left = self._quota - self._used.total()
+            if of_cog:
+                left = min(left, self._quota // COG_PART - self._used[True])
+            if size > left:
                 message = (
-                    f"{self._used >> 20} MiB lie in {QUARANTINE}, and {self._quota >> 20} MiB are the most: "
+                    f"{self._used.total() >> 20} MiB lie in {QUARANTINE}, {self._used[True] >> 20} of them "
+                    f"of Cog, and {self._quota >> 20} MiB are the most, for Cog a quarter of that: "
                     "look what sends them (`outkeep ls --quarantine`), and remove them"
                 )
                 raise StorageFailure("quarantine_full", message, retry_after=RETRY_AFTER)
-            self._used += max(size, SMALLEST)
+            self._used[of_cog] += size
 
     def _count(self) -> None:
-        now, used, old = self._clock(), 0, []
+        now, used, old = self._clock(), Counter[bool](), []
         for name, stored in self._storage.objects(QUARANTINE):
             day = quarantine_day(name)  # the disk dates by the clock of its host, which may be wrong
             since = stored.changed_at if day is None else day + timedelta(days=1)
             if now - since > LIFE:
                 old.append(name)
             else:
-                used += max(stored.size, SMALLEST)
+                used[is_quarantine_of_cog(name)] += max(stored.size, SMALLEST)
         self._storage.remove(old)
         self._used, self._counted_at = used, now
 

@@ -384,6 +384,8 @@ def split_outcome_name(name: str) -> str | None:
 QUARANTINE = "quarantine"
 """The folder of what `quarantine_name` names."""
 
+_OF_COG = "cog-"
+
 
 def claim_name(kind: Kind, prediction_id: str, digest: str) -> str:
     """Where the body of a large delivery waits until it is stored; `digest` is its SHA-256 in hex."""
@@ -396,14 +398,19 @@ def split_claim_name(name: str) -> tuple[Kind, str, str] | None:
     return (Kind(found["kind"]), found["id"], found["digest"]) if found else None
 
 
-def quarantine_name(date: str, digest: str) -> str:
-    """Where a signed but unusable delivery is kept; `date` is `YYYY-MM-DD`, `digest` hex."""
-    return f"{QUARANTINE}/{date}/{digest}.json"
+def quarantine_name(date: str, digest: str, *, of_cog: bool = False) -> str:
+    """Where an unusable delivery is kept; `date` is `YYYY-MM-DD`, `digest` hex."""
+    return f"{QUARANTINE}/{date}/{_OF_COG if of_cog else ''}{digest}.json"
 
 
 def quarantine_body_name(name: str) -> str:
     """Where the bytes of such a delivery lie that do not fit into what `quarantine_name` names."""
     return name.removesuffix(".json") + ".bin"
+
+
+def is_quarantine_of_cog(name: str) -> bool:
+    """Whether a name below `QUARANTINE` is of what came with Cog's token, and is not signed."""
+    return name.rpartition("/")[2].startswith(_OF_COG)
 
 
 def quarantine_day(name: str) -> datetime | None:

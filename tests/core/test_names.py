@@ -42,6 +42,9 @@ def test_the_strings_that_outlive_a_process_stay() -> None:
     assert names.file_name(names.input_stem("image", 0), "png") == "input-image-0.png"
     assert names.outcome_name("gallery") == "told-gallery.json"
     assert names.quarantine_name("2025-06-09", "ab12") == "quarantine/2025-06-09/ab12.json"
+    assert names.quarantine_name("2025-06-09", "ab12", of_cog=True) == "quarantine/2025-06-09/cog-ab12.json"
+    assert names.is_quarantine_of_cog("quarantine/2025-06-09/cog-ab12.bin")
+    assert not names.is_quarantine_of_cog("quarantine/2025-06-09/ab12.json")
 
 
 @pytest.mark.parametrize("good", ["a", "A-z_9", "-", "_", "x" * 64, "ype2b3w02xrme0cqadzrms82nm"])

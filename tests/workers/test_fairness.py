@@ -16,7 +16,7 @@ from app.claim_check import ClaimCheck
 from app.core.manifest import Receipt, format_time
 from app.core.names import PERSIST_QUEUE, Kind
 from app.core.prediction import parse
-from app.records import Arrival
+from app.records import LARGE, Arrival
 from tests.e2e.file_host import FileHost, file_host
 from tests.workers.desk import PNG, Desk
 from tests.workers.test_jobs import process
@@ -101,15 +101,17 @@ def test_a_slow_host_gets_a_quarter_of_the_slots_and_holds_up_no_other_output(
     assert all(manifest is not None and not manifest.lost for manifest in manifests)
 
 
-@pytest.mark.parametrize(("size", "count"), [(80 << 10, 200), (2 << 20, 20)])
-@pytest.mark.parametrize("waits_for", ["an output", "an input"])
+@pytest.mark.parametrize(
+    "large", [(kind, size) for kind in ("output", "input") for size in (80 << 10, 2 << 20)]
+)
 def test_large_events_that_wait_for_a_slow_host_hold_up_no_large_event_that_does_not(
-    desk: Desk, valkey_url: str, slow: FileHost, quick: FileHost, size: int, count: int, waits_for: str
+    desk: Desk, valkey_url: str, slow: FileHost, quick: FileHost, large: tuple[str, int]
 ) -> None:
     """Of both sizes of which a bounded number is in memory at a time."""
-    for number in range(count):
+    waits_for, size = large
+    for number in range(200 if size < LARGE else 20):
         url = slow.add("a.png", PNG)
-        output, given = (url, {}) if waits_for == "an output" else ("text", {"image": url})
+        output, given = (url, {}) if waits_for == "output" else ("text", {"image": url})
         receive(desk, f"slow{number}", output, input=given, logs="x" * size)
     others = ["text", ["to", "kens"], INLINE, quick.add("b.png", PNG)]
     passing = [receive(desk, f"other{number}", one, logs="x" * size) for number, one in enumerate(others)]
