@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -27,6 +29,12 @@ from app.storage import Storage, Stored
 
 THREADS = 16
 """Look-ups in storage at the same time."""
+
+MOST_KNOWN = 1000
+"""Manifests of which it is remembered how their files are encoded."""
+
+LARGE = 1 << 20
+"""Bytes of a manifest of which one at a time is in memory: it takes many times as much there."""
 
 LONGEST_QUERY = 8 << 10
 """Bytes of the query of a link, with what others have added to it; a longer one is not taken apart."""
@@ -68,6 +76,11 @@ class Files:
         init=False, repr=False, default_factory=partial(ThreadPoolExecutor, THREADS, "files")
     )
 
+    _encodings: dict[str, tuple[Stored, Mapping[str, str]]] = field(
+        init=False, repr=False, default_factory=dict
+    )
+    _reading: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
+
     async def serve(self, request: Request) -> Response:
         """Answer one request, in full or by range; scripts of any page may use a signed link."""
         answer = await self._serve(request)
@@ -108,14 +121,31 @@ class Files:
         return stored
 
     def _encoding(self, kind: Kind, prediction_id: str, name: str) -> str | None:
-        """The `Content-Encoding` that a file came with; few do, and only the manifest knows."""
+        """The `Content-Encoding` that a file came with; few do, and only the manifest knows.
+
+        That may be large, and is read again only when it is another one.
+        """
+        place = manifest_name(kind, prediction_id)
+        manifest = self.storage.head(place)
+        if manifest is None:
+            return None
+        with self._reading if manifest.size > LARGE else nullcontext():
+            read, encodings = self._encodings.get(place, (None, {}))
+            if read != manifest:
+                encodings = self._read_encodings(place)
+                for oldest in list(self._encodings)[: 1 - MOST_KNOWN]:
+                    self._encodings.pop(oldest, None)
+                self._encodings[place] = (manifest, encodings)
+        return encodings.get(name)
+
+    def _read_encodings(self, place: str) -> Mapping[str, str]:
         try:
-            data = self.storage.get(manifest_name(kind, prediction_id)) or b""
+            data = self.storage.get(place) or b""
             manifest = manifests.read(data) if _ENCODING in data else None
         except Permanent:  # its bytes are served all the same
-            return None
+            return {}
         files = manifest.kept if manifest else ()
-        return next((file.encoding for file in files if file.name == name), None)
+        return {file.name: file.encoding for file in files if file.name and file.encoding}
 
     def _admit(self, request: Request, path: str) -> None:
         if carries(request, self.admin_token):

@@ -39,6 +39,8 @@ _CODINGS: Final[dict[str, bytes | None]] = {
 }
 """Content codings that browsers and IANA know, and how such bytes begin, where that is always the same."""
 
+_MOST_CODINGS = 8
+
 Body = tuple[int, str]
 """The size of a body in bytes and its SHA-256 in hex."""
 
@@ -178,7 +180,7 @@ def content_coding(values: Sequence[str], head: bytes) -> str | None:
     words that are no coding mean nothing, nor does one that the bytes belie.
     """
     named = codings(values)
-    if not named:
+    if not 0 < len(named) <= _MOST_CODINGS:  # it is kept for each file, so that it must not be long
         return None
     beginning = _CODINGS[named[-1]]
     belied = detect(head) is not None if beginning is None else not head.startswith(beginning)

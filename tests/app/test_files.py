@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -99,6 +100,28 @@ def test_a_file_is_served_with_the_coding_that_it_came_with(web: Web, name: str)
 def test_a_file_is_served_though_its_manifest_is_torn(web: Web) -> None:
     answer = get(web, path=link(file_path(Kind.PREDICTION, "torn", "output-0.csv")))
     assert (answer.status, answer.body, answer.headers.get("content-encoding")) == (200, b"x", None)
+
+
+def test_a_manifest_is_read_again_only_when_it_is_another_one(web: Web) -> None:
+    """One of the same length takes its place, of the same time and then of its own."""
+    name, coding = next((name, coding) for name, (coding, _) in CODED.items() if coding)
+    path = web.folder / "outputs" / "predictions" / "coded" / "prediction.json"
+    data, stat = path.read_bytes(), path.stat()
+
+    def told() -> str | None:
+        return get(web, path=link(file_path(Kind.PREDICTION, "coded", name))).headers.get("content-encoding")
+
+    assert told() == coding
+    other = "x" * len(coding)
+    try:
+        path.write_bytes(data.replace(f'"encoding": "{coding}"'.encode(), f'"encoding": "{other}"'.encode()))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert told() == coding
+        os.utime(path)
+        assert told() == other
+    finally:
+        path.write_bytes(data)
+    assert told() == coding
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,23 @@ def judged(
     return declared_length(answer, max_bytes=1000, now=0.0)
 
 
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("gzip", "gzip"),
+        ("gzip, x-gzip", "gzip, gzip"),
+        ("gzip, " * 8, ", ".join(["gzip"] * 8)),
+        ("gzip, " * 9, None),
+        ("gzip, " * 10_000, None),
+        ("br," * 20_000 + "gzip", None),
+        ("aws-chunked," * 5_000 + "gzip", "gzip"),
+    ],
+)
+def test_what_is_kept_of_a_coding_for_each_file_is_short(words: str, kept: str | None) -> None:
+    assert content_coding([words], b"\x1f\x8b\x08") == kept
+    assert content_coding(words.split(","), b"\x1f\x8b\x08") == kept
+
+
 def test_a_length_or_chunks_make_a_file() -> None:
     assert judged(lengths=["1000"]) == 1000
     assert judged(lengths=["0"]) == 0
