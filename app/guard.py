@@ -8,7 +8,7 @@ addresses: a middleware, which sees every request, judges those.
 import ssl
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from ipaddress import ip_address
 from socket import AF_UNSPEC, AddressFamily
 from typing import Any
@@ -86,7 +86,7 @@ class _Named(ssl.SSLObject):
             raise ssl.SSLCertVerificationError(f"the certificate is not valid for {self.server_hostname!r}")
 
 
-def tls_for_underscores() -> ssl.SSLContext:
+def _tls_for_underscores() -> ssl.SSLContext:
     """What verifies hosts with underscores in their names, such as buckets, as strictly as any other."""
     context = ssl.create_default_context()
     context.check_hostname = False  # OpenSSL's check, in the place of which comes that of `_Named`
@@ -165,10 +165,14 @@ def _name(error: Exception) -> tuple[str, str]:
 
 
 def _literal_gate(origins: frozenset[Origin], *, private: bool) -> aiohttp.ClientMiddlewareType:
+    underscored = cache(_tls_for_underscores)  # made where it is needed: it reads all CAs
+
     async def gate(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         host, port = _endpoint(request.url)
+        if "_" in host and request.is_ssl():
+            request._ssl = underscored()  # noqa: SLF001 - no other way
         trusted = Origin(request.url.scheme, host, port) in origins
         if _is_literal(host) and not trusted and not _is_reachable(host, ip_address, private=private):
             raise _refusal(host, host)

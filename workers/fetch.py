@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import aiohttp
@@ -31,7 +29,7 @@ from app.core.heads import ODD, UNCLEAR
 from app.core.hosts import HostRules, Target
 from app.core.inputs import Uploads
 from app.core.shares import Shares
-from app.guard import network_errors, tls_for_underscores
+from app.guard import network_errors
 from app.places import Places
 from workers.spill import Spill, spilled
 
@@ -143,17 +141,12 @@ class Fetcher:
                 response = await self._session.get(
                     _exact(url, target),
                     headers=headers,
-                    ssl=self._tls if "_" in target.host else True,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None),
                 )
         if odd := response.headers.get(ODD):
             log.info("an answer is odd, and clear all the same", extra={"host": target.host, "odd": odd})
         return response
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        return tls_for_underscores()
 
     async def _receive(
         self, response: aiohttp.ClientResponse, answer: Answer, urls: tuple[str, str], before: Body | None

@@ -1,5 +1,6 @@
 import asyncio
 import gzip
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -8,7 +9,7 @@ from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.hosts import Origin
 from app.guard import GuardedResolver, guarded_session, network_errors
 from app.listening import free_port
-from tests.raw_host import Names, RawHost, Script, ok, raw_host, then_reset, then_silence
+from tests.raw_host import Names, RawHost, Script, ok, raw_host, self_signed, then_reset, then_silence
 
 
 async def get(session: aiohttp.ClientSession, url: str, *, seconds: float = 5) -> bytes:
@@ -159,6 +160,45 @@ def test_an_address_of_dns64_in_a_url_is_refused(host: str) -> None:
                 assert (await refusal(one, f"http://{host}/")).code == "address_refused"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("statuses", [False, True], ids=["outputs", "handlers"])
+@pytest.mark.parametrize(
+    ("host", "certificate", "is_good"),
+    [
+        ("my_hooks.storage.test", "*.storage.test", True),
+        ("my_hooks.storage.test", "my_hooks.storage.test", True),
+        ("My_Hooks.Storage.test", "*.storage.TEST", True),
+        ("a_b.eu.storage.test", "*.eu.storage.test", True),
+        ("my_hooks.storage.test", "my-hooks.storage.test", False),
+        ("my_hooks.storage.test", "*.test", False),
+        ("my_hooks.storage.test", "storage.test", False),
+        ("a.my_hooks.storage.test", "*.storage.test", False),
+    ],
+)
+def test_a_host_with_underscores_is_known_by_its_certificate_or_a_wildcard(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    certificate: str,
+    *,
+    is_good: bool,
+    statuses: bool,
+) -> None:
+    tls, _ = self_signed(tmp_path, certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+
+    async def scenario() -> str:
+        async with (
+            raw_host(ok(b"mine"), tls=tls) as server,
+            guarded_session(private=True, statuses=statuses, names=Names(["127.0.0.1"])) as session,
+        ):
+            url = f"https://{host}:{server.port}/"
+            if is_good:
+                return (await get(session, url)).decode()
+            return (await refusal(session, url)).code
+
+    assert asyncio.run(scenario()) == ("mine" if is_good else "tls_failed")
 
 
 def test_the_address_connected_to_is_the_one_checked_for_a_name_that_changes() -> None:
