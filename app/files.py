@@ -19,8 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from app.bearer import bearer, carries
-from app.core import manifest as manifests
-from app.core.errors import OutkeepError, Permanent, Rejected, Transient
+from app.core.errors import OutkeepError, Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
 from app.core.names import ID, Kind, manifest_name, object_name
 from app.core.presentation import presentation
@@ -42,7 +41,6 @@ LONGEST_QUERY = 8 << 10
 log = logging.getLogger("outkeep.files")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
-_ENCODING = b'"encoding"'
 _FOR_EVERY_PAGE = {
     "access-control-allow-origin": "*",
     "access-control-expose-headers": (
@@ -132,20 +130,11 @@ class Files:
         with self._reading if manifest.size > LARGE else nullcontext():
             read, encodings = self._encodings.get(place, (None, {}))
             if read != manifest:
-                encodings = self._read_encodings(place)
+                encodings = self.storage.encodings(place)
                 for oldest in list(self._encodings)[: 1 - MOST_KNOWN]:
                     self._encodings.pop(oldest, None)
                 self._encodings[place] = (manifest, encodings)
         return encodings.get(name)
-
-    def _read_encodings(self, place: str) -> Mapping[str, str]:
-        try:
-            data = self.storage.get(place) or b""
-            manifest = manifests.read(data) if _ENCODING in data else None
-        except Permanent:  # its bytes are served all the same
-            return {}
-        files = manifest.kept if manifest else ()
-        return {file.name: file.encoding for file in files if file.name and file.encoding}
 
     def _admit(self, request: Request, path: str) -> None:
         if carries(request, self.admin_token):

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from app.bucket import MISSING, Bucket
 from app.core import manifest as manifests
 from app.core.bucket_faults import Lack
-from app.core.errors import StorageFailure
+from app.core.errors import Permanent, StorageFailure
 from app.core.manifest import Manifest
 from app.core.names import Kind, manifest_name
 from app.disk import lack_of_room
@@ -239,6 +239,16 @@ class Storage:
         if manifest is not None:
             manifests.require_place(manifest, kind, prediction_id)
         return manifest
+
+    def encodings(self, place: str) -> Mapping[str, str]:
+        """The `Content-Encoding` of each stored file that has one, by its name; the manifest at `place` knows."""
+        data = self.get(place) or b""
+        try:
+            manifest = manifests.read(data) if b'"encoding"' in data else None
+        except Permanent:  # the bytes of files are of use all the same
+            return {}
+        files = manifest.kept if manifest else ()
+        return {file.name: file.encoding for file in files if file.name and file.encoding}
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Write the manifest unless a better one stands there; give back the one that counts."""

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.core import media
 from app.core.errors import Permanent, StorageFailure
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import object_name
@@ -37,9 +38,14 @@ class HandingOver:
                 "set OUTKEEP_PUBLIC_URL, and a link is given instead",
             )
         name = object_name(manifest.prediction.kind, manifest.prediction.id, file.name)
+        called, media_type = file.name, file.media_type
+        if file.encoding is not None:
+            # An upload carries no coding beside the bytes: its name and type have to say it.
+            packed = media.packed(file.encoding)
+            called, media_type = f"{file.name}.{packed}", media.media_type(packed)
         async with self._at_hand(name) as path:
             try:
-                return await self.creator.upload(path, name=file.name, media_type=file.media_type)
+                return await self.creator.upload(path, name=called, media_type=media_type)
             except FileNotFoundError:
                 raise Permanent("file_missing", f"{name} is not in the storage any more") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.core.errors import Permanent
 from app.core.links import LinkKeys, linked_object
+from app.core.names import MANIFEST_NAME
 from app.storage import Storage
 from workers.fetch import Fetched
 from workers.spill import spilled
@@ -39,4 +40,8 @@ class OwnFiles:
         async with spilled(self.folder, floor=self.disk_floor, expected=stored.size) as spill:
             async for piece in self.storage.stream(name, 0, stored.size):
                 await spill.write(piece)
-        return Fetched(spill.path, spill.size, spill.sha256, spill.head, None, url)
+        folder, _, file = name.rpartition("/")
+        encodings = await asyncio.to_thread(self.storage.encodings, f"{folder}/{MANIFEST_NAME}")
+        return Fetched(
+            spill.path, spill.size, spill.sha256, spill.head, None, url, encoding=encodings.get(file)
+        )

@@ -282,6 +282,31 @@ def test_without_a_public_url_the_file_itself_is_uploaded(studio: Studio) -> Non
     assert record.receipt.context["outkeep"]["parent"] == ID
 
 
+@pytest.mark.parametrize(
+    ("coding", "name", "media_type"),
+    [
+        (None, "output-0.png", "image/png"),
+        ("gzip", "output-0.png.gz", "application/gzip"),
+        ("zstd", "output-0.png.zst", "application/zstd"),
+        ("br", "output-0.png.br", "application/octet-stream"),
+        ("deflate", "output-0.png.deflate", "application/octet-stream"),
+        ("br, gzip", "output-0.png.gz", "application/gzip"),
+    ],
+)
+def test_an_uploaded_file_says_by_its_name_and_type_what_coding_its_bytes_have(
+    studio: Studio, coding: str | None, name: str, media_type: str
+) -> None:
+    studio.store(KeptFile("/output", None, "output-0.png", "image/png", len(PNG), "00", encoding=coding))
+    del studio.environment["OUTKEEP_PUBLIC_URL"]
+    studio.tell()
+    studio.work()
+    url = studio.only["input"]["image"].replace(studio.api.url, studio.api.simulator.url)
+    headers = {"authorization": f"Bearer {studio.api.simulator.token}"}
+    uploaded = httpx.get(url, headers=headers, timeout=60, trust_env=False).json()
+    assert (uploaded["name"], uploaded["content_type"]) == (name, media_type)
+    assert uploaded["checksums"]["sha256"] == hashlib.sha256(PNG).hexdigest()
+
+
 def test_what_is_too_large_to_upload_is_a_dead_letter_that_says_what_to_do(studio: Studio) -> None:
     studio.store(size=200 << 20)
     del studio.environment["OUTKEEP_PUBLIC_URL"]

@@ -16,7 +16,9 @@ from replicate.client import Client
 from app.core import event as events
 from app.core.lifecycle import State
 from app.core.links import file_path, sign_path
+from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import Kind
+from app.core.prediction import parse
 from app.simulator import Simulator
 from tests.raw_host import RawHost, Script, ok, raw_host, then_silence
 from tests.workers.desk import ID, JPEG, KEYS, PNG, PUBLIC_URL, ZIP, Desk
@@ -115,6 +117,31 @@ def test_the_input_of_a_follow_up_is_copied_from_the_storage(desk: Desk, host: C
     assert codes(desk) == {"/input/image": None, "/input/gone": "not_found"}
     assert desk.file("input-image-0.png") == PNG
     assert_the_output_is_told(desk)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate", "br, gzip", None])
+def test_a_copy_of_our_own_file_has_the_coding_of_the_original(
+    desk: Desk, host: Callable[..., str], coding: str | None
+) -> None:
+    desk.storage.put_bytes("predictions/earlier/output-0.csv", b"packed")
+    parent = parse(b'{"id": "earlier", "status": "succeeded", "output": "x"}', Kind.PREDICTION)
+    kept = KeptFile("/output", "https://x/y.csv", "output-0.csv", "text/csv", 6, "00", encoding=coding)
+    desk.storage.commit(Manifest(parent, (kept,), "output-0.csv", Receipt(desk.now, None), desk.now))
+    desk.receive([host()], input={"table": link(desk, "output-0.csv")})
+    assert desk.work() is None
+    [file] = inputs_of(desk)
+    assert (file["name"], file.get("encoding")) == ("input-table-0.csv", coding)
+    assert desk.file("input-table-0.csv") == b"packed"
+
+
+def test_a_copy_is_made_though_the_manifest_beside_the_file_is_torn(
+    desk: Desk, host: Callable[..., str]
+) -> None:
+    desk.storage.put_bytes("predictions/earlier/output-0.csv", b"packed")
+    desk.storage.put_bytes("predictions/earlier/prediction.json", b'{"files": [{"encoding": "gz')
+    desk.receive([host()], input={"table": link(desk, "output-0.csv")})
+    assert desk.work() is None
+    assert codes(desk) == {"/input/table": None}
 
 
 def test_only_a_link_that_we_have_signed_opens_our_storage(desk: Desk, host: Callable[..., str]) -> None:
