@@ -1,10 +1,14 @@
 """Text for a terminal, which obeys what it is shown."""
 
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import click
+
+if TYPE_CHECKING:  # it has no public name
+    from click._termui_impl import ProgressBar
 
 _EVERY = 50
 """Steps between two changes of what a terminal shows."""
@@ -41,23 +45,35 @@ def table(header: list[str], rows: list[list[str]]) -> None:
 
 
 class Progress:
-    """A context that counts on a terminal what is done, of which nobody knows how much there is."""
+    """A context that shows on a terminal what is done: as a bar when `many` counts how much there is."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, many: Callable[[], int] | None = None) -> None:
         self._verb = verb
         self._shown = sys.stderr.isatty()
         self._count = 0
+        self._bar: ProgressBar[None] | None = None
+        if self._shown and many is not None:
+            self._bar = click.progressbar(
+                length=many(), label=verb, show_pos=True, file=sys.stderr, update_min_steps=_EVERY
+            )
 
     def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pause()
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        else:
+            self.pause()
 
     def step(self) -> None:
         """One more."""
         self._count += 1
-        if self._shown and self._count % _EVERY == 0:
+        if self._bar is not None:
+            self._bar.update(1)
+        elif self._shown and self._count % _EVERY == 0:
             click.echo(f"\r{self._verb}: {self._count}", err=True, nl=False)
 
     def interrupt(self, text: str) -> None:

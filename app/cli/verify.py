@@ -45,11 +45,11 @@ def verify(ids: tuple[str, ...], *, since: str | None, all_of_it: bool, as_json:
     storage = open_storage(load(os.environ))
     verifier = Verifier(storage, moment)
     count = {"predictions": 0, "files": 0, "bytes": 0, "odd": 0}
-    with Progress("verified") as progress:
+    with Progress("verified", lambda: len(set(ids)) or _many(storage, moment)) as progress:
         for found in _of(verifier, ids) if ids else verifier.verify(everything(storage, moment)):
+            progress.step()
             if found is None:
                 continue
-            progress.step()
             for odd in found.odd:
                 progress.pause()
                 say(json.dumps(asdict(odd)) if as_json else f"{odd.problem} {odd.object}: {odd.detail}")
@@ -66,11 +66,15 @@ def verify(ids: tuple[str, ...], *, since: str | None, all_of_it: bool, as_json:
     sys.exit(1 if count["odd"] else 0)
 
 
+def _many(storage: Storage, moment: datetime | None) -> int:
+    return sum(1 for _ in everything(storage, moment))
+
+
 def _of(verifier: Verifier, ids: tuple[str, ...]) -> Iterator[Verified | None]:
     """What there is of each id, a prediction or a training."""
     for one in dict.fromkeys(ids):
-        found = list(verifier.verify([(kind, one) for kind in Kind]))
-        if not any(found):
+        found = [verified for verified in verifier.verify([(kind, one) for kind in Kind]) if verified]
+        if not found:
             place = folder_name(Kind.PREDICTION, one)
             yield Verified(0, 0, (Odd("missing", Kind.PREDICTION, one, place, "nothing is stored of it"),))
         yield from found

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import pty
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -101,6 +104,30 @@ def test_each_file_that_is_missing_or_differs_has_a_line(storage: Storage) -> No
     code, lines, _ = verify(storage, "two", "--json")
     assert [json.loads(line).get("problem") for line in lines] == ["differs", None]
     assert json.loads(lines[0])["object"] == "trainings/two/output-0.bin"
+
+
+@pytest.mark.parametrize("arguments", [["--all"], ["--since", "2020-01-01T00:00:00Z"], ["p0", "p1"]])
+def test_a_terminal_sees_a_bar_and_nobody_else_does(tmp_path: Path, arguments: list[str]) -> None:
+    storage = Storage((tmp_path / "outputs").as_uri())
+    for number in range(120):
+        keep(storage, f"p{number}", b"content")
+    storage.remove(["predictions/p1/output-0.bin"])
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "app.cli", "verify", *arguments]
+    own = {**os.environ, "OUTKEEP_STORAGE": storage.url, "OUTKEEP_DATA": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=own, text=True) as child:
+        os.close(theirs)
+        seen = b""
+        while b"missing or differ\r\n" not in seen:
+            seen += os.read(ours, 65536)
+        assert child.stdout is not None
+        assert child.stdout.read() == "missing predictions/p1/output-0.bin: 7 bytes are gone\n"
+        assert child.wait() == 1
+    os.close(ours)
+    count = len(arguments) if arguments[0] == "p0" else 120
+    assert b"verified  [####" in seen
+    assert b"%d/%d" % (count, count) in seen
+    assert b"[####" not in verify(storage, *arguments)[2].encode()
 
 
 def test_nothing_of_an_id_is_missing_and_what_is_being_removed_is_not(storage: Storage) -> None:
