@@ -190,6 +190,7 @@ _ALSO_CALLED: Final = {
     "audio/x-m4a": "m4a",
     "audio/x-aac": "aac",
     "audio/x-aiff": "aiff",
+    "audio/x-midi": "mid",
     "application/ogg": "ogg",
     "application/x-gzip": "gz",
     "application/x-zip-compressed": "zip",
@@ -200,9 +201,16 @@ _ALSO_CALLED: Final = {
     "text/json": "json",
     "text/srt": "srt",
     "text/x-srt": "srt",
+    "text/x-subrip": "srt",
+    "application/x-srt": "srt",
     "text/subrip": "srt",
     "application/srt": "srt",
     "application/csv": "csv",
+    "text/x-csv": "csv",
+    "text/comma-separated-values": "csv",
+    "text/x-log": "log",
+    "text/lrc": "lrc",
+    "text/x-lrc": "lrc",
     "text/x-markdown": "md",
     "text/yaml": "yaml",
     "text/x-ass": "ass",
@@ -219,6 +227,7 @@ _ALSO_CALLED: Final = {
     "application/x-parquet": "parquet",
     "application/x-font-ttf": "ttf",
     "application/x-font-otf": "otf",
+    "application/x-font-woff": "woff",
     "application/font-woff": "woff",
     "application/font-woff2": "woff2",
     "model/x.stl-binary": "stl",
@@ -226,6 +235,8 @@ _ALSO_CALLED: Final = {
     "application/vnd.ms-pki.stl": "stl",
     "image/vnd.dxf": "dxf",
     "model/vrm": "vrm",
+    "application/x-tgif": "obj",
+    "text/obj": "obj",
     "application/x-tgz": "tgz",
     "application/x-compressed-tar": "tgz",
 }
@@ -233,9 +244,12 @@ _ALSO_CALLED: Final = {
 _EXTENSIONS: Final = {media: extension for extension, media in reversed(MEDIA_TYPES.items())} | _ALSO_CALLED
 
 _FILE_NAME: Final = re.compile(
-    r"""filename(?:\*\s*=\s*[\w-]*'[^']*'([^;\s]*)|\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*)))""", re.IGNORECASE
+    r"""filename(?:\*\s*=\s*"?[\w-]*'[^']*'([^;\s]*)|\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*)))""", re.IGNORECASE
 )
 """Of a `Content-Disposition`: the extended form, the quoted, or the bare one."""
+
+_AROUND_NAMES: Final = " \t\"'.“”"
+"""What stands around a name, though it is no part of it."""
 
 _SHOWN: Final = ("image/", "video/", "audio/")
 
@@ -264,10 +278,8 @@ def declared(content_type: str | None, disposition: str | None, url: str = "") -
     `disposition` is its `Content-Disposition`, `url` its own address, after all redirects: a name tells more
     than a type.
     """
-    names = [
-        (unquote(star) or quoted or plain).strip()
-        for star, quoted, plain in _FILE_NAME.findall(disposition or "")
-    ]
+    found = sorted(_FILE_NAME.findall(disposition or ""), key=lambda forms: not forms[0])
+    names = [unquote(star or quoted or plain).strip(_AROUND_NAMES) for star, quoted, plain in found]
     told = [*map(_named_file, names), _named(url), extension_for_media_type(content_type or "")]
     return next((name for name in told if name and name != UNKNOWN), None)
 
@@ -295,6 +307,12 @@ def extension_for_media_type(media_type: str) -> str | None:
 def has_known_extension(url_path: str) -> bool:
     """Whether a path ends in an extension of the table, so that it names a file."""
     return _named(url_path) is not None
+
+
+def packed(encoding: str) -> str:
+    """The extension of a file whose bytes have these content codings, as it would be without that header."""
+    last = encoding.rpartition(",")[2].strip()
+    return {"gzip": "gz", "zstd": "zst"}.get(last, last)
 
 
 def is_inline_safe(extension: str) -> bool:

@@ -42,6 +42,8 @@ _BLANKS = "".join(sign for sign in map(chr, range(0x3001)) if sign.isspace() or 
 _BEGIN = re.compile(rf"[{_BLANKS}]*+(?:https?://|data:)", re.IGNORECASE)
 _PATH = re.compile(r"https?://[^/?#\\]*(?P<path>[^?#]*)", re.IGNORECASE)
 _URL = re.compile(r"https?://[^\s/?#\\]\S*+", re.IGNORECASE)
+_PLAIN = re.compile(r"[\w/:.?&=%+~#@,;-]++", re.ASCII)
+"""Signs of a URL that end none within a text."""
 _ANOTHER = re.compile(r"(?<![=/?&:%])https?://", re.IGNORECASE)
 _INNER_BLANK = re.compile(r"\s")
 _TYPE = re.compile(r"[\w!#$&^.+-]++/[\w!#$&^.+-]++[ \t]*+(?:;|\Z)", re.ASCII)
@@ -49,27 +51,38 @@ _TYPE = re.compile(r"[\w!#$&^.+-]++/[\w!#$&^.+-]++[ \t]*+(?:;|\Z)", re.ASCII)
 _ANY = re.compile(r"https?:|data:", re.IGNORECASE)
 
 # In a text. Slashes and ampersands may be escaped, as in JSON that is a string.
-_START = re.compile(r"https?:\\*+/\\*+/|(?<![A-Za-z0-9])data:", re.IGNORECASE)
+_START = re.compile(r"https?:(?:\\*+/|\\++u002f){2}|(?<![A-Za-z0-9])data:", re.IGNORECASE)
 _ENDS = (
     '\\s\x00-\x1f"<>`{}|^\\\\“”\u2018\u2019«»'
     "\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 )
 """Where a URL in a text ends at the latest; another one that is no part of its path or query ends it, too."""
 _REST = (
-    r"[Hh](?![Tt]{2}[Pp][Ss]?:\\*+/)|(?<=[=/?&:%])[Hh]"
-    r"|\\++(?:/|[uU]00(?:26|2[fF]|3[dD]))"
+    r"[Hh](?![Tt]{2}[Pp][Ss]?:\\*+(?:/|[uU]002[fF]))|(?<=[=/?&:%])[Hh]"
+    r"|&(?!(?:quot|apos|lt|gt|#3[49]|#x2[27]);)"
+    r"|\\++(?:[/_]|[uU]00(?!2[027]|3[cCeE]|5[cCeE]|60|7[b-fB-F])[2-7][0-9a-fA-F])"
 )
-_RUN = re.compile(rf"(?:[^{_ENDS}Hh]++|{_REST})++")
-_RUN_OF_URL = re.compile(rf"(?:[^{_ENDS}Hh()\[\]]++|{_REST})*+")
-_ASCII_RUN_OF_URL = re.compile(rf"(?:[^{_ENDS}Hh()\[\]\x80-\U0010ffff]++|{_REST})*+")
+_WIDE = r"\\++[uU](?!00[0-7]|00[aA]0|00[aAbB][bB]|20[0-2]|30[0-3]|[fF]{2})[0-9a-fA-F]{4}"
+"""A sign of another alphabet, as JSON escapes it."""
+_RUN = re.compile(rf"(?:[^{_ENDS}Hh&]++|{_REST}|{_WIDE})++")
+_RUN_OF_URL = re.compile(rf"(?:[^{_ENDS}Hh&()\[\]]++|{_REST}|{_WIDE})*+")
+_ASCII_RUN_OF_URL = re.compile(rf"(?:[^{_ENDS}Hh&()\[\]\x80-\U0010ffff]++|{_REST})*+")
+_INLINE_START = re.compile("data:", re.IGNORECASE)
 _DATA_HEAD = re.compile(r"data:(?P<type>[^\s:,\"'<>()]{0,256}+),", re.IGNORECASE)
-_PACKED = re.compile(r"(?:[A-Za-z0-9+/=_%-]++|\\++/)*+")
-_ESCAPED = re.compile(r"\\+(?:(/)|[uU]00(26|2[fF]|3[dD]))|&(amp);")
+_PACKED = re.compile(r"(?:[A-Za-z0-9+/=_%-]++|\\++(?:/|[uU]00(?:2[bBfF]|3[dD])))*+")
+_WRAPPED = re.compile(rf"(?:{_PACKED.pattern}(?:\s|\\++[nrt])++)*+{_PACKED.pattern}")
+_WORDS_BEHIND = re.compile(r"(?:(?:=|%3[dD])\s|\n[ \t\r]*+\n)\s*+\S")
+"""What follows base64 that has ended, after its padding or an empty line."""
+_ESCAPED = re.compile(r"\\+(?:([/_\"'])|[uU]([0-9a-fA-F]{4})|([nrt]))|&(amp);")
+_HALF = re.compile("[\ud800-\udfff]")
 _CLOSING = dict(zip("\"'(<[`“‘«「", "\"')>]`”’»」", strict=True))  # noqa: RUF001
 _LONGEST_ENDING = 64
 _LONGEST_NAME = 256
 _LONGEST_QUOTED = 2048
 """Characters of a URL in a text that holds blanks."""
+_IN_BRACKETS = re.compile(r"(?:[^()]++|\([^()]*+\))*+")
+_LONGEST_INLINE = 1 << 16
+"""Characters of a `data:` URI in a text that is not base64 and holds blanks."""
 _BRACKETS = {")": "(", "]": "["}
 _AFTER = ".,;:!?'*_~"
 """What follows a URL in a sentence, and in Markdown, is not its end."""
@@ -327,13 +340,24 @@ def _whole(text: str) -> str | None:
     if _ANOTHER.search(inner, 1) or not _URL.match(inner):
         return None
     first, *rest = _INNER_BLANK.split(inner, maxsplit=1)
-    if not rest:
-        return inner
-    # A URL and the words behind it are text; a name that ends as names of files do may hold blanks.
+    return _with_blanks(inner, first) if rest else _without_words(inner)
+
+
+def _with_blanks(inner: str, first: str) -> str | None:
+    """A URL and the words behind it are text; a name that ends as names of files do may hold blanks."""
     is_name = has_file_name(inner) and not has_file_name(first) and len(inner) <= _LONGEST_QUOTED
     if not is_name or "\n" in inner or "\r" in inner:
         return None
     return _INNER_BLANK.sub(lambda blank: quote(blank[0]), inner)
+
+
+def _without_words(inner: str) -> str | None:
+    """A URL without the full stop behind the name of a file; None when words follow it, not set apart."""
+    found = _PLAIN.match(inner)
+    named = found[0].rstrip(_AFTER) if found and not has_file_name(inner) else inner
+    if named == inner or not has_file_name(named):
+        return inner
+    return None if inner[len(named) :].strip(_AFTER) else named
 
 
 def _is_data_uri(text: str) -> bool:
@@ -342,7 +366,9 @@ def _is_data_uri(text: str) -> bool:
     if comma < 0:
         return False
     head = text[5:comma].translate({9: None, 10: None, 13: None})
-    if _is_base64(head) or _TYPE.match(head):
+    if _is_base64(head):
+        return not _WORDS_BEHIND.search(text, comma)
+    if _TYPE.match(head):
         return True
     return head[:1] in {"", ";"} and comma + 1 < len(text)
 
@@ -375,7 +401,13 @@ def _whole_tokens(tokens: Sequence[str]) -> Iterator[tuple[int, int, str]]:
     for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
         source = _whole(token)
         goes_on = following.startswith(_GOES_ON)
-        if source is not None and (is_inline(source) or (has_file_name(source) and not goes_on)):
+        if source is None:
+            is_all = False
+        elif is_inline(source):
+            is_all = not source.endswith(",") or not following.strip() or is_inline(following)
+        else:
+            is_all = has_file_name(source) and not goes_on
+        if source is not None and is_all:
             yield at + len(token) - len(token.lstrip(_BLANKS)), at + len(token), source
         at += len(token)
 
@@ -395,15 +427,38 @@ def _data(text: str, start: int, _: int, until: int) -> tuple[int, str | None]:
     head = _DATA_HEAD.match(text, start, until)
     if head is None:
         return start, None
-    media_type = _unescaped(head["type"])
+    media_type, at = _unescaped(head["type"]), head.end()
     if _is_base64(media_type):
-        body = _PACKED.match(text, head.end(), until)
+        end, wrapped = _end(_PACKED, text, at, until), _end(_WRAPPED, text, at, until)
+        if wrapped > end and text[wrapped:until].lstrip("\\")[:1] == _CLOSING.get(text[start - 1 : start]):
+            end = wrapped
     elif _TYPE.match(media_type):
-        body = _RUN.match(text, head.end(), until)
+        end = _end_of_enclosed(text, start, at, until) or _end(_RUN, text, at, until)
     else:
         return start, None
-    end = body.end() if body else head.end()
     return end, _unescaped(text[start:end])
+
+
+def _end(run: re.Pattern[str], text: str, at: int, until: int) -> int:
+    found = run.match(text, at, until)
+    return found.end() if found else at
+
+
+def _end_of_enclosed(text: str, start: int, at: int, until: int) -> int | None:
+    """Before which sign what stands in quotes or brackets ends; None where it does not."""
+    closing, until = _CLOSING.get(text[start - 1 : start]), min(until, at + _LONGEST_INLINE)
+    another = _INLINE_START.search(text, at, until)  # what is behind it is searched again
+    until = another.start() if another else until
+    if closing == ")":
+        end = _end(_IN_BRACKETS, text, at, until)
+        return end if text[end : end + 1] == ")" else None
+    if closing is None:
+        return None
+    # A quote that is escaped more often than the first belongs to what is quoted.
+    before = text[max(start - 17, 0) : start - 1]
+    escapes = len(before) - len(before.rstrip("\\"))
+    found = re.compile(rf"(?<!\\)\\{{{escapes}}}{re.escape(closing)}").search(text, at, until)
+    return found.start() if found else None
 
 
 def _url(text: str, start: int, after_scheme: int, until: int) -> tuple[int, str | None]:
@@ -431,7 +486,8 @@ def _end_of_url(text: str, start: int, at: int, until: int) -> int:
             depth[sign] += 1
         elif run is _ASCII_RUN_OF_URL and (words := _RUN.match(text, at, min(at + _LONGEST_NAME, until))):
             # Where words are not set apart, a name that ends as names of files do ends the URL.
-            if has_file_name(text[start:at]) and not has_file_name(text[start : words.end()]):
+            ended, whole = (_unescaped(text[start:end]) for end in (at, words.end()))
+            if has_file_name(ended) and not has_file_name(whole):
                 break
             run = _RUN_OF_URL
             continue
@@ -468,10 +524,21 @@ def _trimmed(run: str, opening: str) -> str:
 
 
 def _unescaped(raw: str) -> str:
-    """A source as it is meant, where JSON or HTML within a text has escaped it."""
+    """A source as it is meant, where JSON, Markdown or HTML within a text has escaped it."""
     if "\\" not in raw and "&amp;" not in raw:
         return raw
-    return _ESCAPED.sub(lambda found: found[1] or ("&" if found[3] else chr(int(found[2], 16))), raw)
+    text = _ESCAPED.sub(_meant, raw)
+    if not _HALF.search(text):
+        return text
+    # JSON escapes in halves what takes more than 16 bits.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def _meant(found: re.Match[str]) -> str:
+    sign, code, blank, _ = found.groups()
+    return sign or (
+        chr(int(code, 16)) if code else {"n": "\n", "r": "\r", "t": "\t"}[blank] if blank else "&"
+    )
 
 
 def _edited(tokens: list[str], edits: Iterable[tuple[int, int, str, str | None]]) -> list[str]:

@@ -214,9 +214,12 @@ def test_a_whole_url_on_a_host_of_the_list_and_a_data_uri_are_files(text: str) -
         (" https://replicate.delivery/x/a b\tc.mp4\n", "https://replicate.delivery/x/a%20b%09c.mp4"),
         ("https://replicate.delivery/x/a\u00a0b.png?c=d e", "https://replicate.delivery/x/a%C2%A0b.png?c=d%20e"),
         ("https://replicate.delivery/a dir/b%20c.png", "https://replicate.delivery/a%20dir/b%20c.png"),
+        (f"{URL}.", URL),
+        (f"{URL}!?\n", URL),
+        (f"{REFUSED},", REFUSED),
     ],
 )  # fmt: skip
-def test_blanks_around_a_url_are_cut_and_those_in_it_encoded(text: str, source: str) -> None:
+def test_blanks_and_full_stops_around_a_url_are_cut_and_blanks_in_it_encoded(text: str, source: str) -> None:
     assert files([text]) == [("/output/0", source)]
     assert files({"file": text}) == [("/output/file", source)]
     assert joined_text(text) is None
@@ -284,6 +287,8 @@ def test_a_url_that_names_a_file_on_another_host_counts_as_a_file(url: str) -> N
     assert links(["words", url]) == []
 
 
+BEAR = "https://replicate.delivery/x/Bär.png"
+RAW = 'data:image/svg+xml,<svg a="1" b="2"/>'
 IN_TEXT: list[tuple[str, list[str]]] = [
     (f"{URL} is what you asked for", [URL]),
     (f"see {PLAIN}", [PLAIN]),
@@ -313,6 +318,30 @@ IN_TEXT: list[tuple[str, list[str]]] = [
     (f'{{"image": "{DATA}"}}', [DATA]),
     ("<img src=\"data:image/svg+xml,%3Csvg%20w='1'/%3E\">", ["data:image/svg+xml,%3Csvg%20w='1'/%3E"]),
     ("https://web.archive.org/web/https://replicate.delivery/a.png or so", []),
+    # JSON in a string, as encoders write it that escape all but ASCII, or what HTML could take for its own.
+    (json.dumps({"a": BEAR, "b": PLAIN}), [BEAR, PLAIN]),
+    (json.dumps(json.dumps(["https://replicate.delivery/x/图片.png"])), ["https://replicate.delivery/x/图片.png"]),
+    (json.dumps(["https://replicate.delivery/x/🐱.png"]), ["https://replicate.delivery/x/🐱.png"]),
+    (json.dumps({"a": f"图片{URL}请看「{OTHER}」"}), [URL, OTHER]),
+    (json.dumps([f"“{PLAIN}”", f"“{URL}，”"]), [PLAIN, URL]),  # noqa: RUF001
+    (json.dumps({"a": [URL, OTHER]}).replace("/", "\\u002F"), [URL, OTHER]),
+    (json.dumps({"a": f"<b>{PLAIN}</b>"}).replace("<", "\\u003C").replace(">", "\\u003e"), [PLAIN]),
+    (json.dumps({"a": f"'{PLAIN}'"}).replace("'", "\\u0027"), [PLAIN]),
+    (json.dumps({"a": "data:x/y;base64,a+b/cA=="}).replace("+", "\\u002B"), ["data:x/y;base64,a+b/cA=="]),
+    (f'<div data-props="{{&quot;src&quot;:&quot;{PLAIN}&quot;}}">', [PLAIN]),
+    (f"&lt;img src=&#39;{PLAIN}&#39;&gt; {PLAIN}?lt=1&lt=2", [PLAIN, f"{PLAIN}?lt=1&lt=2"]),
+    ("see https://replicate.delivery/x/a\\_b\\_c.png, a **b**", ["https://replicate.delivery/x/a_b_c.png"]),
+    # Inline files, raw or wrapped over lines, end with the sign that closes them.
+    ("![](data:image/png;base64,iVBORw0K\nGgoAAAA=\n) end", ["data:image/png;base64,iVBORw0K\nGgoAAAA=\n"]),
+    ('<img src="data:image/png;base64,iVBO\r\nRw0K"> end', ["data:image/png;base64,iVBO\r\nRw0K"]),
+    (json.dumps({"a": "data:x/y;base64,AAAA\nBBBB\n", "b": 1}), ["data:x/y;base64,AAAA\nBBBB\n"]),
+    ("see data:x/y;base64,AAAA\nBBBB are words", ["data:x/y;base64,AAAA"]),
+    ("![](data:image/svg+xml;utf8,%3Csvg/%3E) end", ["data:image/svg+xml;utf8,%3Csvg/%3E"]),
+    ("url(data:image/svg+xml,<svg a='rotate(45)'/>) end", ["data:image/svg+xml,<svg a='rotate(45)'/>"]),
+    ("<img src=\"data:image/svg+xml,<svg a='1' b='2'/>\"> end", ["data:image/svg+xml,<svg a='1' b='2'/>"]),
+    (json.dumps({"a": RAW, "b": '"'}), [RAW]),
+    (json.dumps(json.dumps(['data:image/svg+xml,<svg a="1"/>', '"'])), ['data:image/svg+xml,<svg a="1"/>']),
+    (json.dumps({"a": "data:text/csv,a,b\n1,2"}), ["data:text/csv,a,b\n1,2"]),
 ]  # fmt: skip
 
 
@@ -324,6 +353,52 @@ def test_files_within_text_are_found_beside_it(text: str, expected: list[str]) -
     tokens = [text[at : at + 7] for at in range(0, len(text), 7)]
     assert sources(tokens) == expected
     assert joined_text(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        (f"{URL}图片已生成", URL),
+        (f"{URL}—done", URL),
+        (f"{URL})", URL),
+        (f"{URL}\\n", URL),
+        (f"{URL}|{LINK}", URL),
+        (f"{URL}<br>", URL),
+        ("data:x/y;base64,YQ==\nThis is it.", "data:x/y;base64,YQ=="),
+        ("data:x/y;base64,YQ%3D%3D is it.", "data:x/y;base64,YQ%3D%3D"),
+        ("data:x/y;base64,AAAA\n\nThis is it", "data:x/y;base64,AAAA"),
+    ],
+)
+def test_what_begins_with_a_file_and_goes_on_in_words_is_text(text: str, source: str) -> None:
+    for output, pointer in ((text, "/output"), ({"a": text}, "/output/a")):
+        assert files(output) == [(pointer, source)]
+        assert links(output) == []
+    assert joined_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.png,b", "a.png!!.jpg", "图片.png", "a—b.mp4", "a(1).png", "a.tar.gz.part1", "plot—1", "a|b.png"],
+)
+def test_odd_signs_in_a_name_are_no_end_of_it(name: str) -> None:
+    url = f"https://replicate.delivery/x/{name}"
+    assert files(url) == [("/output", url)]
+    assert joined_text(url) is None
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["data:x/y;base64,", "iVBORw0K", "Ggo="],
+        ["data:x/y;base64", ",iVBORw0KGgo="],
+        ["data:", "x/y", ";base64,", "iVBORw0KGgo="],
+        ["data:x/y;base64,", "iVBORw0KGgo="],
+        ["da", "ta:x/y;base64,i", "VBORw0KGgo="],
+    ],
+)
+def test_an_inline_file_in_tokens_is_joined(pieces: list[str]) -> None:
+    assert files(["Here: ", *pieces, " it is"]) == [("/output", "data:x/y;base64,iVBORw0KGgo=")]
+    assert files(["Here: ", "data:x/y;base64,", " it is"])[0][1] == "data:x/y;base64,"
 
 
 def test_stored_names_stand_in_text_where_the_urls_stood() -> None:
