@@ -51,7 +51,7 @@ class Progress:
         self._verb = verb
         self._shown = sys.stderr.isatty()
         self._count = 0
-        self._bar: ProgressBar[None] | None = None
+        self._bar: ProgressBar[int] | None = None
         if self._shown and many is not None:
             self._bar = click.progressbar(
                 length=many(), label=verb, show_pos=True, file=sys.stderr, update_min_steps=_EVERY
