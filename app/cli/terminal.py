@@ -3,12 +3,9 @@
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import click
-
-if TYPE_CHECKING:  # it has no public name
-    from click._termui_impl import ProgressBar
 
 _EVERY = 50
 """Steps between two changes of what a terminal shows."""
@@ -51,11 +48,13 @@ class Progress:
         self._verb = verb
         self._shown = sys.stderr.isatty()
         self._count = 0
-        self._bar: ProgressBar[int] | None = None
-        if self._shown and many is not None:
-            self._bar = click.progressbar(
+        self._bar = (
+            click.progressbar(
                 length=many(), label=verb, show_pos=True, file=sys.stderr, update_min_steps=_EVERY
             )
+            if self._shown and many is not None
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._bar is not None:

@@ -15,6 +15,7 @@ from app.cli.moment import parse_moment
 from app.cli.terminal import Progress, say
 from app.core.names import ID, Kind, folder_name
 from app.settings import load
+from app.storage import Storage
 from app.verify import Odd, Verified, Verifier, everything
 
 
