@@ -241,7 +241,7 @@ class Storage:
         return manifest
 
     def encodings(self, place: str) -> Mapping[str, str]:
-        """The `Content-Encoding` of each stored file that has one, by its name, from the manifest at `place`."""
+        """The `Content-Encoding` of each stored file that has one; the manifest lies at `place`."""
         data = self.get(place) or b""
         try:
             manifest = manifests.read(data) if b'"encoding"' in data else None
