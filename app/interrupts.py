@@ -1,8 +1,10 @@
-"""Ctrl-C before anything is begun that it could cut off."""
+"""Ctrl-C and SIGTERM before anything is begun that they could cut off."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -19,3 +21,25 @@ def fatal_interrupts() -> Iterator[None]:
     finally:
         if listens:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Ending:
+    """SIGTERM and Ctrl-C end this process with status 0, until somebody else handles them.
+
+    Main thread only. Python drops what is raised while an object is deleted, so that the exit may not come
+    through: whoever waits long or takes over asks `check` whether it should have ended.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        sys.exit(0)
+
+    def check(self) -> None:
+        """Exit with status 0 if a signal has asked for it."""
+        if self._asked:
+            sys.exit(0)

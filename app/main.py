@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
@@ -36,6 +34,7 @@ from app.headers import ON_EVERY_ANSWER, Gate
 from app.health import Health
 from app.identity import Identity
 from app.inbox import Inbox, connect
+from app.interrupts import Ending
 from app.keyring import KeyRing, ring_of
 from app.lateness import Lateness
 from app.limits import Limits
@@ -236,14 +235,14 @@ def serve(deployment: Deployment) -> None:
             limits.connections,
         )
     # uvicorn sends itself the signal again once it has stopped, which must not look like a crash.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    ending = Ending()
     _, *problems = presence.compare(deployment)
     if problems:
         raise ConfigurationError(problems)
     with listen(deployment.settings.host, deployment.settings.port) as listener:
         host, port = listener.getsockname()[:2]
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}/webhooks/replicate"
+        ending.check()
         log.info("receiving on %s", where, extra={"public_url": deployment.settings.public_url})
         server(deployment, limits).run(sockets=[listener])
 

@@ -24,6 +24,7 @@ from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
 from app.identity import Identity
 from app.inbox import connect as hasty
+from app.interrupts import Ending
 from app.memory import give_back_large_blocks
 from app.open_files import open_more_files
 from app.presence import Presence, compare, process_of
@@ -60,15 +61,14 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
     give_back_large_blocks()
     if not forks:
         open_more_files()  # functions of others may not stand more than 1,024
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))  # until the worker takes over
+    ending = Ending()
     try:
         settings, handlers = prepare(environment, forks=forks)
         secrets = secrets_of(settings, handlers)
         telemetry.configure(settings.log_level, settings.log_format, role=options.queue, secrets=secrets)
         deployment = connect(settings, handlers, expect_redis if options.lifeline else find_redis)
         redis = Redis.from_url(deployment.redis_url)
-        _wait_for(redis)
+        _wait_for(redis, ending)
         storage_id = _compared(deployment, forks=forks)
     except ConfigurationError as error:
         for problem in error.problems:
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None, environment: Mapping[str, str] = os
         return 2
     lend_to_rq(deployment.clock)
     try:
-        _work_on(options.queue, options.path, deployment, redis, storage_id)
+        _work_on(options.queue, options.path, deployment, redis, storage_id, ending=ending)
     except Permanent as error:
         log.critical("the worker cannot go on: %s", error.message)
         return 1
@@ -97,14 +97,18 @@ def _compared(deployment: Deployment, *, forks: bool) -> str | None:
     return found or None
 
 
-def _work_on(queue: str, path: str, deployment: Deployment, redis: Redis, storage_id: str | None) -> None:
+def _work_on(
+    queue: str, path: str, deployment: Deployment, redis: Redis, storage_id: str | None, *, ending: Ending
+) -> None:
     while True:
-        _wait_for(redis)
+        _wait_for(redis, ending)
         with suppress(RedisError):  # it went away again before the work began
-            return _work(queue, path, deployment, redis, storage_id)
+            return _work(queue, path, deployment, redis, storage_id, ending=ending)
 
 
-def _work(queue: str, path: str, deployment: Deployment, redis: Redis, storage_id: str | None) -> None:
+def _work(
+    queue: str, path: str, deployment: Deployment, redis: Redis, storage_id: str | None, *, ending: Ending
+) -> None:
     process = process_of(deployment, queue, storage_id)
     if queue == HANDLE_QUEUE:
         sys.path.append(str(Path(path).absolute()))  # last, so that it replaces nothing that we run on
@@ -124,6 +128,7 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis, storage_i
         functions = handle.listed(deployment.handlers)
         # It forks, so nothing of it may be in a thread: it asks for the time itself.
         worker_of_functions = handle.worker(redis, functions, storage, clock=deployment.clock, on_beat=say)
+        ending.check()
         worker_of_functions.work(logging_level="WARNING")
         here.say_hopefully(ends=True)
         return
@@ -147,6 +152,7 @@ def _work(queue: str, path: str, deployment: Deployment, redis: Redis, storage_i
         sweeper_of(queue, deployment, users),
         reconciling(queue, deployment),
     ):
+        ending.check()
         worker.work()
 
 
@@ -161,13 +167,14 @@ def end_this_process() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _wait_for(redis: Redis) -> None:
+def _wait_for(redis: Redis, ending: Ending) -> None:
     said = ""
     while (reason := _what_is_missing(redis)) is not None:
         if reason != said:
             log.warning("waiting for Redis: %s", reason)
         said = reason
         time.sleep(1)
+        ending.check()
     if said:
         log.info("Redis answers")
 
