@@ -27,6 +27,7 @@ from app.simulator.models import MODELS
 from app.storage import Storage
 from tests.app.own_valkey import own_valkey
 from tests.app.web import SECRET, SECRET_KEY, Web, clean_environment, environment, in_thread, prediction
+from tests.forked import run_command
 
 NOW = datetime(2026, 3, 16, tzinfo=UTC)
 COMMANDS = sorted(cli.commands)
@@ -37,11 +38,7 @@ def outkeep(
     *arguments: str, settings: Mapping[str, str] | None = None, **options: Any
 ) -> "subprocess.CompletedProcess[str]":
     """Run one command to its end, in an environment that holds `settings` and nothing else of ours."""
-    command = [sys.executable, "-m", "app.cli", *arguments]
-    variables = clean_environment(settings or {})
-    return subprocess.run(
-        command, env=variables, capture_output=True, text=True, timeout=60, check=False, **options
-    )
+    return run_command(*arguments, env=clean_environment(settings or {}), **options)
 
 
 def complaints(done: "subprocess.CompletedProcess[str]", code: int) -> list[str]:

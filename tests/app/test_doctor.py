@@ -35,6 +35,7 @@ from app.spool import Spool, Spooled
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.app.redis_proxy import rewriting
 from tests.app.web import SECRET, clean_environment, environment, wait_until
+from tests.forked import run_command
 
 ROOT = Path(__file__).parents[2]
 FLOOR = {"OUTKEEP_DISK_FLOOR": "0"}
@@ -60,15 +61,7 @@ class Report:
 
 
 def run(folder: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli", "doctor", *arguments],
-        cwd=folder,
-        env=clean_environment(FLOOR | settings) | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_command("doctor", *arguments, env=clean_environment(FLOOR | settings), cwd=folder)
 
 
 def doctor(folder: Path, *arguments: str, **settings: str) -> Report:
