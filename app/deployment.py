@@ -89,7 +89,7 @@ def _key_problems(settings: Settings) -> list[str]:
         return []
     own = (settings.data / KEY_FILE).absolute()
     cure = "set the same 32 random bytes or more everywhere, for example from `openssl rand -hex 32`"
-    if own.exists():
+    if os.access(own, os.F_OK):
         # Links and contexts that stand out there were made with it.
         cure = f"set OUTKEEP_SECRET_KEY_FILE={own}, the key used so far, and give every host the same"
     return [f"OUTKEEP_SECRET_KEY: needed together with REDIS_URL, since all hosts must sign alike; {cure}"]
@@ -123,6 +123,12 @@ def find_redis(settings: Settings) -> str:
     """The URL of Redis; raises `ConfigurationError` when none is set and none runs on the data."""
     url = settings.redis_url or running_url(settings.data)
     if url is None:
+        try:
+            (settings.data / KEY_FILE).exists()
+        except PermissionError as error:  # one may run there, unseen by us
+            problem = f"OUTKEEP_DATA: cannot look into {settings.data}: {error.strerror}"
+            foreign = owner_problems("OUTKEEP_DATA", settings.data, os.geteuid())
+            raise ConfigurationError(foreign or [problem]) from None
         problem = f"REDIS_URL: not set, and no embedded server answers on {settings.data}"
         raise ConfigurationError([f"{problem}; set it, or start `outkeep up`"])
     return url
@@ -155,7 +161,8 @@ def own_keys(data: Path) -> tuple[bytes, ...]:
     except ConfigurationError:
         raise
     except OSError as error:
-        raise ConfigurationError([f"OUTKEEP_DATA: cannot read or make {path}: {error.strerror}"]) from None
+        problem = f"OUTKEEP_DATA: cannot read or make {path}: {error.strerror}"
+        raise ConfigurationError(owner_problems("OUTKEEP_DATA", data, os.geteuid()) or [problem]) from None
     except (UnicodeDecodeError, Permanent):
         raise ConfigurationError([f"{path}: cannot be read as a key; restore it from a backup"]) from None
 
@@ -260,8 +267,11 @@ def owner_problems(name: str, folder: Path, user: int) -> list[str]:
     try:
         ours = [path for path in folder.iterdir() if path.name in _WRITTEN]
         owners = {path.lstat().st_uid for path in ours} or ({folder.stat().st_uid} if user == 0 else {user})
-    except OSError:
-        return []
+    except OSError as error:
+        owners = {user}
+        if isinstance(error, PermissionError):  # whoever may not even look is not who has made it
+            with suppress(OSError):
+                owners = {folder.stat().st_uid}
     if user in owners:
         return []
     owner = min(owners)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -59,15 +59,24 @@ def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
     blamed = [one.detail.partition(":")[0] for one in findings if one.level is Level.FAIL]
     wrong = {name.removesuffix("_FILE") for name in blamed}
     findings += [one for one in _credentials(settings) if not wrong & _NAMES.get(one.check, set())]
-    findings += [] if "REDIS_URL" in wrong else _redis(settings, handlers)
-    findings += _left_behind(settings)
-    findings += _spool(settings)
+    findings += [] if "REDIS_URL" in wrong else _where_closed("redis", lambda: _redis(settings, handlers))
+    findings += _where_closed("embedded server", lambda: _left_behind(settings))
+    findings += _where_closed("spool", lambda: _spool(settings))
     if not any(finding.detail.startswith((_STORAGE, "OUTKEEP_DATA: ")) for finding in findings):
-        findings += _storage(settings)
-    findings += _disks(settings)
+        findings += _where_closed("storage", lambda: _storage(settings))
+    findings += _where_closed("disk", lambda: _disks(settings))
     findings += [*_open_folders(settings), *_public_url(settings)]
     findings += [_handler(handler, settings, code) for handler in handlers]
     return findings
+
+
+def _where_closed(check: str, find: Callable[[], list[Finding]]) -> list[Finding]:
+    """What `find` finds, or that this user may not look there: the other checks go on."""
+    try:
+        return find()
+    except PermissionError as error:
+        detail = f"cannot look into {error.filename}: {error.strerror}; run this as the user of Outkeep"
+        return [Finding(Level.FAIL, check, detail)]
 
 
 def _configuration(environment: Mapping[str, str]) -> tuple[Settings, Sequence[Handler], list[Finding]]:
@@ -190,7 +199,10 @@ def _spool(settings: Settings) -> list[Finding]:
 def _storage(settings: Settings) -> list[Finding]:
     try:
         storage = Storage(settings.storage_url)
-        storage.prove()
+        if storage.folder is None or storage.folder.exists():
+            storage.prove()
+        elif problems := deployment.storage_problems(settings):  # which makes nothing, as the start would
+            return [Finding(Level.FAIL, "storage", problems[0].removeprefix(_STORAGE))]
     except OutkeepError as error:
         return [Finding(Level.FAIL, "storage", error.message)]
     if lacks := lacking(storage.lacks):

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+from packaging.requirements import Requirement
 from redis import Redis
 
 from app.cli.root import cli
@@ -52,6 +53,24 @@ def test_every_package_of_the_image_is_installed_by_its_hash() -> None:
     ]
     assert len(installs) == 3
     assert all("--require-hashes" in one or "--no-index --no-deps" in one for one in installs)
+
+
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [
+        ("1.0.6", False),
+        ("1.0.7", True),
+        ("1.1.0", True),
+        ("1.99", True),
+        ("2.0.0", False),
+        ("2.0.0b1", False),
+    ],
+)
+def test_the_client_of_replicate_is_one_that_we_know(version: str, *, works: bool) -> None:
+    """2.x has neither `replicate.client` nor a verifier."""
+    stated = tomllib.loads((container.PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    [client] = [one for one in map(Requirement, stated) if one.name == "replicate"]
+    assert client.specifier.contains(version, prereleases=True) is works
 
 
 def test_the_build_backend_is_complete_in_the_pattern_that_picks_it() -> None:

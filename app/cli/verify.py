@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -61,14 +61,20 @@ def verify(ids: tuple[str, ...], *, since: str | None, all_of_it: bool, as_json:
     if as_json:
         click.echo(json.dumps({"ok": not count["odd"], **count}))
     else:
-        end = f"{count['odd']} are missing or differ" if count["odd"] else "all are as they were stored"
-        size = ByteSize(count["bytes"]).human_readable()
-        say(f"{count['files']} files of {count['predictions']} predictions ({size}): {end}", err=True)
+        say(_sum(count, storage.url, since), err=True)
     sys.exit(1 if count["odd"] else 0)
 
 
 def _many(storage: Storage, moment: datetime | None) -> int:
     return sum(1 for _ in everything(storage, moment))
+
+
+def _sum(count: Mapping[str, int], url: str, since: str | None) -> str:
+    if not count["predictions"]:  # perhaps it is another storage than was meant
+        return f"nothing {'is stored' if since is None else 'was stored since then'} in {url}"
+    end = f"{count['odd']} are missing or differ" if count["odd"] else "all are as they were stored"
+    size = ByteSize(count["bytes"]).human_readable()
+    return f"{count['files']} files of {count['predictions']} predictions ({size}): {end}"
 
 
 def _of(verifier: Verifier, ids: tuple[str, ...]) -> Iterator[Verified | None]:

@@ -663,10 +663,10 @@ def test_show_of_an_odd_id_is_misuse(settings: dict[str, str]) -> None:
 
 def test_looking_creates_nothing(settings: dict[str, str], tmp_path: Path) -> None:
     elsewhere = {**settings, "OUTKEEP_DATA": str(tmp_path / "none")}
-    for command in (("ls",), ("ls", "--quarantine"), ("show", "x"), ("config",), ("healthcheck",), ("send",)):
-        outkeep(*command, settings=elsewhere, cwd=tmp_path)
-
-    assert list(tmp_path.iterdir()) == []
+    looks = ("ls", "ls --quarantine", "show x", "config", "healthcheck", "send")
+    for command in (*looks, "doctor", "link x", "verify --all"):
+        outkeep(*command.split(), settings=elsewhere, cwd=tmp_path)
+        assert list(tmp_path.iterdir()) == [], command
 
 
 def test_config_shows_what_holds_and_where_it_comes_from(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import pwd
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from app.core.errors import ConfigurationError
 from app.core.targets import Webhook
 from app.deployment import connect, find_redis, own_keys, owner_problems, prepare
 from app.settings import load
+from app.storage import Storage
 from tests.app.web import SECRET, SECRET_KEY, clean_environment
 
 HANDLER = '[[handler]]\nname = "gallery"\nurl = "https://example.com/x"\nsecret = "{secret}"\n'
@@ -251,6 +254,75 @@ def test_root_writes_nothing_where_another_user_serves(tmp_path: Path) -> None:
         assert done.returncode in {1, 2}
         assert "belongs to the user with number 54321" in done.stdout + done.stderr
     assert list(data.iterdir()) == []
+
+
+AS_NOBODY = """
+import encodings.idna, logging.config, os  # all is loaded while it may be read
+import uvicorn
+import app.everything, app.main, app.cli.running
+from app.cli.root import cli, main
+for name in cli.commands: cli.commands[name]
+if os.getuid() == 0: os.setgid(65534); os.setuid(65534)
+main()
+"""
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """The data of a service, as it is made, in a folder that other users reach."""
+    with tempfile.TemporaryDirectory(prefix="outkeep-") as name:
+        Path(name).chmod(0o755)
+        data = Path(name) / "data"
+        own_keys(data)
+        (data / "spool").mkdir(mode=0o700)
+        Storage((data / "outputs").as_uri()).put_bytes("predictions/x/output-0.png", b"png")
+        data.chmod(0o700 if os.geteuid() == 0 else 0)
+        yield data
+        data.chmod(0o700)
+
+
+REDIS = {"REDIS_URL": "redis://127.0.0.1:9", "OUTKEEP_SECRET_KEY": SECRET_KEY}
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("ls", {}),
+        ("rm x --yes", {}),
+        ("healthcheck persist", {}),
+        ("replay --failed", {}),
+        ("url", {}),
+        ("up", {}),
+        ("doctor", {}),
+        ("doctor --json", REDIS),
+        ("doctor", {"REDIS_URL": REDIS["REDIS_URL"]}),
+        ("serve", REDIS),
+        ("handlers", REDIS),
+        ("config", REDIS),
+    ],
+)
+def test_who_may_not_look_into_the_data_is_told_whose_it_is(
+    closed: Path, command: str, settings: dict[str, str]
+) -> None:
+    """And neither that nothing runs there, nor that it should be opened."""
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, *command.split()],
+        cwd=Path(__file__).parents[2],
+        env=clean_environment(environment(closed, **settings) | {"HOME": "/nonexistent"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode in {1, 2}
+    root = os.geteuid() == 0
+    assert ("belongs to the user root; run this as that user" if root else "Permission denied") in said
+    assert "no embedded server" not in said
+    assert "check its owner" not in said or not root
+    assert "Traceback" not in said
+    if "doctor" in command:
+        assert "webhook secret" in done.stdout
+        assert "spool" in done.stdout
 
 
 def test_a_key_is_made_once_for_us_alone(tmp_path: Path) -> None:

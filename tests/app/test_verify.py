@@ -130,6 +130,15 @@ def test_a_terminal_sees_a_bar_and_nobody_else_does(tmp_path: Path, arguments: l
     assert b"[####" not in verify(storage, *arguments)[2].encode()
 
 
+def test_an_empty_storage_is_not_called_sound(tmp_path: Path) -> None:
+    """Perhaps it is another one than was meant."""
+    empty = Storage((tmp_path / "outputs").as_uri())
+    assert verify(empty, "--all") == (0, [], f"nothing is stored in {empty.url}\n")
+    assert verify(empty, "--since", "1d") == (0, [], f"nothing was stored since then in {empty.url}\n")
+    code, [line], _ = verify(empty, "--all", "--json")
+    assert (code, json.loads(line)) == (0, {"ok": True, "predictions": 0, "files": 0, "bytes": 0, "odd": 0})
+
+
 def test_nothing_of_an_id_is_missing_and_what_is_being_removed_is_not(storage: Storage) -> None:
     keep(storage, "gone", b"x")
     storage.put_bytes("predictions/gone/prediction.json", farewell(NOW))
