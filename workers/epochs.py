@@ -72,5 +72,8 @@ class Epochs:
             if line.fault is not None:
                 log.warning("%s could not be read for the rebuild: %s", object_of(line), line.fault)
             counts.update(records=line.record, notifications=line.jobs, dead_letters=line.dead_letters)
+        if not self._redis.exists(REBUILD_TURN):  # emptied once more, and what was rebuilt with it
+            log.warning("Redis has lost its data again while it was rebuilt; the next sweep begins anew")
+            return
         self._identity.renew()
         log.warning("rebuilt from the storage", extra=dict(counts))

@@ -126,6 +126,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "this process cannot go on: %s": "storage_differs",
     "Redis has come back without data that it held; rebuilding it from the storage": "redis_data_lost",
     "rebuilt from the storage": "redis_rebuilt",
+    "Redis has lost its data again while it was rebuilt; the next sweep begins anew": "redis_lost_again",
     "told handlers of what other processes have stored": "handlers_caught_up",
     "rebuilding is put off: %s": "rebuild_delayed",
     "%s could not be read for the rebuild: %s": "manifest_unreadable",

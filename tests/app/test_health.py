@@ -17,10 +17,19 @@ from rq.serializers import JSONSerializer
 from app import queues
 from app.core.fleet import Process
 from app.core.links import fingerprint
-from app.core.names import HANDLE_QUEUE, KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
+from app.core.names import (
+    EPOCH,
+    HANDLE_QUEUE,
+    IDENTITY_NAME,
+    KEY_FINGERPRINT,
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    RECONCILED,
+)
 from app.handler_states import HandlerStates
 from app.listening import free_port
 from app.presence import Presence
+from app.storage import Storage
 from tests.app.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.app.web import BOUND, SECRET_KEY, WEBHOOK, Answer, Web, in_thread, prediction, signed, wait_until
 
@@ -134,6 +143,26 @@ def test_a_redis_that_hides_its_configuration_is_warned_of(valkey: OwnValkey, tm
 
     assert answer.status == 200
     assert line(answer, "redis") == "warn redis: CONFIG GET is not allowed, so durability is unknown"
+
+
+def test_a_redis_that_has_lost_data_is_warned_of_until_it_is_rebuilt(
+    valkey: OwnValkey, tmp_path: Path
+) -> None:
+    """By what the storage says, and by what this process has seen itself; workers rebuild, and none runs."""
+    valkey.start()
+    Storage((tmp_path / "outputs").as_uri()).put_bytes(IDENTITY_NAME, b'{"id": "a", "epoch": 12}')
+    with in_thread(valkey.url, tmp_path) as web:
+        for epoch in (13, 20):  # emptied before it began, and while it runs
+            wait_until(lambda: "warn redis data: it has come back without" in ready(web).body.decode())
+            assert "`outkeep rebuild`" in line(ready(web), "redis data")
+            assert ready(web).status == 200
+            valkey.redis.set(EPOCH, epoch)
+            wait_until(lambda: "redis data" not in ready(web).body.decode())
+            valkey.redis.flushall()
+        wait_until(lambda: "warn redis data" in ready(web).body.decode())
+        valkey.redis.set(EPOCH, 19)  # an older copy of its data
+        wait_until(lambda: valkey.redis.get(KEY_FINGERPRINT) is not None)
+        assert "warn redis data" in ready(web).body.decode()
 
 
 def test_missing_workers_are_warned_of(valkey: OwnValkey, tmp_path: Path) -> None:

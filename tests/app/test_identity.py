@@ -16,10 +16,21 @@ from redis import Redis
 from app import queues
 from app.core.errors import ConfigurationError
 from app.core.manifest import format_time
-from app.core.names import EPOCH, IDENTITY_LOCK, IDENTITY_NAME, NOTIFY_QUEUE, STORAGE_ID, Kind, notify_job_id
+from app.core.names import (
+    EPOCH,
+    IDENTITY_LOCK,
+    IDENTITY_NAME,
+    NOTIFY_QUEUE,
+    REBUILD_TURN,
+    STORAGE_ID,
+    Kind,
+    notify_job_id,
+)
 from app.identity import Identity, read
 from app.listening import free_port
+from app.rebuild import BATCH
 from app.storage import Storage
+from app.turns import turn
 from tests.app.kept import TTL, Deployment
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import clean_environment, environment, wait_until
@@ -161,6 +172,39 @@ def test_a_process_that_starts_after_the_loss_sees_it_in_the_storage(past: Deplo
     assert past.queued() == [notify_job_id("gallery", Kind.PREDICTION, "p1")]
 
 
+def test_while_one_process_rebuilds_no_other_does_and_whoever_comes_later_need_not(past: Deployment) -> None:
+    epochs(past).run()
+    past.keep("p1", ago=60, told=False)
+    past.redis.flushall()
+    with turn(past.redis, REBUILD_TURN) as ours:
+        assert ours
+        epochs(past).run()
+        assert past.queued() == []
+        assert past.redis.get(EPOCH) is None  # nor does anybody call it whole
+    epochs(past).run()
+    assert past.queued() == [notify_job_id("gallery", Kind.PREDICTION, "p1")]
+
+
+def test_a_redis_that_is_emptied_again_meanwhile_is_rebuilt_again(past: Deployment) -> None:
+    epochs(past).run()
+    names = {f"p{number:03}" for number in range(BATCH + 1)}
+    for name in sorted(names):
+        past.keep(name, ago=60, told=False)
+    past.redis.flushall()
+    asked = []
+
+    def clock() -> datetime:
+        asked.append(past.now)
+        if len(asked) == BATCH + 2:  # once for all and once for each: the second batch has just begun
+            past.redis.flushall()
+        return past.now
+
+    Epochs(past.redis, past.storage, past.handlers, ttl=TTL, clock=clock).run()
+    epochs(past).run()
+    assert set(past.queued()) == {notify_job_id("gallery", Kind.PREDICTION, name) for name in names}
+    assert not Identity(past.redis, past.storage).is_lost()
+
+
 def test_what_rebuilds_by_itself_is_bounded(past: Deployment) -> None:
     """Neither what is too old to wait for anything, nor what a handler is not owed, is told."""
     epochs(past).run()
@@ -179,6 +223,20 @@ def test_what_rebuilds_by_itself_is_bounded(past: Deployment) -> None:
     assert past.queued() == [notify_job_id("gallery", Kind.PREDICTION, "after")]
     assert past.records.get(Kind.PREDICTION, "before") is not None
     assert past.records.get(Kind.PREDICTION, "old") is None
+
+
+def test_what_is_too_old_to_wait_for_anything_is_not_told_after_a_loss(
+    past: Deployment,
+) -> None:
+    epochs(past).run()
+    past.now = datetime.now(UTC)
+    for name, ago in (("old", 10 * 86400.0), ("waits", 5 * 86400.0), ("young", 60.0)):
+        stamp = past.keep(name, ago=ago, told=False).stored_at.timestamp()
+        os.utime(past.folder / f"outputs/predictions/{name}/prediction.json", (stamp, stamp))
+    past.redis.flushall()
+    Epochs(past.redis, past.storage, past.handlers, ttl=TTL, clock=lambda: past.now).run()
+    told = {notify_job_id("gallery", Kind.PREDICTION, name) for name in ("waits", "young")}
+    assert set(past.queued()) == told
 
 
 @pytest.fixture
