@@ -29,6 +29,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "Redis answers again": "redis_found",
     "a large delivery waits in the spool until the storage takes it": "delivery_waits_for_storage",
     "a large delivery waits on in the spool": "delivery_waits_on",
+    "a delivery of Cog waits in the spool: %s": "delivery_waits_for_quarantine",
     "progress is dropped while Redis is away": "progress_dropped",
     # stored files
     "a stored file could not be served; it is asked for again": "file_not_served",

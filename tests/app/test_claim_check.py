@@ -18,7 +18,7 @@ from redis import Redis
 from app.arrivals import make_arrival
 from app.claim_check import FRESH, ClaimCheck, claimed
 from app.core.errors import Permanent, Transient
-from app.core.manifest import Receipt
+from app.core.manifest import Receipt, Source
 from app.core.names import CLAIMS, PERSIST_QUEUE, Kind, record_key
 from app.core.prediction import parse
 from app.drain import RENEWED, Drainer
@@ -474,6 +474,46 @@ def test_a_body_whose_claim_has_gone_is_brought_by_its_repeat(
 
     assert outcome is Accepted.DUPLICATE
     assert claimed(storage, checked.body_at) == one.body
+
+
+@pytest.mark.parametrize(
+    ("first", "move", "then", "brought"),
+    [
+        ("webhook", "removed", "webhook", False),
+        ("webhook", "dispatched", "webhook", False),
+        ("webhook", "dispatched", "cog", False),
+        ("webhook", "waits", "webhook", False),
+        ("webhook", "waits", "cog", False),
+        ("cog", "dispatched", "cog", False),
+        ("cog", "dispatched", "webhook", True),  # what Replicate says is news
+        ("cog", "removed", "webhook", False),
+        ("run", "runs", "webhook", True),
+        ("webhook", "unknown", "webhook", True),
+    ],
+)
+def test_redis_is_asked_before_a_body_is_brought(
+    redis: Redis, tmp_path: Path, first: Source, move: str, then: Source, *, brought: bool
+) -> None:
+    storage, records = Storage((tmp_path / "outputs").as_uri()), Records(redis, ttl=60)
+    now, place = datetime.now(UTC), (Kind.PREDICTION, ID)
+    if move != "unknown":
+        body = prediction(ID, status="starting" if move == "runs" else "succeeded")
+        told = make_arrival(redis, parse(body, place[0]), body, Receipt(now, "msg_0", first), now)
+        records.accept([told], now)
+    if move == "dispatched":
+        records.dispatch(*place, now, {}, [], source=first)
+    elif move == "removed":
+        removal = Removal(redis, storage, ttl=60, clock=lambda: now)
+        removal.remove(removal.find(*place))
+
+    claims = ClaimCheck(storage, records, patience=30)
+    body = large()
+    checked = claims.check_in(
+        make_arrival(redis, parse(body, place[0]), body, Receipt(now, "msg_1", then), now)
+    )
+    claims.close()
+    assert (checked.is_repeat, checked.body_at is not None) == (not brought, brought)
+    assert len(list(storage.names(CLAIMS))) == brought
 
 
 def test_what_was_taken_for_a_repeat_and_is_none_any_more_is_not_accepted_without_its_body(
