@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.core.certificates import redis_fault
-from tests.app.web import clean_environment, environment
+from tests.app.web import clean_environment, environment, in_thread
 from tests.certificates import DAY, Authority, authority
 from tests.small_s3 import small_s3
 
@@ -80,6 +80,36 @@ def test_what_is_wrong_with_the_certificate_of_redis_is_said(
     assert line.startswith("fail")
     assert words in line
     assert ("ssl_ca_certs=" in line) is (server == "unknown")
+
+
+@pytest.mark.parametrize("server", [name for name in SERVERS if name != "trusted"])
+def test_readiness_names_the_certificate_of_redis_too(ca: Authority, tmp_path: Path, server: str) -> None:
+    context, words = SERVERS[server]
+    query = "" if server == "unknown" else f"?ssl_ca_certs={ca.file}"
+    with small_s3(context(ca)) as listening:
+        url = f"rediss://{listening.s3.endpoint.partition('//')[2]}/0{query}"
+        with in_thread(url, tmp_path) as web:
+            answer = web.ask("GET", "/readyz")
+    assert answer.status == 200  # the spool takes deliveries
+    [line] = [line for line in answer.body.decode().splitlines() if line.startswith("warn redis: ")]
+    assert words in line
+    assert ("ssl_ca_certs=" in line) is (server == "unknown")
+
+
+@pytest.mark.parametrize("command", ["ls", "handlers", "replay --failed", "rebuild", "rm x --yes", "run a/b"])
+def test_commands_name_the_certificate_of_redis_too(ca: Authority, tmp_path: Path, command: str) -> None:
+    with small_s3(ca.server()) as listening:
+        url = f"rediss://{listening.s3.endpoint.partition('//')[2]}/0"
+        done = subprocess.run(
+            [sys.executable, "-m", "app.cli", *command.split()],
+            env=clean_environment(environment(url, tmp_path, REPLICATE_API_TOKEN="r8_x")),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode in {1, 2}
+    [line] = done.stderr.splitlines()
+    assert line.startswith("outkeep: Redis: its certificate is of a CA that is not known here; name its CA")
 
 
 def test_a_file_of_cas_that_cannot_be_read_is_named(ca: Authority, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from app.core.names import (
     NOTIFY_QUEUE,
     PERSIST_QUEUE,
     RECONCILED,
+    STORAGE_ID,
 )
 from app.handler_states import HandlerStates
 from app.listening import free_port
@@ -213,6 +214,31 @@ def process(*keys: str, pid: int, **more: Any) -> Process:
     return Process("receiver", "elsewhere", pid, keys=marks, **facts)
 
 
+@pytest.mark.parametrize("document", [None, "{}", '{"id": "another"}', '{"epoch": 7}', '{"id": 7}'])
+def test_a_receiver_that_learns_later_of_another_storage_is_not_ready(
+    valkey: OwnValkey, tmp_path: Path, document: str | None
+) -> None:
+    """As when the storage did not answer at its start. What it takes would be kept where nobody looks."""
+    valkey.start()
+    valkey.redis.set(STORAGE_ID, "that of Redis")
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    (outputs / "prediction.txt").touch()
+    if document is not None:
+        (outputs / "outkeep.json").write_text(document)
+    torn = document == "{}"  # by a power cut: it may be the right one
+    with in_thread(valkey.url, tmp_path) as web:
+        wait_until(lambda: torn or ready(web).status == 503)
+        answer = ready(web)
+    found = [one for one in lines(answer) if "storage id" in one]
+    if torn:
+        assert (answer.status, found) == (200, [])
+    else:
+        assert answer.status == 503
+        assert found[0].startswith("fail storage id: OUTKEEP_STORAGE: ")
+        assert "outkeep storage adopt" in found[0]
+
+
 def test_a_rotated_key_is_the_same_deployment(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     both, new = f"{OTHER_KEY} {SECRET_KEY}", OTHER_KEY
@@ -221,6 +247,21 @@ def test_a_rotated_key_is_the_same_deployment(valkey: OwnValkey, tmp_path: Path)
             answer = ready(web)
             assert answer.status == 200
             assert line(answer, "secret key").startswith(level)
+
+
+def test_the_key_that_signs_counts_for_all_once_all_know_it(valkey: OwnValkey, tmp_path: Path) -> None:
+    """Until then, whoever still signs with the old one starts without a warning."""
+    valkey.start()
+    old, new = (fingerprint(key.encode()).encode() for key in (SECRET_KEY, OTHER_KEY))
+    with in_thread(valkey.url, tmp_path) as web:
+        ready(web)
+    assert valkey.redis.get(KEY_FINGERPRINT) == old
+    behind, level = Presence(valkey.redis, process(SECRET_KEY, pid=1)), process(SECRET_KEY, OTHER_KEY, pid=1)
+    for other, signs in ((behind, old), (Presence(valkey.redis, level), new)):
+        other.say()
+        with in_thread(valkey.url, tmp_path, OUTKEEP_SECRET_KEY=f"{OTHER_KEY} {SECRET_KEY}") as web:
+            assert line(ready(web), "secret key").startswith("ok")
+        assert valkey.redis.get(KEY_FINGERPRINT) == signs
 
 
 def test_without_redis_and_spool_we_live_and_are_not_ready(tmp_path: Path) -> None:

@@ -2,13 +2,22 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from redis import Redis
 
 from app.core import fleet, handlers
 from app.core.fleet import Process
-from app.core.names import CAUGHT_UP, NOTIFY_QUEUE, PERSIST_QUEUE, Kind, notify_job_id
+from app.core.names import (
+    CAUGHT_UP,
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    PROCESSES,
+    Kind,
+    notify_job_id,
+    process_key,
+)
 from app.identity import Identity
 from app.presence import Presence
 from tests.app.kept import TTL, Deployment, handlers_text
@@ -87,6 +96,16 @@ def test_a_worker_of_an_older_version_is_taken_for_one_that_does_not_know_it(pas
     past.keep("meanwhile", ago=60)
     catch_up(past, "gallery", "late")
     assert told(past) == {job("meanwhile")}
+
+
+def test_processes_that_are_long_gone_are_forgotten(past: Deployment) -> None:
+    gone, quiet = process("gone"), process("quiet", "gallery")
+    for one in (gone, quiet):
+        Presence(past.redis, one).say()
+    past.redis.delete(process_key(gone.name))  # as a quarter of an hour later
+    catch_up(past, "gallery", "late")
+    left = {name.decode() for name in cast(set[bytes], past.redis.smembers(PROCESSES))}
+    assert left == {quiet.name, f"{PERSIST_QUEUE}:new:1"}
 
 
 def test_an_older_file_that_comes_back_is_caught_up_with_too(past: Deployment) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from redis import Redis
 from rq.job import Job, JobStatus
@@ -337,6 +339,23 @@ def test_a_worker_waits_for_redis_and_says_so(desk: Desk) -> None:
             assert running.stop() == 0
     assert running.log.count("waiting for Redis") == 1
     assert "Redis answers" in running.log
+
+
+@pytest.mark.parametrize(("queue", "raised"), [("persist", True), ("notify", True), ("handle", False)])
+def test_a_worker_may_open_more_files_than_usual_and_functions_of_others_no_more(
+    desk: Desk, queue: str, *, raised: bool
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    usual = min(256, hard - 1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (usual, hard))  # which processes inherit
+    try:
+        with process(desk, queue, REDIS_URL=f"redis://127.0.0.1:{free_port()}") as running:
+            wait_until(lambda: "waiting for Redis" in running.log)
+            may = psutil.Process(running.process.pid).rlimit(psutil.RLIMIT_NOFILE)
+            assert running.stop() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert may == (hard if raised else usual, hard)
 
 
 def test_a_worker_that_still_waits_for_redis_can_be_stopped(desk: Desk) -> None:
