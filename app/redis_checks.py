@@ -20,14 +20,26 @@ from app.presence import others
 REPLAYED = (
     ("HSET", "outkeep:record:prediction:x", "state", "received"),
     ("ZADD", "outkeep:records", "0", "prediction:x"),
-    ("EXPIRE", "outkeep:record:prediction:x", "1"),
+    ("HINCRBY", "outkeep:counters", "x", "1"),
+    ("HDEL", "outkeep:record:prediction:x", "state"),
+    ("ZREM", "outkeep:records", "prediction:x"),
+    ("ZREMRANGEBYSCORE", "outkeep:records", "-inf", "0"),
+    ("PEXPIREAT", "outkeep:record:prediction:x", "1"),
+    ("PERSIST", "outkeep:record:prediction:x"),
+    ("SET", "outkeep:process:x", "x"),
+    ("INCR", "outkeep:epoch"),
     ("HSET", "rq:job:x", "status", "queued"),
     ("SADD", "rq:queues", "rq:queue:persist"),
+    ("SREM", "rq:workers", "x"),
     ("RPUSH", "rq:queue:persist", "x"),
+    ("LPUSH", "rq:queue:persist", "x"),
+    ("LPOP", "rq:queue:persist"),
+    ("LMOVE", "rq:queue:persist", "rq:queue:persist:intermediate", "RIGHT", "LEFT"),
+    ("XADD", "rq:results:x", "*", "x", "x"),
     ("LREM", "rq:queue:persist", "1", "x"),
     ("DEL", "rq:job:x"),
 )
-"""Commands as they stand in the log of Redis, within transactions."""
+"""Commands as they stand in the log of Redis, within transactions: it writes what scripts and `EXPIRE` do."""
 
 
 def check_redis(
@@ -98,7 +110,10 @@ def default_user(redis: Redis) -> list[Finding]:
     7.0 and 7.2 and Valkey 9.1), although nobody logs in as it.
     """
     try:
-        answers = [redis.acl_dryrun("default", *command) for command in REPLAYED]
+        with redis.pipeline(transaction=False) as pipeline:
+            for command in REPLAYED:
+                pipeline.acl_dryrun("default", *command)
+            answers = pipeline.execute()
     except ResponseError:
         return []  # not allowed to look; or a server before 7.0, which is named for that
     return rules.default_user(refused=any(rules.text(answer) != "OK" for answer in answers))

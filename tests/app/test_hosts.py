@@ -13,6 +13,7 @@ from redis import Redis
 from app.core.links import file_path, link_keys, parse_secret_keys, sign_path
 from app.core.names import Kind, object_name
 from app.listening import free_port
+from app.redis_checks import default_user
 from app.storage import Storage
 from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.app.web import Web, clean_environment, environment, in_thread, wait_until
@@ -90,6 +91,26 @@ def test_a_default_user_that_may_not_replay_the_log_is_named_with_the_cure(
         assert said[0].startswith("fail")
         assert "`user default off resetpass ~* &* +@all`" in said[0]
         assert shown[0].startswith("warn")
+
+
+SEEN_IN_A_LOG = {
+    "del", "hdel", "hincrby", "hset", "lmove", "lpop", "lpush", "lrem", "persist", "pexpireat", "rpush",
+    "sadd", "set", "srem", "xadd", "zadd", "zrem", "zremrangebyscore",
+}  # fmt: skip
+"""Within transactions, of a server that has served for an hour."""
+
+
+def test_each_command_of_our_log_is_one_that_the_default_user_must_run(valkey: OwnValkey) -> None:
+    valkey.start()
+    redis = Redis.from_url(valkey.narrow())
+    denied = [*SEEN_IN_A_LOG, "@stream", "@hash", "@write"]
+    harmless = ["@dangerous", "@connection", "@pubsub", "@scripting", "get", "expire"]
+    found = {}
+    for one in (*denied, *harmless):
+        rules = ("reset", "off", "~*", "&*", "+@all", f"-{one}")
+        redis.execute_command("ACL", "SETUSER", "default", *rules)  # type: ignore[no-untyped-call]
+        found[one] = bool(default_user(redis))
+    assert found == dict.fromkeys(denied, True) | dict.fromkeys(harmless, False)
 
 
 def test_replicas_are_warned_of_on_both_sides(valkey: OwnValkey, tmp_path: Path) -> None:
