@@ -1,7 +1,7 @@
-"""A reader of the README, who types what it says in a folder of its own.
+"""A reader of the README and of docs/, who types what they say in a folder of its own.
 
 A fence tells by its first line what it is: `sh` runs to its end, `sh serves=PORT` keeps running, a file name
-makes a file, `console` needs what a test has not (an account, an engine, the package index). The README's
+makes a file, `console` needs what a test has not (an account, an engine, the package index). The
 ports are replaced, since others may use them here, and its example id by the one of the prediction created.
 """
 
@@ -22,7 +22,10 @@ from app.processes import members
 from app.settings import VARIABLES
 
 PROJECT = Path(__file__).parent.parent
-README = (PROJECT / "README.md").read_text()
+ORDER = "README docs/handlers docs/deploy docs/configure docs/storage docs/http docs/operate"
+"""In which a new user reads the pages."""
+PAGES = {name: (PROJECT / f"{name}.md").read_text() for name in ORDER.split()}
+README = "".join(PAGES.values())
 EXAMPLE_ID = "ype2b3w02xrme0cqadzrms82nm"
 PORTS = ("8000", "8100", "9000")
 
@@ -35,33 +38,36 @@ class Fence:
     note: str
     text: str
 
+    @property
+    def is_file(self) -> bool:
+        return "." in self.note
+
 
 def fences(text: str) -> list[Fence]:
     found = re.findall(r"^```(\w+) ?([^\n]*)\n(.*?)^```$", text, re.M | re.S)
     return [Fence(*parts) for parts in found]
 
 
-COMMANDS = [fence for fence in fences(README) if fence.language == "sh" and "." not in fence.note]
+FENCES = fences(README)
 
 
 def command_with(text: str) -> Fence:
-    (fence,) = (fence for fence in COMMANDS if text in fence.text)
-    return fence
+    return next(one for one in FENCES if one.language == "sh" and not one.is_file and text in one.text)
 
 
 class Reader:
-    """A new user with the README, who types what it says in a folder with the project's environment."""
+    """A new user, who types what the pages say in a folder with the project's environment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ports = {port: str(free_port()) for port in PORTS}
         self.id = EXAMPLE_ID
         self.said: list[str] = []
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
         (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
-        for fence in fences(README):
-            if "." in fence.note:
-                (folder / fence.note).write_text(self.adapted(fence.text))
+
+    def write(self, fence: Fence) -> None:
+        (self.folder / fence.note).write_text(self.adapted(fence.text))
 
     def adapted(self, text: str) -> str:
         for port, other in self.ports.items():
@@ -78,8 +84,11 @@ class Reader:
         return inherited | ours | {"NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
 
     def serve(self, fence: Fence) -> None:
-        number = len(self.running)
-        with (self.folder / f"terminal-{number}.log").open("wb") as log:
+        """Start what serves a port in a terminal of its own, after what served it before."""
+        said = fence.note.removeprefix("serves=")
+        if said in self.running:
+            self.stop(said)
+        with (self.folder / f"terminal-{said}.log").open("ab") as log:
             process = subprocess.Popen(
                 ["bash", "-c", self.adapted(fence.text)],
                 cwd=self.folder,
@@ -88,8 +97,8 @@ class Reader:
                 stderr=log,
                 start_new_session=True,
             )
-        self.running.append(process)
-        port = int(self.ports[fence.note.removeprefix("serves=")])
+        self.running[said] = process
+        port = int(self.ports[said])
         self.wait(lambda: _listens(port), f"nothing listens on {port}")
 
     def type(self, fence: Fence) -> str:
@@ -99,7 +108,7 @@ class Reader:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, f"{fence.text}\n{done.stdout}\n{done.stderr}"
@@ -113,17 +122,17 @@ class Reader:
             assert time.monotonic() < until, what + logs
             time.sleep(0.1)
 
-    def stop(self) -> None:
-        """End what was started last."""
-        process = self.running.pop()
+    def stop(self, port: str) -> None:
+        """End what serves that port of the pages."""
+        process = self.running.pop(port)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
         self.wait(lambda: not members(process.pid), "a program does not end")
 
     def leave(self) -> None:
-        while self.running:
-            self.stop()
+        for port in reversed(list(self.running)):
+            self.stop(port)
 
 
 def _listens(port: int) -> bool:

@@ -1,4 +1,4 @@
-"""The README: every command and program in it is run as it stands, its tables are held against the source."""
+"""README and docs/: each command and program in them is run as it stands, tables agree with the source."""
 
 import ast
 import configparser
@@ -24,7 +24,7 @@ from app.queues import queue
 from app.settings import VARIABLES
 from app.storage import Storage
 from tests.container import compose
-from tests.reader import COMMANDS, PROJECT, README, Fence, Reader, command_with, fences
+from tests.reader import FENCES, PAGES, PROJECT, README, Fence, Reader, command_with, fences
 
 
 def table_names(table: str) -> list[str]:
@@ -35,11 +35,15 @@ def table_names(table: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """A reader who has done everything that the README says, in its order."""
+    """A reader who has done everything that the pages say, in their order."""
     reader = Reader(tmp_path_factory.mktemp("reader"))
     try:
-        for fence in COMMANDS:
-            if fence.note.startswith("serves="):
+        for fence in FENCES:
+            if fence.is_file:
+                reader.write(fence)
+            elif fence.language != "sh":
+                continue
+            elif fence.note.startswith("serves="):
                 reader.serve(fence)
             else:
                 said = reader.type(fence)
@@ -53,10 +57,12 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 def test_a_new_user_sees_a_picture_kept_and_the_handler_told(reader: Reader) -> None:
-    listing, *_ = (said for said in reader.said if said.startswith("ID"))
-    assert re.search(rf"^{reader.id} +prediction +succeeded +(stored|dispatched) +1 +0 ", listing, re.M)
-    assert f"data/outputs/predictions/{reader.id}/output-0.png\n" in "".join(reader.said)
-    told = (reader.folder / "terminal-1.log").read_text()
+    said = "".join(reader.said)
+    listed = re.findall(r"^(\w+) +prediction +succeeded +(?:stored|dispatched) +1 +0 ", said, re.M)
+    assert listed[0] != reader.id, "the first is that of the README"
+    assert reader.id in listed
+    assert f"data/outputs/predictions/{listed[0]}/output-0.png\n" in said
+    told = (reader.folder / "terminal-9000.log").read_text()
     size = (reader.folder / f"data/outputs/predictions/{reader.id}/output-0.png").stat().st_size
     assert f"prediction.succeeded output-0.png {size} bytes\n" in told
 
@@ -92,6 +98,9 @@ def make_scheduled_attempts_now(data: Path) -> None:
 def test_a_dead_letter_is_told_after_the_command_that_tries_it_once_more(tmp_path: Path) -> None:
     """The handler is down first, then gone from the handlers file; at last both are back."""
     reader = Reader(tmp_path)
+    for fence in FENCES:
+        if fence.is_file:
+            reader.write(fence)
     handlers_file = tmp_path / "outkeep.toml"
     wanted = handlers_file.read_text()
 
@@ -106,13 +115,13 @@ def test_a_dead_letter_is_told_after_the_command_that_tries_it_once_more(tmp_pat
     try:
         reader.serve(command_with("outkeep up"))
         reader.type(Fence("sh", "", ". ./local.env\noutkeep send"))
-        log = tmp_path / "terminal-0.log"
+        log = tmp_path / "terminal-8000.log"
         reader.wait(lambda: "not told, again in" in log.read_text(), "the handler's absence is not noticed")
-        reader.stop()
+        reader.stop("8000")
         handlers_file.write_text("")
         reader.serve(command_with("outkeep up"))
         reader.wait(has_become_dead, "the delivery does not become a dead letter")
-        reader.stop()
+        reader.stop("8000")
         handlers_file.write_text(wanted)
         reader.serve(command_with("python downstream.py"))
         reader.serve(command_with("outkeep up"))
@@ -138,7 +147,7 @@ def shape(event: dict[str, Any]) -> list[set[str]]:
 
 
 def test_the_tables_name_every_setting_once_and_nothing_else() -> None:
-    chapter = README.partition("## Configure")[2].partition("### The handlers file")[0]
+    chapter = PAGES["docs/configure"]
     assert sorted(table_names(chapter)) == sorted(VARIABLES)
 
 
@@ -158,9 +167,7 @@ def has_effect(field: str) -> bool:
 
 
 def test_the_settings_marked_as_without_effect_are_those_that_nothing_reads() -> None:
-    marked = table_names(
-        README.partition("have no effect in Outkeep yet")[2].partition("### The handlers")[0]
-    )
+    marked = table_names(PAGES["docs/configure"].partition("have no effect in Outkeep yet")[2])
     unread = [name for name, field in VARIABLES.items() if not has_effect(field)]
     assert sorted(marked) == sorted(unread)
 
@@ -178,10 +185,25 @@ def test_each_handlers_file_in_it_is_accepted() -> None:
     ]
 
 
-def test_every_relative_link_leads_to_a_file() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (PROJECT / link).exists()] == []
+def test_every_link_leads_to_a_page_and_its_heading() -> None:
+    pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)]+)\)", page.read_text())]
+    inside = [(page, *link.partition("#")) for page, link in links if "://" not in link]
+    assert len(inside) > 20
+    for page, name, _, heading in inside:
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page}: {name}"
+        assert not heading or heading in anchors(target.read_text()), f"{page}: {name}#{heading}"
+
+
+def anchors(page: str) -> list[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", page, re.M)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_a_newcomer_reads_the_first_page_in_minutes() -> None:
+    assert len(PAGES["README"].splitlines()) <= 150
 
 
 def test_what_needs_more_than_a_test_has_at_least_exists() -> None:

@@ -106,7 +106,8 @@ def compared(own: Process, others: Sequence[Process], *, last_key: str | None = 
     if "keys" in found:
         detail = (
             f"OUTKEEP_SECRET_KEY has none of the keys of {_listed(found['keys'])}: links that one signs do "
-            "not open at the other; set the same keys everywhere, and rotate them in three steps (README)"
+            "not open at the other; set the same keys everywhere, and rotate them in three steps "
+            "(docs/deploy.md)"
         )
         findings.append(Finding(Level.FAIL, "secret key", detail))
     elif own.keys and last_key not in (None, *own.keys) and not others:
