@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 
 from redis import Redis
 
@@ -19,7 +18,7 @@ from app.claim_check import ClaimCheck
 from app.core import reconciling as judgement
 from app.core.awaited import Awaited, Origin
 from app.core.context import context_keys
-from app.core.errors import StorageFailure, Transient, Unusable
+from app.core.errors import StorageFailure, Unusable
 from app.core.manifest import format_time
 from app.core.names import Kind, manifest_name
 from app.core.prediction import Prediction, from_object
@@ -116,15 +115,10 @@ class Reconciler:
     ) -> tuple[list[Prediction], datetime | None]:
         """What has to be fetched of the list, and when the API first answered; the rest is counted."""
         api, pace = self.asker.api, self.asker.pace
-        page = await pace.call(lambda: api.page(kind, created_after=format_time(since)))
-        answered = page.at
-        wanted = await asyncio.to_thread(self._sift, kind, page.items, report)
-        seen = set[str]()
-        while (following := page.following) is not None:
-            if following in seen:
-                raise Transient("api_failed", f"the list of {kind.folder} leads back to where it was")
-            seen.add(following)
-            page = await pace.call(partial(api.page, kind, following))
+        answered: datetime | None = None
+        wanted: list[Prediction] = []
+        async for page in api.pages(kind, pace.call, created_after=format_time(since)):
+            answered = answered or page.at
             wanted += await asyncio.to_thread(self._sift, kind, page.items, report)
         return wanted, answered
 

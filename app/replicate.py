@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -72,6 +73,13 @@ class Page:
     following: str | None
     at: datetime | None
     """When it was answered, by the clock of the API: ours may be wrong."""
+
+
+Call = Callable[[Callable[[], Awaitable[Page]]], Awaitable[Page]]
+
+
+async def _now(ask: Callable[[], Awaitable[Page]]) -> Page:
+    return await ask()
 
 
 @dataclass(frozen=True)
@@ -140,20 +148,26 @@ class Api:
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Transient("api_failed", f"the answer to {path.partition('?')[0]} is not a list")
         after = _following(answer.get("next"), f"/v1/{kind.folder}")
-        if after == path:
-            raise Transient("api_failed", f"the list at {path.partition('?')[0]} leads back to where it is")
         return Page(tuple(items), after, http_date(dates[0]))
+
+    async def pages(self, kind: Kind, call: Call, **wanted: str) -> AsyncIterator[Page]:
+        """All pages of the list as `page` has them, each asked for by `call`."""
+        seen = set[str]()
+        page = await call(partial(self.page, kind, **wanted))
+        yield page
+        while (following := page.following) is not None:
+            if following in seen:
+                raise Transient("api_failed", f"the list of {kind.folder} leads back to where it was")
+            seen.add(following)
+            page = await call(partial(self.page, kind, following))
+            yield page
 
     async def newest(self, kind: Kind, created_after: datetime | None = None) -> AsyncIterator[Object]:
         """All items of the list, newest first; they lack logs and more: fetch each one before use."""
         wanted = {"created_after": format_time(created_after)} if created_after else {}
-        page = await self.page(kind, None, **wanted)
-        while True:
+        async for page in self.pages(kind, _now, **wanted):
             for item in page.items:
                 yield item
-            if page.following is None:
-                return
-            page = await self.page(kind, page.following)
 
 
 @asynccontextmanager

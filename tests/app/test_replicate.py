@@ -204,16 +204,22 @@ def test_a_next_page_on_another_host_is_asked_for_where_the_api_is(origin: str) 
     )
 
 
-def test_a_page_that_leads_back_to_itself_ends_the_list() -> None:
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        port = writer.get_extra_info("sockname")[1]
-        following = f"http://127.0.0.1:{port}/v1/predictions?cursor=a"
-        writer.write(ok(json.dumps({"results": [], "next": following}).encode()))
+@pytest.mark.parametrize("cursors", ["a", "aa", "ab", "abb", "abc", "abcb"])
+def test_a_list_that_leads_back_to_where_it_was_has_an_end(cursors: str) -> None:
+    """Each page names the next one, and the last an earlier one, or itself."""
+    names = iter(cursors)
+    known: dict[bytes, str] = {}
 
     async def ask() -> None:
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            following = known.setdefault(host.heads[-1].split()[1], next(names, cursors[0]))
+            url = f"https://api.replicate.com/v1/predictions?cursor={following}"
+            writer.write(ok(json.dumps({"results": [], "next": url}).encode()))
+
         async with raw_host(answer) as host, connected(f"http://127.0.0.1:{host.port}", "t") as api:
             with pytest.raises(Transient, match="leads back"):
-                [one async for one in api.newest(PREDICTION)]
+                async with asyncio.timeout(30):
+                    [one async for one in api.newest(PREDICTION)]
 
     asyncio.run(ask())
 
