@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
@@ -161,7 +161,8 @@ class Bucket:
         with self._judged("create an object"):
             hasty.create(name, _PROBE)
         with self._judged("read"):
-            if bytes(obstore.get(hasty.store, name).bytes()) != _PROBE:
+            found = obstore.get(hasty.store, name)
+            if bytes(found.bytes()) != _PROBE:
                 raise Transient(
                     "storage_unavailable", f"{self.url}: it gives back other bytes than it was given"
                 )
@@ -170,7 +171,8 @@ class Bucket:
         with self._judged("upload in parts"):
             hasty._put(f"{name}-parts", _PROBE, len(_PROBE), use_multipart=True)  # noqa: SLF001  one of us
         hasty.link(name)
-        left = [meta["path"] for meta in known if datetime.now(UTC) - meta["last_modified"] > CHECK_LIVES]
+        now = found.meta["last_modified"]  # by the clock of the store: ours may be wrong
+        left = [meta["path"] for meta in known if now - meta["last_modified"] > CHECK_LIVES]
         with self._judged("delete"):
             hasty.remove([name, f"{name}-parts", *left])
 

@@ -1,19 +1,25 @@
 """A bucket at the start and while we run: mistakes stop the start, outages are shown and waited for."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from app.core.errors import ConfigurationError
 from app.core.findings import Level
+from app.core.names import CHECKS
 from app.deployment import prepare
 from app.doctor import diagnose
 from app.listening import free_port
 from app.redaction import Redactor, secrets_of
 from app.settings import load
+from app.storage import Storage
 from tests.app.web import SECRET, environment, in_thread, wait_until
 from tests.bucket import KEY, S3, FaultyProxy, faulty_proxy
 from tests.bucket import SECRET as S3_SECRET
+from tests.wrong_clock import WrongClock
 
 
 def settings(folder: Path, **more: str) -> dict[str, str]:
@@ -108,3 +114,17 @@ def test_the_secrets_of_the_store_show_nowhere(tmp_path: Path) -> None:
     assert S3_SECRET not in repr(loaded)
     assert set(given.values()) <= secrets_of(loaded)
     assert S3_SECRET not in Redactor(secrets_of(loaded)).text(f"it said {S3_SECRET}!")
+
+
+@pytest.mark.parametrize("seconds", [7200.0, 900.0, -7200.0])
+def test_a_check_on_a_host_whose_clock_is_wrong_leaves_the_checks_of_others_alone(
+    s3_here: S3, tmp_path: Path, seconds: float
+) -> None:
+    """It removes what a crash has left, and that is older by the clock of the store."""
+    name = f"{CHECKS}/of-another-process"
+    Storage(s3_here.url).put_bytes(name, b"it looks just now")
+    host = WrongClock(tmp_path, seconds)
+    code = "import sys; from app.storage import Storage; Storage(sys.argv[1]).prove()"
+    command = [sys.executable, "-c", code, s3_here.url]
+    subprocess.run(command, env=os.environ | host.environment, check=True, timeout=120)
+    assert list(Storage(s3_here.url).names(CHECKS)) == [name]
