@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
 
-from app.core.heads import END, MAX_HEAD, for_file, for_status, is_informational
+from app.core.heads import END, MAX_HEAD, for_file, for_status, is_answered, is_informational
 
 PATIENCE = 2.0
 """Seconds in which the rest of a head must come whose status is known, where that alone counts."""
@@ -49,7 +49,7 @@ class LenientHandler(ResponseHandler):
             self._take(bytes(self._head))
         elif len(self._head) > MAX_HEAD:
             self._give_up("headers that do not end")
-        elif self._statuses and self._giving_up is None and b"\n" in self._head:
+        elif self._statuses and self._giving_up is None and is_answered(self._head):
             self._giving_up = self._loop.call_later(PATIENCE, self._give_up, "headers that do not end")
 
     def _take(self, data: bytes) -> None:
@@ -89,7 +89,7 @@ class LenientHandler(ResponseHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell a body that ends with its connection from one that a broken connection has cut."""
-        if self._statuses and self._head and b"\n" in self._head:
+        if self._statuses and self._head and is_answered(self._head):
             self._give_up("headers that were cut off")
         fault = exc or self.exception()
         if fault is not None and self._payload is not None and not self._payload.is_eof():

@@ -41,12 +41,20 @@ _PLAIN_SIZE, _PLAIN_LINES = 8000, 100
 _LIKE_FRAMING = re.compile(rb"content.{0,3}length|transfer.{0,3}encoding", re.IGNORECASE | re.DOTALL)
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
+_NO_CODING = frozenset({b"", b"identity", b"none", b"binary", b"7bit", b"8bit"})
+"""Words that change nothing; the last three belong into `Content-Transfer-Encoding`."""
 
 
 def is_informational(head: bytes) -> bool:
     """Whether the head of the answer itself is still to come."""
     found = _STATUS.match(head)
     return found is not None and found[2].startswith(b"1") and found[2] != b"101"
+
+
+def is_answered(head: bytes | bytearray) -> bool:
+    """Whether the beginning of a head tells the status of the answer itself."""
+    found = _STATUS.match(head)
+    return found is not None and not is_informational(found[0])
 
 
 def for_file(head: bytes, fault: str = "") -> bytes:
@@ -135,7 +143,7 @@ class _Head:
         """The header that says where the body ends, if one does; and why that is not clear, if it is not."""
         lengths = [part.strip() for part in self._values(b"content-length")]
         codings = [part.strip().lower() for part in self._values(b"transfer-encoding")]
-        meant = [coding for coding in codings if coding not in (b"", b"identity")]
+        meant = [coding for coding in codings if coding not in _NO_CODING]
         if meant != codings:
             self.odd.append("a transfer coding that means nothing")
         if meant:

@@ -45,6 +45,13 @@ CLOSE = b"HTTP/1.1 200 \r\nConnection: close\r\n"
             b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n",
             b"Content-Length: 5\r\nOutkeep-Odd: a transfer coding that means nothing\r\n",
         ),
+        *(
+            (
+                b"Transfer-Encoding: %s\r\nContent-Length: 5\r\n" % word,
+                b"Content-Length: 5\r\nOutkeep-Odd: a transfer coding that means nothing\r\n",
+            )
+            for word in (b"binary", b"8bit", b"7bit", b"None", b"")
+        ),
         (
             b"Transfer-Encoding: identity, chunked\r\n",
             b"Transfer-Encoding: chunked\r\nOutkeep-Odd: a transfer coding that means nothing\r\n",

@@ -368,6 +368,27 @@ def test_a_handler_that_has_answered_200_is_not_asked_again(
     assert said in "".join(str(getattr(record, "odd", "")) for record in caplog.records)
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 200", 200),
+        (b"HTTP/1.1 200 OK", 200),
+        (b"HTTP/1.0 202 Accepted", 202),
+        (b"HTTP/1.1 204 No Content\r", 204),
+        (then_silence(b"HTTP/1.1 200 OK"), 200),
+        (b"HTTP/1.1 103 Early\r\nX: 1\r\n\r\nHTTP/1.1 201 C", 201),
+    ],
+)
+def test_a_status_without_the_end_of_its_line_is_an_answer(
+    office: Office, answer: bytes | Script, status: int
+) -> None:
+    with raw(answer) as host:
+        job = office.tell(url_of(host))
+        office.work()
+        assert host.connections == 1
+    assert (attempts(job)[0]["status"], attempts(job)[0]["error"]) == (status, None)
+
+
 def test_a_handler_whose_head_never_ends_has_answered(office: Office) -> None:
     with raw(then_for_ever(b"HTTP/1.1 204 No Content\r\n", b"X: 1\r\n", every=0.05)) as host:
         job = office.tell(url_of(host))
@@ -386,6 +407,8 @@ def test_a_handler_whose_head_never_ends_has_answered(office: Office) -> None:
         ),
         (b"HTTP/1.1 302 Found\r\nLocation: /b\r\nX Y: 1\r\n\r\n", "status_302"),
         (b"HTTP/1.1 20", "connection_reset"),
+        (b"HTTP/1.1 100 Continue\r\nX: cut", "connection_reset"),
+        (b"HTTP/1.1 503", "status_503"),
         (b"nonsense\r\n\r\n", "answer_malformed"),
         (b"HTTP/1.1 2000 OK\r\n\r\n", "answer_malformed"),
     ],
