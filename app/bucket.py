@@ -17,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import obstore
@@ -156,16 +156,19 @@ class Bucket:
         hasty = copy.copy(self)  # it shares what it learns
         hasty.store = self._hasty
         name = f"{CHECKS}/{secrets.token_hex(8)}"
-        with self._judged("list"):
-            known = [meta for page in obstore.list(hasty.store, prefix=CHECKS) for meta in page]
         with self._judged("create an object"):
             hasty.create(name, _PROBE)
+        with self._judged("list"):
+            known = list(hasty.listed(CHECKS))
         with self._judged("read"):
             found = obstore.get(hasty.store, name)
             if bytes(found.bytes()) != _PROBE:
                 raise Transient(
                     "storage_unavailable", f"{self.url}: it gives back other bytes than it was given"
                 )
+        if name not in {meta["path"] for meta in known}:
+            message = f"{self.url}: its list does not show an object that it has just taken"
+            raise Transient("storage_unavailable", message)
         with self._judged("read a part"):
             hasty.prove_ranges(name)
         with self._judged("upload in parts"):
@@ -195,15 +198,16 @@ class Bucket:
         """
         if self.head(name) is not None:
             return False
-        try:
-            if Lack.CREATE not in self.lacks:
+        if Lack.CREATE not in self.lacks:
+            try:
                 obstore.put(self.store, name, data, attributes=presentation(name), mode="create")
+            except AlreadyExistsError:
+                if self.head(name) is not None:
+                    return False  # else it has no better word for what it does not know
+            except (BaseError, OSError) as error:
+                self._require_refusal(error)
+            else:
                 return self.get(name) == data
-        except AlreadyExistsError:
-            if self.head(name) is not None:
-                return False  # else it has no better word for what it does not know
-        except (BaseError, OSError) as error:
-            self._require_refusal(error)
         self.put_bytes(name, data)
         self.lacks.add(Lack.CREATE)
         return self.get(name) == data
@@ -237,7 +241,7 @@ class Bucket:
         return meta
 
     def listed(self, prefix: str) -> Iterator[Any]:
-        """What lies below a folder, in order.
+        """What lies below a folder, in order, and nothing else: some stores list all that they have.
 
         Some stores know the list of 2006 only, and end every list with its first page: after a long one more
         is asked for, from its last name on. Raises `StorageFailure` when that begins anew.
@@ -246,7 +250,9 @@ class Bucket:
         while True:
             after, count = last, 0
             pages = obstore.list(self.store, prefix=prefix, offset=after)
-            for meta in (meta for page in pages for meta in page):
+            for meta in (self._entry(meta) for page in pages for meta in page):
+                if not meta["path"].startswith(f"{prefix}/"):
+                    continue
                 if after is not None and meta["path"] <= after:
                     message = f"the storage lists only the first {count or PAGE} objects of {prefix}/"
                     raise StorageFailure("storage_list_cut", message)
@@ -254,6 +260,13 @@ class Bucket:
                 last, count = meta["path"], count + 1
             if count < PAGE or "--x-s3" in self.url:  # which lists in no order
                 return
+
+    def _entry(self, meta: Any) -> Any:
+        """One entry of a list: some stores write names there as URLs have them; ours need no such escapes."""
+        if "%" not in meta["path"]:
+            return meta
+        below = urlsplit(self.url).path.strip("/")
+        return {**meta, "path": unquote(meta["path"]).removeprefix(f"{below}/" if below else "")}
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects, one by one where need be; one that is gone already does not matter."""
@@ -381,14 +394,14 @@ class Bucket:
             if size <= PART and use_multipart is None:
                 raise  # no part was sent
             self._require_refusal(error)
-            if "?uploads" not in first_line(error):
+            if "?uploads" not in first_line(error) and "invalid multipart" not in first_line(error):
                 raise  # parts can be begun here: it was this upload that went wrong
-            self.lacks.add(Lack.PARTS)
         if size > WHOLE << 20:
             message = f"the storage takes no uploads in parts, and {size >> 20} MiB are too much for one"
             raise StorageFailure("storage_no_parts", message)
         with self._whole:
             put(use_multipart=False)
+        self.lacks.add(Lack.PARTS)
 
     def settle(self, name: str) -> None:
         """What a store acknowledged is durable."""

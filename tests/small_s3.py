@@ -24,6 +24,7 @@ IGNORED = None
 
 FEATURES: Mapping[str, Callable[[str, Mapping[str, str], Mapping[str, list[str]], str], bool]] = {
     "create": lambda method, headers, query, key: method == "PUT" and "if-none-match" in headers,
+    "put": lambda method, headers, query, key: method == "PUT" and not query,
     "bulk": lambda method, headers, query, key: method == "POST" and "delete" in query,
     "delete": lambda method, headers, query, key: method == "DELETE" and "uploadId" not in query,
     "range": lambda method, headers, query, key: method == "GET" and "range" in headers,
@@ -31,6 +32,7 @@ FEATURES: Mapping[str, Callable[[str, Mapping[str, str], Mapping[str, list[str]]
     "part": lambda method, headers, query, key: "partNumber" in query,
     "head": lambda method, headers, query, key: method == "HEAD",
     "list": lambda method, headers, query, key: method == "GET" and not key,
+    "prefix": lambda method, headers, query, key: method == "GET" and not key and "prefix" in query,
     "link": lambda method, headers, query, key: method == "GET" and "X-Amz-Signature" in query,
     "get": lambda method, headers, query, key: method == "GET" and bool(key),
 }
@@ -57,6 +59,8 @@ class SmallS3:
         self.s3 = S3(endpoint)
         self.lacks: dict[str, Refusal | None] = {}
         self.page = 1000
+        self.spelled: Callable[[str], str] = escape
+        """How keys are written in lists."""
         self.cut: int | None = None
         """Bytes of a body after which the connection is closed; None: never."""
         self.asked: list[Asked] = []
@@ -198,14 +202,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def listed(self, store: SmallS3, ignored: set[str]) -> bytes:
         """One page; as S3 listed in 2006 where the second version is passed over."""
-        prefix = self.query.get("prefix", [""])[0]
+        prefix = "" if "prefix" in ignored else self.query.get("prefix", [""])[0]
         after = "marker" if "list" in ignored else "start-after"
         token = "marker" if "list" in ignored else "continuation-token"
         last = max(self.query.get(after, [""])[0], self.query.get(token, [""])[0])
         found = sorted(key for key in store.objects if key.startswith(prefix) and key > last)
         page = found[: store.page]
         contents = "".join(
-            f"<Contents><Key>{escape(key)}</Key><Size>{len(store.objects[key].body)}</Size>"
+            f"<Contents><Key>{store.spelled(key)}</Key><Size>{len(store.objects[key].body)}</Size>"
             f"<LastModified>{store.objects[key].changed_at:%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
             f"<ETag>{store.objects[key].etag}</ETag></Contents>"
             for key in page

@@ -132,23 +132,33 @@ _NOT_FOUND = 404
 _MOVED = frozenset({301, 302, 307, 308})
 
 
-_UNKNOWN_CALL = frozenset({400, 404, 405, 406, 411, 415, 416, 417, 422, 428, 501, 505})
+_PASSING = frozenset({408, 425, 429})
+_UNKNOWN_CALL = frozenset({501, 505})
+_NOT_IMPLEMENTED = frozenset({"NotImplemented", "MethodNotAllowed", "XNotImplemented"})
 _ODD_ANSWER = re.compile(
-    r"non-partial response|Content-Range header|requested range|DeleteObjects response", re.I
+    r"non-partial response|Content-Range header|requested range|DeleteObjects response"
+    r"|ETag Header missing|invalid multipart response",
+    re.I,
 )
 _OF_THE_MOMENT = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "NoSuchBucket"})
 
 
 def is_refusal(scheme: str, text: str) -> bool:
-    """Whether an error says that a store does not know what it was asked.
+    """Whether an error may say that a store does not know what it was asked: the plain call shows that.
 
-    It is none when the store is away, keeps us out, or calls a mistake by its name.
+    It is none when the store is away, or calls a mistake by its name. A denial may be one: stores and
+    gateways deny what they do not know, or call a signature wrong whose header they have dropped.
     """
     found, answered = _CODE.search(text), _STATUS.search(text)
-    word = found[1] if found else ""
-    if word in _OF_THE_MOMENT or _named(_VARIABLES[scheme], word) is not None:
+    word, status = found[1] if found else "", int(answered[1]) if answered else 0
+    mistake = _named(_VARIABLES[scheme], word) if word != "SignatureDoesNotMatch" else None
+    if word in _OF_THE_MOMENT or mistake is not None:
         return False
-    return int(answered[1]) in _UNKNOWN_CALL if answered else bool(_ODD_ANSWER.search(text))
+    if 400 <= status < 500:  # noqa: PLR2004
+        return status not in _PASSING
+    return (
+        status in _UNKNOWN_CALL or word in _NOT_IMPLEMENTED or bool(not status and _ODD_ANSWER.search(text))
+    )
 
 
 def bucket_fault(scheme: str, text: str) -> Fault:

@@ -5,8 +5,9 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -59,6 +60,17 @@ CONDITIONAL = [
     Refusal(412, "PreconditionFailed"),
     Refusal(409, "OperationAborted"),
     Refusal(304),
+    Refusal(403, "AccessDenied"),
+    Refusal(403, "SignatureDoesNotMatch"),
+    Refusal(403),
+    Refusal(401),
+    Refusal(413, "EntityTooLarge"),
+    Refusal(426),
+    Refusal(451),
+    Refusal(400, "MalformedXML"),
+    Refusal(500, "NotImplemented"),
+    Refusal(200, "NotImplemented"),
+    Refusal(204),
 ]
 
 
@@ -107,11 +119,14 @@ def test_a_condition_that_is_passed_over_overwrites_nothing(store: SmallS3, stor
         Refusal(429, "TooManyRequests"),
         Refusal(400, "RequestTimeout"),
         Refusal(400, "ExpiredToken"),
-        Refusal(403, "AccessDenied"),
+        Refusal(403, "InvalidAccessKeyId"),
+        Refusal(408),
     ],
     ids=str,
 )
-def test_an_outage_and_a_denial_are_no_lack(store: SmallS3, storage: Storage, refusal: Refusal) -> None:
+def test_an_outage_and_a_mistake_with_a_name_are_no_lack(
+    store: SmallS3, storage: Storage, refusal: Refusal
+) -> None:
     store.lacks |= {"create": refusal, "bulk": refusal, "range": refusal, "parts": refusal}
     storage.put_bytes(NAME, b"0123456789")
     for act in (
@@ -141,6 +156,10 @@ def test_an_outage_and_a_denial_are_no_lack(store: SmallS3, storage: Storage, re
         Refusal(404, "NoSuchKey"),
         Refusal(200),
         Refusal(204),
+        Refusal(403, "AccessDenied"),
+        Refusal(403, "SignatureDoesNotMatch"),
+        Refusal(411, "MissingContentLength"),
+        Refusal(500, "NotImplemented"),
         IGNORED,
     ],
     ids=str,
@@ -177,6 +196,10 @@ def read(storage: Storage, name: str, start: int, end: int, *, size: int | None 
         Refusal(416, "InvalidRange"),
         Refusal(405, "MethodNotAllowed"),
         Refusal(206),
+        Refusal(403, "AccessDenied"),
+        Refusal(403, "SignatureDoesNotMatch"),
+        Refusal(411),
+        Refusal(204),
     ],
     ids=str,
 )
@@ -238,6 +261,62 @@ def test_a_list_that_ends_early_is_an_error(store: SmallS3, storage: Storage, co
         list(storage.names("predictions"))
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda key: quote(key, safe=""),
+        quote,
+        lambda key: quote(key).replace("-", "%2D").replace(".", "%2e"),
+        lambda key: f"<![CDATA[{key}]]>",
+        lambda key: key.replace("/", "&#x2F;"),
+        lambda key: f"/{key}",
+    ],
+)
+def test_names_are_read_as_stores_spell_them_in_lists(
+    store: SmallS3, storage: Storage, spelled: Callable[[str], str]
+) -> None:
+    store.spelled = spelled
+    storage.prove()
+    storage.commit(manifest("a-b"))
+    storage.put_bytes("predictions/abc/output-0.tar.gz", b"x")
+    known = ["predictions/abc/output-0.tar.gz", "predictions/abc/prediction.json"]
+    assert [name for name in storage.names("predictions") if "abc" in name] == known
+    erase(storage, Kind.PREDICTION, "abc", NOW)
+    assert store.names() == ["outkeep.txt"]
+
+
+def test_nothing_else_is_removed_where_a_store_lists_all_that_it_has(
+    store: SmallS3, storage: Storage
+) -> None:
+    store.lacks["prefix"] = IGNORED
+    store.objects["of-others/x"] = Held(b"x")
+    store.objects["below/here/predictions/"] = Held(b"")
+    for name in (
+        "predictions/abc/output-0.png",
+        "predictions/abcd/output-0.png",
+        "trainings/abc/output-0.tar",
+    ):
+        storage.put_bytes(name, b"x")
+    assert list(storage.names("predictions/abc")) == [NAME]
+    assert list(storage.names("trainings")) == ["trainings/abc/output-0.tar"]
+    erase(storage, Kind.PREDICTION, "abc", NOW)
+    assert sorted(store.objects) == [
+        "below/here/predictions/",
+        "below/here/predictions/abcd/output-0.png",
+        "below/here/trainings/abc/output-0.tar",
+        "of-others/x",
+    ]
+
+
+@pytest.mark.parametrize("body", [Refusal(200, "InternalError"), Refusal(200), Refusal(204)], ids=str)
+def test_the_check_notices_a_list_without_what_was_just_stored(
+    store: SmallS3, storage: Storage, body: Refusal
+) -> None:
+    store.lacks["list"] = body
+    with pytest.raises(Transient):
+        storage.prove()
+
+
 def fill(store: SmallS3, count: int) -> None:
     """Put objects there that have always been there."""
     store.objects = {f"below/here/predictions/p-{number:05d}/x": Held(b"x") for number in range(count)}
@@ -266,6 +345,11 @@ def test_an_upload_that_goes_wrong_once_says_nothing_of_the_next(
         Refusal(400, "InvalidRequest"),
         Refusal(404),
         Refusal(411, "MissingContentLength"),
+        Refusal(403, "AccessDenied"),
+        Refusal(403, "SignatureDoesNotMatch"),
+        Refusal(200, "NotImplemented"),
+        Refusal(200),
+        Refusal(500, "NotImplemented"),
     ],
     ids=str,
 )
@@ -366,22 +450,23 @@ def test_the_check_finds_nothing_wrong_with_a_whole_store_and_removes_what_other
     assert store.names() == ["checks/just-begun", "outkeep.txt"]
 
 
+@pytest.mark.parametrize("refusal", [Refusal(403, "AccessDenied"), Refusal(401), Refusal(403)], ids=str)
 @pytest.mark.parametrize(
-    ("feature", "refusal", "words"),
+    ("features", "words"),
     [
-        ("list", Refusal(403, "AccessDenied"), "cannot list: access is denied"),
-        ("get", Refusal(403, "AccessDenied"), "access is denied"),
-        ("create", Refusal(403, "AccessDenied"), "cannot create an object: access is denied"),
-        ("bulk", Refusal(403, "AccessDenied"), "cannot delete: access is denied"),
-        ("parts", Refusal(403, "AccessDenied"), "cannot upload in parts: access is denied"),
+        (["list"], "cannot list: access is denied"),
+        (["get"], "access is denied"),
+        (["create", "put"], "access is denied"),
+        (["bulk", "delete"], "cannot delete: access is denied"),
     ],
 )
-def test_the_check_names_the_call_that_is_denied(
-    store: SmallS3, storage: Storage, feature: str, refusal: Refusal, words: str
+def test_the_check_names_what_is_denied_in_every_way(
+    store: SmallS3, storage: Storage, features: list[str], words: str, refusal: Refusal
 ) -> None:
-    store.lacks[feature] = refusal
+    store.lacks |= dict.fromkeys(features, refusal)
     with pytest.raises(Permanent, match=words):
         storage.prove()
+    assert lacks(storage) == set()
 
 
 @pytest.mark.parametrize("feature", ["list", "get", "delete"])
