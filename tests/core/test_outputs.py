@@ -312,6 +312,7 @@ IN_TEXT: list[tuple[str, list[str]]] = [
     (json.dumps({"image": f"{PLAIN}?a=1&b=2"}).replace("&", "\\u0026"), [f"{PLAIN}?a=1&b=2"]),
     (f"<img src='{PLAIN}?a=1&amp;b=2'>", [f"{PLAIN}?a=1&b=2"]),
     (f"['{URL}', '{OTHER}']", [URL, OTHER]),
+    (f"<img src='{PLAIN}'alt='b'>", [PLAIN]),
     (f"图片在{URL}\uff0c请看「{OTHER}」。", [URL, OTHER]),
     (f"图片{URL}请看", [URL]),
     (f"![inline]({DATA}) and {DATA}", [DATA, DATA]),
@@ -422,10 +423,12 @@ def test_stored_names_stand_in_text_where_the_urls_stood() -> None:
         (["https://replicate.deli", "very/a", ".png", " is it"], [("/output", "https://replicate.delivery/a.png")]),
         (["https://replicate.delivery/a", ".png", " is it"], [("/output", "https://replicate.delivery/a.png")]),
         (["", "![", "](", URL, ")", ""], [("/output/3", URL)]),
+        (["See ", f"{PLAIN}.tar", ".gz", " for"], [("/output", f"{PLAIN}.tar.gz")]),
+        (["See ", URL, "?size=1", " for"], [("/output", f"{URL}?size=1")]),
         (["See ", LINK, " and ", REFUSED], []),
         (["See ", f" {URL}\n"], [("/output/1", URL)]),
     ],
-    ids=range(9),
+    ids=range(11),
 )  # fmt: skip
 def test_a_list_with_words_in_it_is_text_whatever_urls_are_among_them(
     tokens: list[str], expected: list[tuple[str, str]]
