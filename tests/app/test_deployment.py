@@ -209,6 +209,36 @@ def test_no_secret_shows_in_a_deployment(tmp_path: Path) -> None:
     assert SECRET not in shown
 
 
+SIGNED = {"REPLICATE_WEBHOOK_SECRET": SECRET}
+PREDICTS = '[[handler]]\nname = "x"\npredict = "owner/model"\n'
+
+
+@pytest.mark.parametrize(
+    ("wrong", "more"),
+    [
+        ({"OUTKEEP_SECRET_KEY": "short"}, SIGNED | {"REDIS_URL": "redis://localhost"}),
+        ({"OUTKEEP_SECRET_KEY_FILE": "/none"}, SIGNED | {"REDIS_URL": "redis://localhost"}),
+        ({"REDIS_URL": "localhost"}, SIGNED),
+        ({"REPLICATE_WEBHOOK_SECRET": "whsec_!"}, {}),
+        ({"REPLICATE_WEBHOOK_SECRET_FILE": "/none"}, {}),
+        ({"OUTKEEP_COG_TOKEN": " x"}, {}),
+        ({"REPLICATE_API_TOKEN": "r8 x"}, {"OUTKEEP_RECONCILE": "all"}),
+        ({"REPLICATE_API_TOKEN_FILE": "/none"}, {"OUTKEEP_RECONCILE": "known"}),
+        ({"REPLICATE_API_TOKEN": "r8_x "}, {"OUTKEEP_HANDLERS": "predicts.toml"}),
+        ({"REPLICATE_API_TOKEN": "r8\tx"}, {}),
+        ({"OUTKEEP_STORAGE": "s3:/bucket"}, SIGNED | {"OUTKEEP_STORAGE_PUBLIC_URL": "https://cdn.example"}),
+    ],
+)
+def test_what_is_set_wrong_is_complained_of_once_and_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], more: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "predicts.toml").write_text(PREDICTS)
+    [problem] = problems({"OUTKEEP_DATA": str(tmp_path)} | more | wrong)
+    assert problem.startswith(f"{next(iter(wrong))}: ")
+    assert not any(words in problem for words in ("not set", "needed together", "needs", "unset it"))
+
+
 def test_who_moves_out_of_the_embedded_server_is_led_to_the_key_used_so_far(tmp_path: Path) -> None:
     own_keys(tmp_path)
     [problem] = problems(environment(tmp_path, REDIS_URL="redis://localhost"))
