@@ -368,6 +368,22 @@ def test_a_follow_up_is_found_although_the_clock_of_replicate_is_behind_ours(
     assert told["child"] == child == studio.only["id"]
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 422, 500])
+def test_a_search_that_fails_is_never_final(studio: Studio, status: int) -> None:
+    """What an earlier run has created may be there, whatever the API says of its list today."""
+    studio.api.mishaps = [lost]
+    studio.tell()
+    studio.work()
+    studio.api.simulator.refuse(1, status=status)
+    studio.again()
+    assert studio.told() is None
+    assert studio.job().get_status() == JobStatus.SCHEDULED
+    studio.again()
+    told = studio.told()
+    assert told is not None
+    assert told["child"] == studio.only["id"]
+
+
 @pytest.mark.parametrize("mishap", [lost, failing])
 @pytest.mark.parametrize("without", [frozenset(), frozenset({"webhook", "model", "logs"})])
 def test_a_follow_up_whose_creation_was_not_confirmed_is_found(
