@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core import event as events
+from app.core.data_uri import source_of
 from app.core.event import MAX_BYTES, MAX_LOGS, encode
 from app.core.hosts import HostRules
 from app.core.manifest import KeptFile, Manifest, Receipt, build, read
@@ -41,7 +42,8 @@ def manifest_of(raw: dict[str, Any], *, losses: int = 0, kind: Kind = Kind.PREDI
     prediction = from_object({"id": "a", "status": "succeeded", **raw}, kind)
     kept = []
     for number, place in enumerate(find(prediction.output, RULES).files):
-        file = KeptFile(place.pointer, place.source, f"output-{number}.png", "image/png", 8, "ab" * 32)
+        source = source_of(place.source) if place.is_inline else place.source
+        file = KeptFile(place.pointer, source, f"output-{number}.png", "image/png", 8, "ab" * 32)
         if number < losses:
             file = KeptFile(place.pointer, place.source, error="gone")
         kept.append((place, file))
@@ -303,3 +305,27 @@ def test_a_coding_that_a_file_still_has_is_told_and_only_then(encoding: str | No
     for one in (told, *written):
         assert ("encoding" in one, one.get("encoding")) == (encoding is not None, encoding)
     assert read(manifest.to_json()) == manifest
+
+
+OURS, OTHER = (f"https://keep.example/files/output-{number}.png" for number in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("output", "given"),
+    [
+        (URL.format(0), OURS),
+        ([URL.format(0), URL.format(1)], [OURS, OTHER]),
+        ({"image": URL.format(0), "score": 0.5}, {"image": OURS, "score": 0.5}),
+        ([{"a": [URL.format(0)]}, None, 7], [{"a": [OURS]}, None, 7]),
+        ("data:image/png;base64,iVBORw0KGgo=", OURS),
+        (["a", " text"], ["a", " text"]),
+        (LINK, LINK),
+        (None, None),
+    ],
+)
+def test_in_the_format_of_replicate_links_to_ours_stand_where_its_own_stood(output: Any, given: Any) -> None:
+    more = {"input": {"image": URL.format(0)}, "urls": {"get": "x"}, "logs": "x" * (MAX_LOGS + 1), "new": [1]}
+    manifest = manifest_of({"output": output, **more})
+    assert events.as_replicate_sends_it(manifest, link) == {
+        "id": "a", "status": "succeeded", **more, "output": given
+    }  # fmt: skip

@@ -122,3 +122,31 @@ def test_what_nobody_was_to_be_told_of_stays_so(past: Deployment) -> None:
     Presence(past.redis, process("old", "gallery")).say()
     catch_up(past, "gallery", "late")
     assert told(past) == set()
+
+
+def test_where_all_know_the_handler_again_the_next_one_that_does_not_is_looked_back_for_afresh(
+    past: Deployment,
+) -> None:
+    Presence(past.redis, process("old", "gallery")).say()
+    catch_up(past, "gallery", "late")
+    assert set(past.redis.hgetall(CAUGHT_UP)) == {b"late"}
+    Presence(past.redis, process("old", "gallery", "late")).say()
+    catch_up(past, "gallery", "late")
+    assert past.redis.hgetall(CAUGHT_UP) == {}
+
+
+def test_of_processes_with_the_same_file_one_looks_at_a_time(past: Deployment) -> None:
+    past.keep("meanwhile", ago=60)
+    Presence(past.redis, process("old", "gallery")).say()
+    known = handlers.parse(handlers_text("gallery", "late"), lambda secret: secret)
+    marks = fleet.fingerprints(known)
+    looked = []
+    for host in ("first", "second", "third"):
+        own = Process(PERSIST_QUEUE, host, 1, "1", ("k",), marks, "s")
+        Presence(past.redis, own).say()
+        past.now += timedelta(seconds=1)
+        CatchUp(past.redis, past.storage, own, known, ttl=TTL, clock=lambda: past.now).run()
+        looked.append(past.redis.hget(CAUGHT_UP, "late"))
+    assert looked[0] is not None
+    assert looked == looked[:1] * 3
+    assert told(past) == {job("meanwhile")}
