@@ -68,6 +68,33 @@ def test_an_exception_is_part_of_its_line() -> None:
     assert "Traceback" in line["exception"]
 
 
+_OF_REDIS = """
+import logging, sys
+from redis import exceptions
+from app import telemetry
+telemetry.configure("info", sys.argv[1], role="persist")
+log = logging.getLogger("outkeep.test")
+for name in sys.argv[2:]:
+    try:
+        raise getattr(exceptions, name)("it is away")
+    except exceptions.RedisError:
+        log.warning("it failed", exc_info=True)
+        log.exception("it failed")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_an_error_of_redis_is_one_line_without_a_trace(log_format: str) -> None:
+    """It strikes all that is under way at once."""
+    names = ["ConnectionError", "TimeoutError", "OutOfMemoryError", "ReadOnlyError", "BusyLoadingError"]
+    command = [sys.executable, "-c", _OF_REDIS, log_format, *names]
+    lines = subprocess.run(command, capture_output=True, check=True, text=True).stderr.splitlines()
+    assert len(lines) == 2 * len(names)
+    for line, name in zip(lines[::2], names, strict=True):
+        assert f"{name}: it is away" in line
+        assert "Traceback" not in line
+
+
 def test_json_is_the_format_unless_there_is_a_terminal() -> None:
     assert all(json.loads(line) for line in logged("debug", ""))
 
