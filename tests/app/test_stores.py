@@ -225,7 +225,11 @@ def test_a_whole_file_is_asked_for_as_a_whole(store: SmallS3, storage: Storage) 
     assert "range" not in store.asked[-1].headers
 
 
-def test_an_object_that_became_shorter_is_an_error(store: SmallS3, storage: Storage) -> None:
+@pytest.mark.parametrize("lacking", [{}, {"range": IGNORED}], ids=["ranges", "no ranges"])
+def test_an_object_that_became_shorter_is_an_error(
+    store: SmallS3, storage: Storage, lacking: dict[str, None]
+) -> None:
+    store.lacks |= lacking
     for content, size in ((b"short", 10), (LARGE[: 5 << 20], len(LARGE))):
         storage.put_bytes(NAME, content)
         for known in (None, size):
@@ -393,6 +397,15 @@ def test_a_store_without_head_tells_by_get(store: SmallS3, storage: Storage, sta
     assert storage.head("predictions/abc/other.png") is None
     assert storage.commit(manifest()).lost == ()
     assert lacks(storage) == {Lack.HEAD}
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+def test_a_head_that_fails_for_a_while_is_no_lack(store: SmallS3, storage: Storage, status: int) -> None:
+    storage.put_bytes(NAME, b"12345")
+    store.lacks["head"] = Refusal(status)
+    with pytest.raises(StorageFailure):
+        storage.head(NAME)
+    assert lacks(storage) == set()
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 405, 501])

@@ -24,7 +24,7 @@ from app.verify import Verifier, everything
 from tests.app.test_storage_everywhere import NOW
 from tests.app.test_stores import store
 from tests.app.web import prediction
-from tests.bucket import Refusal
+from tests.bucket import Asked, Refusal, faulty_proxy
 from tests.small_s3 import SmallS3
 
 __all__ = ["store"]  # a fixture
@@ -154,6 +154,41 @@ def test_since_passes_over_what_was_stored_before(storage: Storage) -> None:
 
     assert verify(storage, "--since", "1d")[0] == 0
     assert verify(storage, "--since", "2020-01-01T00:00:00Z")[0] == 1
+    storage.remove(["predictions/new/output-0.bin"])
+    assert verify(storage, "--since", "1d")[1] == ["missing predictions/new/output-0.bin: 3 bytes are gone"]
+
+
+def test_a_store_whose_clock_is_behind_hides_nothing_from_since(tmp_path: Path) -> None:
+    storage, now = Storage(tmp_path.as_uri()), datetime.now(NOW.tzinfo)
+    keep(storage, "new", b"new", at=now - timedelta(minutes=50))
+    behind = (now - timedelta(minutes=90)).timestamp()
+    os.utime(tmp_path / "predictions/new/prediction.json", (behind, behind))
+    storage.remove(["predictions/new/output-0.bin"])
+
+    assert verify(storage, "--since", "1h")[0] == 1
+
+
+@pytest.mark.parametrize("becomes", ["there", "removed"])
+def test_what_differs_is_looked_at_once_more(
+    store: SmallS3, monkeypatch: pytest.MonkeyPatch, becomes: str
+) -> None:
+    asked: list[str] = []
+
+    def rule(request: Asked) -> Refusal | None:
+        if not request.path.endswith("output-0.bin"):
+            return None
+        asked.append(request.path)
+        if becomes == "removed":
+            store.overwrite("predictions/one/prediction.json", farewell(NOW))
+        return Refusal(404, "NoSuchKey") if len(asked) == 1 or becomes == "removed" else None
+
+    with faulty_proxy(store.s3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.s3.endpoint)
+        storage = Storage(store.s3.url)
+        keep(storage, "one", b"first")
+        proxy.rule = rule
+        assert verify(storage, "--all")[:2] == (0, [])
+    assert len(asked) == (2 if becomes == "there" else 1)
 
 
 @pytest.mark.parametrize(
