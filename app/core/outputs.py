@@ -430,7 +430,8 @@ def _data(text: str, start: int, _: int, until: int) -> tuple[int, str | None]:
     media_type, at = _unescaped(head["type"]), head.end()
     if _is_base64(media_type):
         end, wrapped = _end(_PACKED, text, at, until), _end(_WRAPPED, text, at, until)
-        if wrapped > end and text[wrapped:until].lstrip("\\")[:1] == _CLOSING.get(text[start - 1 : start]):
+        behind = text[wrapped : min(wrapped + 17, until)].lstrip("\\")[:1]
+        if wrapped > end and behind == _CLOSING.get(text[start - 1 : start]):
             end = wrapped
     elif _TYPE.match(media_type):
         end = _end_of_enclosed(text, start, at, until) or _end(_RUN, text, at, until)
