@@ -6,7 +6,7 @@ COG := .venv-cog/.installed
 NODE := .venv-node/.installed
 NGINX := .nginx/usr/sbin/nginx
 
-.PHONY: setup cog node nginx demo test loss soak check format bench lock clean
+.PHONY: setup cog node nginx demo test loss soak check format house bench lock clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,10 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# How large the code is, and how many files a reader opens to follow one delivery; -v names them.
+house: setup
+	@$(BIN)/python -m tests.house $(V)
 
 bench: setup
 	@for script in tests/bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
