@@ -1,7 +1,7 @@
 """How large the house is, and how far a reader has to walk in it: `make house`. A mirror, and no limit.
 
-The way of a delivery is read off a real one: receiver, persist and notify worker run in this process, and what
-runs of ours meanwhile is noted.
+The way of a delivery is read off a real one: receiver, persist and notify worker run in this process, and
+each function of ours that runs meanwhile is noted.
 """
 
 import ast
