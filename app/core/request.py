@@ -25,7 +25,7 @@ def parse_input(pairs: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any
     A value that is a JSON number, true, false, an array or an object is that; `@path` is a file; all else is
     text. `key[]=value` adds to a list. Raises `Permanent` (`bad_input`).
     """
-    result, single = dict(given), set[str]()
+    result, single, lists = dict(given), set[str](), dict[str, list[Any]]()
     for pair in pairs:
         found = _PAIR.fullmatch(pair)
         if found is None:
@@ -34,8 +34,10 @@ def parse_input(pairs: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any
         if key in single or (not found["more"] and key in result and key not in given):
             raise Permanent("bad_input", f"{key} is given twice; write {key}[]=… to make a list")
         if found["more"]:
-            before = result.get(key, [])
-            result[key] = [*(before if isinstance(before, list) else [before]), value]
+            if key not in lists:
+                before = result.get(key, [])
+                result[key] = lists[key] = list(before) if isinstance(before, list) else [before]
+            lists[key].append(value)
         else:
             single.add(key)
             result[key] = value
