@@ -16,10 +16,10 @@ from app.core.errors import ConfigurationError, Permanent, Transient
 from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
 from app.disk import fsync, make_folder, prove_writable
-from app.embedded import Embedded, running_url
-from app.processes import in_child
 from app.settings import Settings, examine
-from app.storage import Storage
+from app.storage.store import Storage
+from app.valkey.processes import in_child
+from app.valkey.server import Embedded, running_url
 
 DEFAULT_HANDLERS = Path("outkeep.toml")
 KEY_FILE = "secret.key"

@@ -14,9 +14,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from app import presence
-from app.bodies import Bodies
-from app.claim_check import ClaimCheck
+from app.accept.claim_check import ClaimCheck
+from app.accept.drain import TIMEOUT as DRAIN_TIMEOUT
+from app.accept.drain import Drainer
+from app.accept.inbox import Inbox, connect
+from app.accept.quarantine import Quarantine
+from app.accept.records import Records
+from app.accept.spool import Spool
 from app.clock import Clock, lend_to_rq
 from app.core.addresses import Proxies
 from app.core.context import context_keys, webhook_path
@@ -26,32 +30,28 @@ from app.core.handlers import job_queues
 from app.core.links import link_keys
 from app.core.names import COG_PATH, Kind
 from app.deployment import Deployment
-from app.drain import TIMEOUT as DRAIN_TIMEOUT
-from app.drain import Drainer
-from app.files import Files
-from app.floods import Floods
-from app.headers import ON_EVERY_ANSWER, Gate
-from app.health import Health
-from app.identity import Identity
-from app.inbox import Inbox, connect
-from app.interrupts import Ending
-from app.keyring import KeyRing, ring_of
-from app.lateness import Lateness
-from app.limits import Limits
-from app.listening import listen
-from app.memory import give_back_large_blocks
-from app.metrics import Metrics
-from app.open_files import open_more_files
-from app.presence import Presence
-from app.protocol import BoundedProtocol, Seats
-from app.quarantine import Quarantine
-from app.receiver import Receiver, http_error, internal_error
-from app.records import Records
-from app.senders import Cog, Replicate, Sender
-from app.spool import Spool
-from app.storage import Storage
-from app.tally import FOLDER as COUNTS_FOLDER
-from app.tally import Tally
+from app.health import presence
+from app.health.metrics import Metrics
+from app.health.presence import Presence
+from app.health.readiness import Health
+from app.receive.bodies import Bodies
+from app.receive.endpoint import Receiver, http_error, internal_error
+from app.receive.files import Files
+from app.receive.floods import Floods
+from app.receive.headers import ON_EVERY_ANSWER, Gate
+from app.receive.keyring import KeyRing, ring_of
+from app.receive.lateness import Lateness
+from app.receive.limits import Limits
+from app.receive.listening import listen
+from app.receive.protocol import BoundedProtocol, Seats
+from app.receive.senders import Cog, Replicate, Sender
+from app.storage.identity import Identity
+from app.storage.store import Storage
+from app.telemetry.interrupts import Ending
+from app.telemetry.memory import give_back_large_blocks
+from app.telemetry.open_files import open_more_files
+from app.telemetry.tally import FOLDER as COUNTS_FOLDER
+from app.telemetry.tally import Tally
 
 CLAIM_PATIENCE = 2.0
 """Seconds that a sender waits for the storage to take a large body, before the spool takes it."""

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.listening import free_port
-from tests.app.web import wait_until
+from app.receive.listening import free_port
+from tests.receive.web import wait_until
 
 NAME = "keep"
 PREFIX = "below/here"

@@ -11,8 +11,8 @@ import hypothesis
 import pytest
 from redis import Redis
 
-from tests.app.own_valkey import own_valkey
 from tests.bucket import S3, FaultyProxy, faulty_proxy, s3_server
+from tests.own_valkey import own_valkey
 
 # No test of ours judges by the clock, and the machines of others are slower than ours.
 hypothesis.settings.register_profile("outkeep", deadline=None)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.embedded_program import program
-from app.listening import free_port
+from app.receive.listening import free_port
+from app.valkey.program import program
 from tests import container
 
 SERVICES: dict[str, dict[str, Any]] = container.compose()["services"]

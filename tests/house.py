@@ -21,9 +21,9 @@ import grimp
 
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import connect, prepare
-from tests.app.own_valkey import own_valkey
-from tests.app.web import environment, in_thread
-from workers.async_worker import AsyncWorker
+from tests.own_valkey import own_valkey
+from tests.receive.web import environment, in_thread
+from workers.engine.async_worker import AsyncWorker
 from workers.services import ASYNCHRONOUS
 
 ROOT = Path(__file__).parent.parent

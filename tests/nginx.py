@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.listening import free_port
-from tests.app.web import Web, wait_until
+from app.receive.listening import free_port
 from tests.reader import README, fences
+from tests.receive.web import Web, wait_until
 
 OWN = Path(__file__).parent.parent / ".nginx" / "usr" / "sbin" / "nginx"
 

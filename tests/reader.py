@@ -17,9 +17,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.listening import free_port
-from app.processes import members
+from app.receive.listening import free_port
 from app.settings import VARIABLES
+from app.valkey.processes import members
 
 PROJECT = Path(__file__).parent.parent
 ORDER = "README docs/handlers docs/deploy docs/configure docs/storage docs/http docs/operate"

@@ -20,10 +20,10 @@ from app.cli.root import cli
 from app.core import notation
 from app.core.findings import DURABLE
 from app.core.targets import MEMORY
-from app.embedded_program import program
-from app.lifeline import GRACE as WORKER_GRACE
 from app.main import GRACE as RECEIVER_GRACE
 from app.settings import VARIABLES, Settings
+from app.up.lifeline import GRACE as WORKER_GRACE
+from app.valkey.program import program
 from tests import container
 from tests.deployed import OURS, REQUIRED, SERVICES, Deployed
 
@@ -150,14 +150,14 @@ READERS: dict[str, set[str]] = {
     # Configuration, its checks, and what hides secrets from the log, read whatever there is.
     "app/settings.py": set(),
     "app/deployment.py": set(),
-    "app/redaction.py": set(),
+    "app/telemetry/redaction.py": set(),
     # `docker compose exec receiver` runs the commands.
-    "app/doctor.py": {"receiver"},
+    "app/health/doctor.py": {"receiver"},
     "app/cli/*": {"receiver"},
     "app/main.py": {"receiver"},
-    "app/keyring.py": {"receiver"},
-    "app/reconcile.py": {"persist"},
-    "workers/reconciler.py": {"persist"},
+    "app/receive/keyring.py": {"receiver"},
+    "app/reconcile/passes.py": {"persist"},
+    "workers/repair/reconciler.py": {"persist"},
     "workers/services.py:_following": {"notify"},
     "workers/services.py:_fetching_inputs": {"persist"},
     "workers/services.py:_proxy": {"persist", "notify"},

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.backlog import backlog, hasten
+from app.accept.queues import queue
 from app.cli.root import cli
 from app.core import event as events
 from app.core import handlers
 from app.core.names import NOTIFY_QUEUE, Kind
-from app.embedded import running_url
-from app.lifeline import GRACE
-from app.queues import queue
+from app.maintain.backlog import backlog, hasten
 from app.settings import VARIABLES
-from app.storage import Storage
+from app.storage.store import Storage
+from app.up.lifeline import GRACE
+from app.valkey.server import running_url
 from tests.container import compose
 from tests.reader import FENCES, PAGES, PROJECT, README, Fence, Reader, command_with, fences
 
@@ -154,7 +154,7 @@ def test_the_tables_name_every_setting_once_and_nothing_else() -> None:
 def has_effect(field: str) -> bool:
     """Whether a module reads a setting, itself or through a property; `config` and `doctor` only show it."""
     own = PROJECT / "app" / "settings.py"
-    shown = {PROJECT / "app" / "cli" / "look.py", PROJECT / "app" / "doctor.py"}
+    shown = {PROJECT / "app" / "cli" / "look.py", PROJECT / "app" / "health" / "doctor.py"}
     modules = (
         {path for folder in ("app", "workers") for path in (PROJECT / folder).rglob("*.py")} - shown - {own}
     )

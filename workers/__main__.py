@@ -3,7 +3,7 @@
 import os
 import sys
 
-from app.interrupts import fatal_interrupts
+from app.telemetry.interrupts import fatal_interrupts
 
 
 def main() -> int:

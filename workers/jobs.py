@@ -15,9 +15,9 @@ from structlog.contextvars import bind_contextvars
 from app.core.errors import OutkeepError, Permanent, Rejected
 from app.core.names import ID, Kind
 from app.core.tries import Tries
-from workers.attempt import Delivery
-from workers.notify import Notify
-from workers.persist import Persist
+from workers.keep.persist import Persist
+from workers.tell.attempt import Delivery
+from workers.tell.notify import Notify
 
 _ENDLESS = 1_000_000
 """Our policies decide when to stop, not RQ's counter."""

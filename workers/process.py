@@ -14,28 +14,29 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
-from app import lifeline, telemetry
-from app.backlog import queues_of_users
+from app.accept.inbox import connect as hasty
 from app.clock import lend_to_rq
 from app.core.certificates import redis_fault
 from app.core.errors import ConfigurationError, Permanent
 from app.core.fleet import Process
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
-from app.identity import Identity
-from app.inbox import connect as hasty
-from app.interrupts import Ending
-from app.memory import give_back_large_blocks
-from app.open_files import open_more_files
-from app.presence import Presence, compare, process_of
-from app.processes import bounded, in_child
-from app.redaction import secrets_of
-from app.storage import Storage
-from workers import handle
-from workers.async_worker import AsyncWorker
-from workers.reconciler import reconciling
+from app.health.presence import Presence, compare, process_of
+from app.maintain.backlog import queues_of_users
+from app.storage.identity import Identity
+from app.storage.store import Storage
+from app.telemetry import logs as telemetry
+from app.telemetry.interrupts import Ending
+from app.telemetry.memory import give_back_large_blocks
+from app.telemetry.open_files import open_more_files
+from app.telemetry.redaction import secrets_of
+from app.up import lifeline
+from app.valkey.processes import bounded, in_child
+from workers.engine import handle
+from workers.engine.async_worker import AsyncWorker
+from workers.repair.reconciler import reconciling
+from workers.repair.sweeper import sweeper_of
 from workers.services import ASYNCHRONOUS
-from workers.sweeper import sweeper_of
 
 OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 

@@ -11,6 +11,8 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.accept.inbox import TIMEOUT as REDIS_TIMEOUT
+from app.accept.records import Records
 from app.core.context import context_keys
 from app.core.downstream import Downstream, share_of
 from app.core.handlers import needs_token
@@ -18,35 +20,33 @@ from app.core.inputs import Uploads
 from app.core.links import link_keys
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
 from app.core.shares import PART, Shares
-from app.creation import creating
-from app.creation_limit import CreationLimit
 from app.deployment import Deployment
-from app.follow_ups import FollowUps
-from app.guard import guarded_session
-from app.handler_states import HandlerStates
-from app.inbox import TIMEOUT as REDIS_TIMEOUT
-from app.places import Places
-from app.records import Records
-from app.replicate import connected
-from app.storage import Storage
-from app.tally import FOLDER as COUNTS_FOLDER
-from app.tally import Tally
+from app.maintain.handler_states import HandlerStates
+from app.replicate.client import connected
+from app.replicate.creation import creating
+from app.replicate.creation_limit import CreationLimit
+from app.replicate.follow_ups import FollowUps
+from app.replicate.guard import guarded_session
+from app.replicate.places import Places
+from app.storage.store import Storage
+from app.telemetry.tally import FOLDER as COUNTS_FOLDER
+from app.telemetry.tally import Tally
 from workers import jobs
-from workers.attempt import Attempts
-from workers.collect import PARALLEL_FILES, Collector, Limits
-from workers.dispatch import Dispatcher
-from workers.fetch import Fetcher
-from workers.follow import Follow
-from workers.handing_over import HandingOver
-from workers.inputs import Inputs
-from workers.keep import Keeper
-from workers.links import Links, signed_links
-from workers.notify import Notify
-from workers.own_files import OwnFiles
-from workers.persist import Persist
-from workers.post import TIMEOUT, Post
-from workers.scratch import scratch
-from workers.uploads import InputFetcher
+from workers.keep.collect import PARALLEL_FILES, Collector, Limits
+from workers.keep.dispatch import Dispatcher
+from workers.keep.fetch import Fetcher
+from workers.keep.inputs import Inputs
+from workers.keep.output_file import Keeper
+from workers.keep.own_files import OwnFiles
+from workers.keep.persist import Persist
+from workers.keep.scratch import scratch
+from workers.keep.uploads import InputFetcher
+from workers.tell.attempt import Attempts
+from workers.tell.follow import Follow
+from workers.tell.handing_over import HandingOver
+from workers.tell.links import Links, signed_links
+from workers.tell.notify import Notify
+from workers.tell.post import TIMEOUT, Post
 
 Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
 """Job name → coroutine function of the RQ job and its arguments: nothing else is ever run."""

@@ -2,7 +2,7 @@
 
 import os
 
-from app.interrupts import fatal_interrupts
+from app.telemetry.interrupts import fatal_interrupts
 
 
 def main() -> None:

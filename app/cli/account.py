@@ -16,7 +16,7 @@ from app.core.keys import generate_secret
 from app.core.links import link_keys, signed_url
 from app.core.names import ID, MANIFEST_NAME, Kind
 from app.core.request import parse_context
-from app.keyring import fetch_secret
+from app.receive.keyring import fetch_secret
 from app.settings import load
 
 TIMEOUT = 15.0

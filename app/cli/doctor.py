@@ -10,7 +10,7 @@ import click
 
 from app.cli.terminal import say
 from app.core.findings import Level
-from app.doctor import diagnose
+from app.health.doctor import diagnose
 
 
 @click.command(short_help="Say what could lose data or hide trouble here.")

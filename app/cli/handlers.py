@@ -9,13 +9,13 @@ import click
 from redis import Redis
 
 from app import deployment
-from app.backlog import backlog, by_place, telling_queues
+from app.accept.inbox import connect
 from app.cli.look import TIMEOUT
 from app.cli.terminal import table
 from app.core.handlers import Handler
 from app.core.targets import Call, Target
-from app.handler_states import HandlerState, HandlerStates
-from app.inbox import connect
+from app.maintain.backlog import backlog, by_place, telling_queues
+from app.maintain.handler_states import HandlerState, HandlerStates
 
 
 @click.group(

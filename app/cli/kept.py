@@ -11,7 +11,7 @@ from app.core.errors import Permanent
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import Kind, object_name
 from app.core.outputs import joined_text
-from app.storage import Storage
+from app.storage.store import Storage
 
 
 def folder(prediction_id: str, storage: Storage) -> str:

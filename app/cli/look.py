@@ -13,6 +13,8 @@ from pydantic import ByteSize, SecretStr
 from redis.exceptions import RedisError
 
 from app import deployment
+from app.accept.inbox import connect
+from app.accept.records import Record, Records
 from app.cli.terminal import say, table
 from app.core import notation
 from app.core.allowed_hosts import AllowedHosts
@@ -20,12 +22,10 @@ from app.core.errors import ConfigurationError
 from app.core.hosts import HostRules
 from app.core.manifest import format_time
 from app.core.names import QUARANTINE
-from app.failures import failures
-from app.identity import require
-from app.inbox import connect
-from app.records import Record, Records
+from app.maintain.failures import failures
 from app.settings import VARIABLES, Settings, load
-from app.storage import Storage
+from app.storage.identity import require
+from app.storage.store import Storage
 
 TIMEOUT = 5.0
 

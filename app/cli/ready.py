@@ -8,20 +8,21 @@ import click
 from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
-from app import deployment, queues
-from app.claim_check import ClaimCheck
+from app import deployment
+from app.accept import queues
+from app.accept.claim_check import ClaimCheck
+from app.accept.inbox import connect
+from app.accept.records import Records
 from app.cli.look import TIMEOUT
 from app.clock import Clock, clock_of
 from app.core.certificates import redis_fault
 from app.core.context import context_keys, seal, webhook_url
 from app.core.errors import ConfigurationError, Permanent
 from app.core.names import PERSIST_QUEUE, Kind
-from app.following import Follower
-from app.identity import require
-from app.inbox import connect
-from app.records import Records
+from app.replicate.following import Follower
 from app.settings import Settings
-from app.storage import Storage
+from app.storage.identity import require
+from app.storage.store import Storage
 
 STORAGE_PATIENCE = 60.0
 """Seconds that the storage may take for a large body."""

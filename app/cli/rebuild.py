@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import click
 
 from app import deployment
+from app.accept.inbox import connect
 from app.cli.terminal import Progress
 from app.clock import clock_of
 from app.core.errors import Permanent
 from app.core.names import Kind
-from app.identity import require
-from app.inbox import connect
-from app.rebuild import Rebuild, Rebuilt, object_of
-from app.storage import Storage
+from app.maintain.rebuild import Rebuild, Rebuilt, object_of
+from app.storage.identity import require
+from app.storage.store import Storage
 
 TIMEOUT = 30.0
 """Seconds for one round trip, which carries some hundred predictions."""

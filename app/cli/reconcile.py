@@ -14,6 +14,7 @@ import click
 from redis import Redis
 
 from app import deployment
+from app.accept.inbox import connect
 from app.cli.look import TIMEOUT
 from app.cli.moment import parse_moment
 from app.cli.terminal import say
@@ -23,13 +24,12 @@ from app.core.names import Kind
 from app.core.progress import bar
 from app.core.reconciling import Found
 from app.deployment import Deployment
-from app.identity import require
-from app.inbox import connect
-from app.reconcile import Tell, reconciler_of, say_nothing
-from app.reconcile_memory import Memory
-from app.reconcile_one import Report
-from app.storage import Storage
-from app.tally import Tally
+from app.reconcile.memory import Memory
+from app.reconcile.one import Report
+from app.reconcile.passes import Tell, reconciler_of, say_nothing
+from app.storage.identity import require
+from app.storage.store import Storage
+from app.telemetry.tally import Tally
 
 PATIENCE = 30.0
 """Seconds to wait for a pass that another process makes."""

@@ -8,17 +8,17 @@ from datetime import datetime
 import click
 
 from app import deployment
+from app.accept.inbox import connect
+from app.accept.records import Records
 from app.cli.look import TIMEOUT
 from app.cli.moment import parse_moment
 from app.cli.terminal import say
 from app.clock import Clock, clock_of
 from app.core.errors import Permanent
 from app.core.names import ID
-from app.identity import require
-from app.inbox import connect
-from app.records import Records
-from app.replay import Outcome, Replay, Replayed
-from app.storage import Storage
+from app.maintain.replay import Outcome, Replay, Replayed
+from app.storage.identity import require
+from app.storage.store import Storage
 
 _WORDS = {
     Outcome.ENQUEUED: "enqueued",

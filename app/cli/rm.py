@@ -10,19 +10,19 @@ import click
 from pydantic import ByteSize
 
 from app import deployment
+from app.accept.inbox import connect
 from app.cli.look import TIMEOUT
 from app.cli.terminal import say
 from app.clock import clock_of
 from app.core.errors import Permanent
 from app.core.names import COUNTERS, ID, Kind
 from app.core.vocabulary import REMOVED
-from app.identity import require
-from app.inbox import connect
-from app.local_copies import LocalCopies
-from app.removal import Found, Removal
+from app.maintain.local_copies import LocalCopies
+from app.maintain.removal import Found, Removal
 from app.settings import load
-from app.storage import Storage
-from app.tally import series
+from app.storage.identity import require
+from app.storage.store import Storage
+from app.telemetry.tally import series
 
 ASKED = "asked"
 """The cause, as metrics name it."""

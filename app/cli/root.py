@@ -8,7 +8,7 @@ import click
 
 from app.cli.terminal import escape_what_does_not_fit, say
 from app.core.errors import ConfigurationError, OutkeepError
-from app.interrupts import fatal_interrupts
+from app.telemetry.interrupts import fatal_interrupts
 
 FAILED = 1
 MISUSE = 2

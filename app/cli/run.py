@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from app import deployment, lifeline, telemetry
+from app import deployment
 from app.cli.terminal import say
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
-from app.listening import refusal
-from app.redaction import secrets_of
+from app.receive.listening import refusal
+from app.telemetry import logs as telemetry
+from app.telemetry.redaction import secrets_of
+from app.up import lifeline
 
 _QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 
@@ -27,7 +29,7 @@ def up(*, on_lifeline: bool) -> None:
     Example:
       REPLICATE_WEBHOOK_SECRET=whsec_... outkeep up
     """
-    from app import everything
+    from app.up import everything
 
     if on_lifeline:
         lifeline.watch()
@@ -88,7 +90,7 @@ def healthcheck(part: str) -> None:
       outkeep healthcheck
       outkeep healthcheck persist
     """
-    from app import healthcheck as checks
+    from app.health import healthcheck as checks
     from app.settings import load
 
     settings = load(os.environ)

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from app.api_answers import Object
 from app.cli import kept
 from app.cli.live import Display, Lines, Terminal
 from app.cli.patience import interrupts_held, patiently
@@ -21,10 +20,11 @@ from app.core.manifest import Manifest
 from app.core.models import Model
 from app.core.prediction import Prediction
 from app.core.request import LocalFile, local_files, with_urls
-from app.creation import UNCERTAIN, creating
-from app.creation_limit import CreationLimit
-from app.replicate import connected
-from app.storage import Storage
+from app.replicate.answers import Object
+from app.replicate.client import connected
+from app.replicate.creation import UNCERTAIN, creating
+from app.replicate.creation_limit import CreationLimit
+from app.storage.store import Storage
 
 EVENTS = ("start", "output", "logs", "completed")
 """The webhooks that are asked for: all of them."""

@@ -21,7 +21,7 @@ from app.core.manifest import format_time
 from app.core.names import ID_LETTERS
 from app.core.notation import http_url
 from app.core.signature import signed_headers
-from app.keyring import fetch_secret
+from app.receive.keyring import fetch_secret
 from app.settings import Settings, load
 
 TIMEOUT = 15.0

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from redis.exceptions import RedisError
 
+from app.accept.records import Record
 from app.cli import kept
 from app.cli.look import open_records, summary
 from app.cli.terminal import say
@@ -16,9 +17,8 @@ from app.core.context import Lineage, lineage
 from app.core.errors import ConfigurationError, OutkeepError, Permanent
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import ID, Kind, object_name
-from app.records import Record
 from app.settings import Settings, load
-from app.storage import Storage
+from app.storage.store import Storage
 
 
 @dataclass

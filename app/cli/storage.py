@@ -6,10 +6,10 @@ from contextlib import closing
 import click
 
 from app import deployment
+from app.accept.inbox import connect
 from app.cli.terminal import say
-from app.identity import Identity
-from app.inbox import connect
-from app.storage import Storage
+from app.storage.identity import Identity
+from app.storage.store import Storage
 
 TIMEOUT = 30.0
 

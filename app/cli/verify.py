@@ -14,9 +14,9 @@ from app.cli.look import open_storage
 from app.cli.moment import parse_moment
 from app.cli.terminal import Progress, say
 from app.core.names import ID, Kind, folder_name
+from app.maintain.verify import Odd, Verified, Verifier, everything
 from app.settings import load
-from app.storage import Storage
-from app.verify import Odd, Verified, Verifier, everything
+from app.storage.store import Storage
 
 
 @click.command(short_help="Read stored files again, and compare them with the manifests.")

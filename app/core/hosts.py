@@ -1,7 +1,7 @@
 """From where outputs may be downloaded: the rules in `OUTKEEP_OUTPUT_HOSTS`, applied to one URL.
 
 Only the URL is judged here. That a permitted name does not lead to a private address is seen to by
-`app.guard`, when the connection is made.
+`app.replicate.guard`, when the connection is made.
 """
 
 import re

@@ -232,12 +232,12 @@ def delivery_key(prediction_id: str, webhook_id: str) -> str:
 
 
 def handler_key(handler: str) -> str:
-    """Hash: how a handler fares (fields: see `app.handler_states`)."""
+    """Hash: how a handler fares (fields: see `app.maintain.handler_states`)."""
     return f"outkeep:handler:{handler}"
 
 
 def record_key(kind: Kind, prediction_id: str) -> str:
-    """Hash: the live view of one prediction (fields: see `app.records`)."""
+    """Hash: the live view of one prediction (fields: see `app.accept.records`)."""
     return f"{_RECORD_PREFIX}{kind}:{prediction_id}"
 
 
@@ -270,11 +270,11 @@ JOB_TOLD = "outkeep_told"
 """Field of the hash of a user's job: the end (`<status> <time>`) that the outcome file tells already."""
 
 CREATIONS = "outkeep:creations"
-"""When the next follow-up prediction may be created, by all processes together (see `app.creation_limit`)."""
+"""When the next follow-up prediction may be created, by all processes (`app.replicate.creation_limit`)."""
 
 
 def follow_up_key(handler: str, kind: Kind, prediction_id: str) -> str:
-    """JSON: the follow-up that is being created, written before the API is asked (see `app.follow_ups`)."""
+    """JSON: the follow-up being created, written before the API is asked (`app.replicate.follow_ups`)."""
     return f"outkeep:follow-up:{handler}:{kind}:{prediction_id}"
 
 
@@ -307,7 +307,7 @@ def split_awaited(member: str) -> tuple[Kind, str, bool]:
 
 # Objects in storage.
 IDENTITY_NAME = "outkeep.json"
-"""What a Redis that was emptied has forgotten (see `app.identity`): `id` of this storage, its `epoch`,
+"""What a Redis that was emptied has forgotten (`app.storage.identity`): `id` of this storage, its `epoch`,
 `first_start`: when Outkeep first ran with it, and `handlers`: since when each is in the handlers file."""
 
 MANIFEST_NAME = "prediction.json"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from redis import Redis
 
-from app import queues
+from app.accept import queues
 from app.core.errors import Permanent
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
-from app.embedded import running_url
 from app.settings import VARIABLES
 from app.simulator import Simulator
+from app.valkey.server import running_url
 
 PATIENCE = 60.0
 """Seconds after which a step counts as failed."""

@@ -14,6 +14,7 @@ import click
 from redis.exceptions import RedisError
 from replicate.client import Client
 
+from app.accept.records import Record, Records
 from app.core.errors import ConfigurationError
 from app.core.keys import generate_secret
 from app.core.lifecycle import State
@@ -21,10 +22,9 @@ from app.core.manifest import KeptFile
 from app.core.names import Kind
 from app.demo import stage, words
 from app.demo.downstream import downstream
-from app.listening import free_port
-from app.records import Record, Records
+from app.receive.listening import free_port
 from app.simulator import Simulator
-from app.storage import Storage
+from app.storage.store import Storage
 
 _TTL = 7 * 86400
 _STOPPED = "Outkeep stopped before all was handed on"

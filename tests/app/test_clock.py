@@ -13,11 +13,11 @@ import rq
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.accept.inbox import connect
 from app.clock import PATIENCE, Clock, clocks_off
-from app.inbox import connect
-from tests.app.own_valkey import own_valkey
-from tests.app.redis_proxy import rewriting
-from tests.app.web import wait_until
+from tests.own_valkey import own_valkey
+from tests.receive.web import wait_until
+from tests.redis_proxy import rewriting
 from tests.wrong_clock import WrongClock
 
 OFF = [30.0, -30.0, 600.0, -600.0, 7200.0, -7200.0]

@@ -15,8 +15,8 @@ from app.core.errors import ConfigurationError
 from app.core.targets import Webhook
 from app.deployment import connect, find_redis, own_keys, owner_problems, prepare
 from app.settings import load
-from app.storage import Storage
-from tests.app.web import SECRET, SECRET_KEY, clean_environment
+from app.storage.store import Storage
+from tests.receive.web import SECRET, SECRET_KEY, clean_environment
 
 HANDLER = '[[handler]]\nname = "gallery"\nurl = "https://example.com/x"\nsecret = "{secret}"\n'
 
@@ -289,7 +289,7 @@ def test_root_writes_nothing_where_another_user_serves(tmp_path: Path) -> None:
 AS_NOBODY = """
 import encodings.idna, logging.config, os  # all is loaded while it may be read
 import uvicorn
-import app.everything, app.main, app.cli.running
+import app.up.everything, app.main, app.cli.running
 from app.cli.root import cli, main
 for name in cli.commands: cli.commands[name]
 if os.getuid() == 0: os.setgid(65534); os.setuid(65534)

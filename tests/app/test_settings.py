@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from app.accept.inbox import TIMEOUT, connect
 from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError, Permanent
 from app.core.notation import cancel_after, duration, in_words
-from app.inbox import TIMEOUT, connect
 from app.settings import VARIABLES, examine, load
-from tests.app.web import SECRET, SECRET_KEY
+from tests.receive.web import SECRET, SECRET_KEY
 
 GOOD: dict[str, tuple[str, str, Any]] = {
     "REPLICATE_WEBHOOK_SECRET": ("webhook_secret", SECRET, SECRET),

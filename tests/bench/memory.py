@@ -17,7 +17,7 @@ from pathlib import Path
 
 from app.core.names import Kind
 from app.simulator import Simulator
-from app.storage import Storage
+from app.storage.store import Storage
 from tests.bucket import S3, s3_server
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, running_up

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from app.core.names import Kind
 from app.core.outcomes import Told
-from tests.app.kept import Deployment
-from tests.app.own_valkey import own_valkey
-from tests.app.web import clean_environment, environment
+from tests.kept import Deployment
+from tests.own_valkey import own_valkey
+from tests.receive.web import clean_environment, environment
 
 COUNT = int(os.environ.get("COUNT", "10000"))
 TARGET = 60.0

@@ -33,8 +33,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from svix.webhooks import Webhook
 
-from app.embedded import Embedded
-from app.listening import free_port
+from app.receive.listening import free_port
+from app.valkey.server import Embedded
 from tests.e2e.file_host import file_host
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, running_up, until

@@ -13,9 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.storage import Storage
-from tests.app.test_verify import keep
-from tests.app.web import clean_environment
+from app.storage.store import Storage
+from tests.maintain.test_verify import keep
+from tests.receive.web import clean_environment
 
 COUNT = int(os.environ.get("COUNT", "10000"))
 SIZE = 4096

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from app.listening import free_port
+from app.receive.listening import free_port
 from tests.e2e.running import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from app.core.names import Kind, persist_job_id, record_key
-from tests.app.own_valkey import OwnValkey
-from tests.app.web import BOUND, Web, in_process, prediction, wait_until
+from tests.own_valkey import OwnValkey
+from tests.receive.web import BOUND, Web, in_process, prediction, wait_until
 
 SENDERS = 4
 STALLS = 3

@@ -14,10 +14,10 @@ import httpx
 import psutil
 from redis import Redis
 
-from app.backlog import ENDED
 from app.core.keys import generate_secret
-from app.embedded import running_url
-from app.listening import free_port
+from app.maintain.backlog import ENDED
+from app.receive.listening import free_port
+from app.valkey.server import running_url
 from tests.e2e.canary import SECRET_SETTINGS, leaks
 
 PATIENCE = 120.0

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.e2e.running import PATIENCE, Up, require_no_secret, until
+from tests.own_valkey import OwnValkey, own_valkey
 
 COMMANDS = {"receiver": ("serve",), "persist": ("work", "persist"), "notify": ("work", "notify")}
 SECRET_KEY = "0123456789abcdef0123456789abcdef"

@@ -12,12 +12,12 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.simulator import Simulator
-from tests.app.own_valkey import OwnValkey, own_valkey
-from tests.app.web import prediction
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, until
 from tests.e2e.separate import SECRET_KEY
+from tests.own_valkey import OwnValkey, own_valkey
 from tests.reader import README
+from tests.receive.web import prediction
 
 USER = re.search(r"^user outkeep on >password (.+)$", README, re.M)
 FOLLOW_UP = """

@@ -15,7 +15,7 @@ import pytest
 
 from app.core.names import CLAIMS, Kind
 from app.simulator import Simulator
-from app.storage import Storage
+from app.storage.store import Storage
 from tests.bucket import S3, FaultyProxy, Refusal, faulty_proxy
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, running_up, until

@@ -20,11 +20,11 @@ from redis import Redis
 
 from app.core.keys import generate_secret, parse_signing_keys
 from app.core.signature import signed_headers
-from tests.app.own_valkey import OwnValkey, own_valkey
 from tests.e2e.canary import files, leaks, redis_contents
 from tests.e2e.recorder import Received, Recorder, recorder
 from tests.e2e.running import Up, running_up, until
 from tests.e2e.test_demo import OUTKEEP
+from tests.own_valkey import OwnValkey, own_valkey
 
 pytestmark = pytest.mark.slow
 

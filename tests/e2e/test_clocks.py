@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, RETENTION_TURN
-from tests.app.own_valkey import own_valkey
-from tests.app.web import signed
 from tests.e2e.recorder import DEFAULT_SECRET, Received, Recorder, recorder
 from tests.e2e.running import unfinished, until
 from tests.e2e.separate import Separate
 from tests.e2e.traffic import finished
+from tests.own_valkey import own_valkey
+from tests.receive.web import signed
 from tests.wrong_clock import WrongClock
 
 pytestmark = pytest.mark.slow

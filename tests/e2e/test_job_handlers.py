@@ -9,7 +9,7 @@ import pytest
 
 from app.core.names import Kind
 from app.simulator import Simulator
-from app.storage import Storage
+from app.storage.store import Storage
 from tests.bucket import S3
 from tests.e2e.running import Up, running_up, until
 

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from app.simulator import Simulator
-from tests.app.web import prediction, signed
 from tests.e2e.recorder import DEFAULT_SECRET, Recorder, recorder
 from tests.e2e.running import Up, running_up, until
+from tests.receive.web import prediction, signed
 
 
 @pytest.fixture

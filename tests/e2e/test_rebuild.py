@@ -15,9 +15,9 @@ import pytest
 from app.core.manifest import format_time
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.simulator import Simulator
-from tests.app.web import prediction, signed
 from tests.e2e.recorder import DEFAULT_SECRET, Received, Recorder, recorder
 from tests.e2e.running import Up, running_up, unfinished, until
+from tests.receive.web import prediction, signed
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
 ENDED = {"dispatched", "failed"}

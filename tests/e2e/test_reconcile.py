@@ -15,7 +15,7 @@ import pytest
 
 from app.core.manifest import format_time
 from app.core.names import IDENTITY_NAME, RECONCILE_TURN, RECONCILED, Kind
-from app.reconcile_memory import Memory
+from app.reconcile.memory import Memory
 from app.simulator import Simulator, media
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, until

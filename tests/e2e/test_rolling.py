@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, process_key
-from tests.app.web import signed
 from tests.e2e.recorder import DEFAULT_SECRET, Recorder, recorder
 from tests.e2e.running import unfinished, until
 from tests.e2e.separate import Separate, running_separately
 from tests.e2e.traffic import finished
+from tests.receive.web import signed
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import pytest
 from rq.job import JobStatus
 from svix.webhooks import Webhook
 
-from app import queues
+from app.accept import queues
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, notify_job_id, persist_job_id
 from app.core.prediction import TERMINAL
 from app.simulator import Simulator

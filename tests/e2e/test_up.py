@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app import queues
-from app.listening import PORTS, free_port
+from app.accept import queues
+from app.receive.listening import PORTS, free_port
 from tests.e2e.recorder import recorder
 from tests.e2e.running import Up, processes_of, running_up, until
 from tests.e2e.test_demo import OUTKEEP

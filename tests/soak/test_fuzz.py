@@ -11,8 +11,8 @@ import psutil
 import pytest
 from redis import Redis
 
-from tests.app.fuzz import GOOD, SETTINGS, attack, crowd
-from tests.app.web import BOUND, in_process, prediction
+from tests.receive.fuzz import GOOD, SETTINGS, attack, crowd
+from tests.receive.web import BOUND, in_process, prediction
 
 pytestmark = pytest.mark.soak
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.own_valkey import own_valkey
 from tests.e2e.loss.story import stage
 from tests.e2e.outage import require_an_outage_loses_nothing
+from tests.own_valkey import own_valkey
 
 pytestmark = pytest.mark.soak
 

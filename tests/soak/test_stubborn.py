@@ -6,8 +6,8 @@ import pytest
 from redis import Redis
 from rq.job import JobStatus
 
-from tests.workers.test_handler_jobs import Workshop
-from tests.workers.worker_process import has, wait_until
+from tests.engine.worker_process import has, wait_until
+from tests.tell.test_handler_jobs import Workshop
 
 pytestmark = pytest.mark.soak
 

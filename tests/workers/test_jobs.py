@@ -23,13 +23,13 @@ from app.core import names
 from app.core.lifecycle import State
 from app.core.names import NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE, Kind, notify_job_id, persist_job_id
 from app.deployment import Deployment
-from app.listening import free_port
+from app.receive.listening import free_port
 from app.settings import load
 from app.simulator import Simulator
-from tests.app.own_valkey import own_valkey
 from tests.e2e.recorder import Recorder, recorder
-from tests.workers.desk import ID, PNG, Desk, Quick
-from tests.workers.worker_process import PATIENCE, ROOT, failure, wait_until
+from tests.engine.worker_process import PATIENCE, ROOT, failure, wait_until
+from tests.keep.desk import ID, PNG, Desk, Quick
+from tests.own_valkey import own_valkey
 from workers.services import persist_jobs
 
 JOB = persist_job_id(Kind.PREDICTION, ID)

@@ -1,0 +1,58 @@
+"""A verified delivery made ready for `Records.accept`: a terminal one comes with its persist job."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from redis import Redis
+
+from app.accept import queues
+from app.accept.records import LARGE, Arrival
+from app.core.errors import Unusable
+from app.core.manifest import Receipt
+from app.core.outline import outline
+from app.core.policy import PERSIST_MARGIN, keep_until
+from app.core.prediction import Prediction
+
+
+def body_of(raw: Mapping[str, Any]) -> bytes:
+    """An object that was read from the API, as a delivery would bring it.
+
+    What is no Unicode must reach the parser, which names it.
+    """
+    return json.dumps(raw, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def make_arrival(
+    redis: Redis,
+    prediction: Prediction,
+    body: bytes,
+    receipt: Receipt,
+    now: datetime,
+    *,
+    is_asked_for: bool = False,
+) -> Arrival:
+    """Nothing is sent to `redis` yet. `now` is later than the receipt of a delivery that was spooled."""
+    job = None
+    if prediction.is_terminal:
+        left = (keep_until(prediction.completed_at, receipt.received_at) - now).total_seconds()
+        timeout = int(max(left, 0)) + PERSIST_MARGIN
+        job = queues.persist_job(redis, prediction.kind, prediction.id, timeout=timeout)
+    return Arrival(prediction, body, receipt, job, is_asked_for=is_asked_for)
+
+
+def outlined(arrival: Arrival) -> Arrival | None:
+    """What can be accepted already of a large terminal event that the storage does not take.
+
+    Its outputs are fetched then, while there is time. None when there are none to fetch.
+    """
+    short = outline(arrival.prediction.raw, limit=LARGE)
+    return None if short is None else replace(arrival, body=b"", outline=short)
+
+
+def foreign(prediction_id: str) -> Unusable:
+    """Why Cog's end of a prediction of Replicate is set aside."""
+    message = f"Replicate tells of {prediction_id}, so Cog's token does not end it; let Cog use other ids"
+    return Unusable("foreign_id", message)

@@ -1,0 +1,218 @@
+"""Do again what somebody asks for: tell handlers from the stored manifest, keep predictions that failed.
+
+Storage and the handlers file are enough to tell again, so it works with an emptied Redis, and years later.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from redis import Redis
+
+from app.accept import queues
+from app.accept.records import Records
+from app.core.errors import Permanent
+from app.core.handlers import Handler, interested
+from app.core.lifecycle import State
+from app.core.manifest import Manifest
+from app.core.names import (
+    MANIFEST_NAME,
+    NOTIFY_QUEUE,
+    Kind,
+    manifest_name,
+    split_notify_job_id,
+)
+from app.core.policy import HOUR, PERSIST_MARGIN
+from app.maintain.backlog import (
+    Place,
+    backlog,
+    by_place,
+    forget_failed,
+    hasten,
+    replace_persist,
+    telling_queues,
+)
+from app.maintain.failures import failed_predictions
+from app.maintain.handler_states import HandlerStates
+from app.storage.store import Storage
+
+CLOCKS_DIFFER = timedelta(hours=1)
+"""How much earlier than `stored_at` a store may say that a manifest was written."""
+
+
+class Outcome(StrEnum):
+    """What became of one thing that was asked for."""
+
+    ENQUEUED = "enqueued"
+    """A new job does it."""
+    HASTENED = "hastened"
+    """A job that waited for its next attempt makes it now."""
+    WAITING = "waiting"
+    """A job is about to do it anyway."""
+    REFUSED = "refused"
+    """It cannot be done; `reason` says why."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One line of the answer. `handler` is None where it is about keeping outputs or about nothing at all."""
+
+    outcome: Outcome
+    kind: Kind | None
+    id: str
+    handler: str | None = None
+    job: str | None = None
+    reason: str | None = None
+
+    def to_object(self) -> dict[str, Any]:
+        """What `--json` says."""
+        return asdict(self)
+
+
+_Job = tuple[str, str]
+"""A queue, and the id of a job of it."""
+
+
+class Replay:
+    """One request to do things again; what waits and what has failed is read once, when it is made."""
+
+    def __init__(
+        self, redis: Redis, storage: Storage, records: Records, handlers: Sequence[Handler], only: str | None
+    ) -> None:
+        """Tell `handlers`, or the one named `only`. Raises redis-py's errors."""
+        self._redis = redis
+        self._storage = storage
+        self._records = records
+        self._handlers = {handler.name: handler for handler in handlers}
+        self._only = only
+        self._off = HandlerStates(redis).switched_off()
+        self._coming: dict[Place, str] = {}
+        self._scheduled: dict[Place, _Job] = {}
+        self._dead: dict[Place, list[_Job]] = defaultdict(list)
+        self._foreign: list[str] = []
+        for name in telling_queues(redis):
+            self._read(name)
+
+    def _read(self, name: str) -> None:
+        """Note what waits, runs and has failed in a queue."""
+        jobs = backlog(name, self._redis)
+        self._coming |= dict(by_place([*jobs.queued, *jobs.running]))
+        self._scheduled |= {place: (name, job_id) for place, job_id in by_place(jobs.scheduled)}
+        for place, job_id in by_place(jobs.failed):
+            self._dead[place].append((name, job_id))
+        if name == NOTIFY_QUEUE:
+            self._foreign += [job_id for job_id in jobs.failed if split_notify_job_id(job_id) is None]
+
+    def one(self, prediction_id: str) -> Iterator[Replayed]:
+        """Tell the handlers about a prediction or training; keep its outputs when that had failed.
+
+        Raises `Transient` when the storage fails, as all of these methods do.
+        """
+        known = False
+        for kind in Kind:
+            record = self._records.get(kind, prediction_id)
+            manifest, fault = self._manifest(kind, prediction_id)
+            known = known or bool(record or manifest or fault)
+            if record is not None and record.state is State.FAILED and self._only is None:
+                yield self._keep(kind, prediction_id)
+            elif record is not None and manifest is None and fault is None:
+                yield _refused(kind, prediction_id, None, f"nothing is stored of it, it is {record.state}")
+            if manifest is not None:
+                told = list(self._tell_all(manifest))
+                yield from told or [_refused(kind, prediction_id, self._only, self._unwanted())]
+            if fault is not None:
+                yield _refused(kind, prediction_id, None, fault)
+        if not known:
+            yield _refused(None, prediction_id, None, "nothing is known of it")
+
+    def failed(self) -> Iterator[Replayed]:
+        """Tell all dead letters again, and keep the predictions whose outputs could not be kept."""
+        if self._only is None:
+            for kind, prediction_id in failed_predictions(self._redis, self._records):
+                yield self._keep(kind, prediction_id)
+        for place in list(self._dead):
+            if self._only in {None, place[0]}:
+                yield self._tell(*place)
+        for job_id in self._foreign:
+            yield _refused(None, job_id, None, "it failed and is no job of ours; `rq info` shows it")
+
+    def since(self, moment: datetime) -> Iterator[Replayed]:
+        """Tell the handlers about everything that was stored since `moment` and that they want."""
+        for kind in Kind:
+            for name, changed_at in self._storage.listed(kind.folder):
+                if not name.endswith(f"/{MANIFEST_NAME}") or changed_at < moment - CLOCKS_DIFFER:
+                    continue
+                prediction_id = name.split("/")[-2]
+                manifest, fault = self._manifest(kind, prediction_id)
+                if fault is not None:
+                    yield _refused(kind, prediction_id, None, fault)
+                elif manifest is not None and manifest.stored_at >= moment:
+                    yield from self._tell_all(manifest)
+
+    def _manifest(self, kind: Kind, prediction_id: str) -> tuple[Manifest | None, str | None]:
+        """The manifest if there is one, or why it cannot be read."""
+        try:
+            return self._storage.read_manifest(kind, prediction_id), None
+        except Permanent as error:
+            return None, error.message
+
+    def _tell_all(self, manifest: Manifest) -> Iterator[Replayed]:
+        prediction = manifest.prediction
+        place = (prediction.kind, prediction.id)
+        wanted = [handler.name for handler in interested(list(self._handlers.values()), prediction)]
+        chosen = [name for name in wanted if self._only in {None, name}]
+        for name in chosen:
+            yield self._tell(name, *place)
+
+    def _unwanted(self) -> str:
+        return f"{self._only} does not want it" if self._only else "no handler of the handlers file wants it"
+
+    def _tell(self, handler: str, kind: Kind, prediction_id: str) -> Replayed:
+        place = (handler, kind, prediction_id)
+        obstacle = self._obstacle(*place)
+        if obstacle is not None:
+            return _refused(kind, prediction_id, handler, obstacle)
+        job_id, outcome = self._coming.get(place), Outcome.WAITING
+        if job_id is None:
+            name, job_id = self._scheduled.get(place, (NOTIFY_QUEUE, None))
+            outcome = Outcome.HASTENED
+            if job_id is None or not hasten(self._redis, job_id, name):
+                job_id, outcome = self._enqueue(*place), Outcome.ENQUEUED
+            self._coming[place] = job_id
+        for name, dead in self._dead.pop(place, ()):
+            if dead != job_id:
+                forget_failed(self._redis, name, dead)
+        return Replayed(outcome, kind, prediction_id, handler, job_id)
+
+    def _enqueue(self, handler: str, kind: Kind, prediction_id: str) -> str:
+        patience = self._handlers[handler].patience
+        return queues.enqueue_replay(self._redis, handler, kind, prediction_id, timeout=patience)
+
+    def _obstacle(self, handler: str, kind: Kind, prediction_id: str) -> str | None:
+        if handler not in self._handlers:
+            return f"the handlers file has no handler {handler!r}"
+        if handler in self._off:
+            return f"{handler} is switched off; `outkeep handlers enable {handler}` comes first"
+        if self._records.is_removed(kind, prediction_id):
+            return "it was removed"
+        if self._storage.head(manifest_name(kind, prediction_id)) is None:
+            return "nothing is stored of it"
+        return None
+
+    def _keep(self, kind: Kind, prediction_id: str) -> Replayed:
+        """Run the persist job of a prediction anew."""
+        record = self._records.get(kind, prediction_id)
+        has_body = record is not None and (record.body or record.body_at) is not None
+        if not has_body and self._storage.head(manifest_name(kind, prediction_id)) is None:
+            return _refused(kind, prediction_id, None, "its event is gone, and nothing is stored of it")
+        timeout = int(HOUR) + PERSIST_MARGIN
+        job = queues.persist_job(self._redis, kind, prediction_id, timeout=timeout)
+        new = replace_persist(self._redis, job)
+        return Replayed(Outcome.ENQUEUED if new else Outcome.WAITING, kind, prediction_id, None, job.id)
+
+
+def _refused(kind: Kind | None, prediction_id: str, handler: str | None, reason: str) -> Replayed:
+    return Replayed(Outcome.REFUSED, kind, prediction_id, handler, None, reason)

@@ -1,0 +1,85 @@
+"""What stands before every answer and on it: names we answer to, guesses at the token, rules for browsers."""
+
+import time
+
+from pydantic import SecretStr
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.allowed_hosts import AllowedHosts
+from app.core.errors import Rejected
+from app.receive.bearer import bearer, carries
+from app.receive.guesses import Guesses
+
+ON_EVERY_ANSWER = [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer")]
+"""For the server itself, which also answers what is not HTTP. A referrer would give away signed links."""
+
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""The content security policy of answers that bring none of their own."""
+
+ANY_NAME = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked for by machines, under whatever name they know us."""
+
+WEBHOOKS = "/webhooks/"
+"""Never refused here: that would lose events."""
+
+
+class Gate:
+    """Wraps the whole application, also its error pages."""
+
+    def __init__(
+        self, app: ASGIApp, *, allowed: AllowedHosts | None = None, admin_token: SecretStr | None = None
+    ) -> None:
+        """Serve pages and API under `allowed` names only; None: under any."""
+        self._app = app
+        self._allowed = allowed
+        self._admin_token = admin_token
+        self._guesses = Guesses()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault("content-security-policy", POLICY)
+            await send(message)
+
+        app = self._app
+        try:
+            if not scope["path"].startswith(WEBHOOKS):
+                self._check_name(Request(scope))
+                self._check_token(Request(scope), time.monotonic())
+        except Rejected as error:
+            content = {"error": error.code, "message": error.message}
+            headers = {"retry-after": str(int(error.retry_after))} if isinstance(error, _Patience) else None
+            app = JSONResponse(content, status_code=error.status, headers=headers)
+        await app(scope, receive, send_with_policy)
+
+    def _check_name(self, request: Request) -> None:
+        if self._allowed is None or request.scope["path"] in ANY_NAME:
+            return
+        if not self._allowed.allows(request.headers.getlist("host")):
+            message = "nothing is served under this name; OUTKEEP_ALLOWED_HOSTS lists the others"
+            raise Rejected("host_refused", message, status=400)
+
+    def _check_token(self, request: Request, now: float) -> None:
+        """Right tokens wait as well, or a guess would be answered all the same."""
+        if self._admin_token is None or bearer(request) is None:
+            return
+        address = request.client.host if request.client else ""
+        wait = self._guesses.wait(address, now)
+        if wait > 0:
+            raise _Patience(wait)
+        if not carries(request, self._admin_token):
+            self._guesses.wrong(address, now)
+
+
+class _Patience(Rejected):
+    def __init__(self, seconds: float) -> None:
+        super().__init__("too_many_tokens", "too many wrong tokens from this address; wait", status=429)
+        self.retry_after = seconds + 1

@@ -1,0 +1,189 @@
+"""Creating predictions and uploading their files, by Replicate's official client.
+
+Answers are judged by our own rules, so that a refusal comes in the words of the API and a 429 with its wait.
+They are read raw: the models of the client refuse real objects, and what was created must be known.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from replicate.client import Client
+
+from app.core.errors import Permanent, Transient
+from app.core.models import Model
+from app.replicate.answers import Object, judge
+from app.replicate.client import Root
+
+TIMEOUT = 60.0
+"""Seconds that the creation of a prediction may take; an upload has the time of its job."""
+
+UNCERTAIN = frozenset({"api_failed", "api_unanswered"})
+"""Codes after which a prediction may have been created all the same."""
+
+_answer: ContextVar[list[Object]] = ContextVar("answer")
+"""What the API answered to the call that this task makes."""
+
+_cancel_after: ContextVar[str | None] = ContextVar("cancel_after", default=None)
+"""What the creation that this task makes has in its header `Cancel-After`."""
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+
+
+@dataclass(frozen=True)
+class Creator:
+    """Calls of one client. All raise `Transient` or `Permanent` with the codes of `app.replicate.client.Api`.
+
+    One more is `api_unanswered`: the API was asked, and did not answer as it should.
+    """
+
+    client: Client = field(repr=False)
+    timeout: float = TIMEOUT
+
+    async def create(
+        self,
+        model: Model,
+        given: Mapping[str, Any],
+        *,
+        webhook: str | None,
+        events: Sequence[str],
+        cancel_after: str | None = None,
+    ) -> Object:
+        """Create a prediction; its object, which has an `id`.
+
+        A model that runs by its versions alone is run by its latest one. `cancel_after` is the value of
+        Replicate's header of that name, which the client has no argument for.
+        """
+        marker = _cancel_after.set(cancel_after)
+        try:
+            return await self._create_by_any_way(model, given, webhook, events)
+        finally:
+            _cancel_after.reset(marker)
+
+    async def _create_by_any_way(
+        self, model: Model, given: Mapping[str, Any], webhook: str | None, events: Sequence[str]
+    ) -> Object:
+        wanted: dict[str, Any] = {"input": dict(given)}
+        if webhook is not None:
+            wanted |= {"webhook": webhook, "webhook_events_filter": list(events)}
+        if model.is_deployment:
+            return await self._create({"deployment": model.name, **wanted})
+        if model.version is not None:
+            return await self._create({"version": model.version, **wanted})
+        try:
+            return await self._create({"model": model.name, **wanted})
+        except Permanent as error:
+            if error.code != "api_absent":
+                raise
+        return await self._create({"version": await self._latest(model.name), **wanted})
+
+    async def cancel(self, prediction_id: str) -> Object:
+        """Ask for the end of a prediction; its object."""
+        return await self._call(self.client.predictions.async_cancel(prediction_id), timeout=self.timeout)
+
+    async def upload(self, path: Path, *, name: str, media_type: str | None) -> str:
+        """Upload a file as an input; its URL, which Replicate keeps for a day."""
+        given: dict[str, Any] = {"content_type": media_type} if media_type else {}
+        with path.open("rb") as file:
+            uploaded = await self._call(
+                self.client.files.async_create(file, filename=name, **given), timeout=None
+            )
+        urls = uploaded.get("urls")
+        if not isinstance(urls, dict) or not isinstance(urls.get("get"), str):
+            raise Transient("api_unanswered", "the API's answer about the uploaded file names no URL")
+        return str(urls["get"])
+
+    async def _create(self, wanted: Mapping[str, Any]) -> Object:
+        created = await self._call(self.client.predictions.async_create(**wanted), timeout=self.timeout)
+        if not isinstance(created.get("id"), str):
+            raise Transient("api_unanswered", "the API's answer names no prediction")
+        return created
+
+    async def _latest(self, name: str) -> str:
+        found = await self._call(self.client.models.async_get(name), timeout=self.timeout)
+        version = found.get("latest_version")
+        identity = version.get("id") if isinstance(version, dict) else None
+        if not isinstance(identity, str):
+            raise Permanent("api_absent", f"model {name} has no version that could run")
+        return identity
+
+    async def _call(self, call: Coroutine[Any, Any, Any], *, timeout: float | None) -> Object:  # noqa: ASYNC109
+        """What the API answered, also when the client's own models do not take it."""
+        answers: list[Object] = []
+        marker = _answer.set(answers)
+        try:
+            with _errors():
+                async with asyncio.timeout(timeout):
+                    await call
+        except Transient:
+            if not answers:
+                raise
+        finally:
+            _answer.reset(marker)
+        return answers[-1]
+
+
+@asynccontextmanager
+async def creating(base_url: str, token: str, *, timeout: float = TIMEOUT) -> AsyncIterator[Creator]:  # noqa: ASYNC109
+    """A `Creator` for the length of the block; needs a running loop."""
+    transport = _Rooted(base_url)
+    # Anything but a 2xx would be raised by the client without the headers that say how long to wait.
+    hooks = {"response": [_judge]}
+    client = Client(api_token=token, base_url=base_url, transport=transport, event_hooks=hooks)
+    try:
+        yield Creator(client, timeout)
+    finally:
+        await transport.aclose()
+
+
+class _Rooted(httpx.AsyncBaseTransport):
+    """Sends what the client asks of `<base URL>/v1` to where the API has its root behind that base URL."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base = f"{base_url}/v1"
+        self._root = Root(base_url)
+        self._inner = httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        async def status(url: str) -> int:
+            headers = {"authorization": request.headers["authorization"]}
+            probe = httpx.Request("GET", url, headers=headers, extensions=request.extensions)
+            answer = await self._inner.handle_async_request(probe)
+            await answer.aclose()
+            return answer.status_code
+
+        root = await self._root.find(status)
+        after = _cancel_after.get()
+        if after is not None and request.method == "POST":
+            request.headers["Cancel-After"] = after
+        if root != self._base:
+            request.url = httpx.URL(root + str(request.url).removeprefix(self._base))
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+async def _judge(answer: httpx.Response) -> None:
+    body = await answer.aread()
+    _answer.get().append(judge(answer.status_code, answer.headers, body, answer.request.url.path))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Keep the errors of the client, of pydantic and of httpx in this module."""
+    try:
+        yield
+    except _NEVER_SENT as error:
+        reason = f"the API cannot be reached ({type(error).__name__}): is REPLICATE_BASE_URL right?"
+        raise Transient("api_unreachable", reason) from error
+    except (httpx.HTTPError, TimeoutError) as error:
+        raise Transient("api_unanswered", f"the API did not answer ({type(error).__name__})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"the API's answer cannot be read ({type(error).__name__})"
+        raise Transient("api_unanswered", reason) from error

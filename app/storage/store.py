@@ -1,0 +1,264 @@
+"""The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+from app.core import manifest as manifests
+from app.core.bucket_faults import Lack
+from app.core.errors import Permanent, StorageFailure
+from app.core.manifest import Manifest
+from app.core.names import Kind, manifest_name
+from app.disk import lack_of_room
+from app.storage.bucket import MISSING, Bucket
+from app.storage.errors import is_remote, translated
+from app.storage.local_folder import LocalFolder
+from app.storage.silence import Silence
+from app.storage.threads import Threads
+
+RETRY_AFTER = 10
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the store says of an object; `size` in bytes."""
+
+    size: int
+    etag: str | None
+    changed_at: datetime
+
+
+T = TypeVar("T")
+
+THREADS = 64
+
+HANGS = 30.0
+"""Seconds after which a call is taken to hang: one to a disk or a share that does not answer has no end."""
+
+
+class Storage:
+    """Objects under one URL. All methods block: call them with `run` from a coroutine.
+
+    A write has reached the disk (`file://`), or is acknowledged by the store, when its method returns.
+    Errors are `Transient`, also those that an operator must mend: they are tried again until then.
+    """
+
+    def __init__(self, url: str, silence: Silence | None = None) -> None:
+        """Take `url`; nothing is read or written yet. Raises `Permanent` when a remote store refuses it."""
+        self.url = url
+        self._silence = silence or Silence()
+        self._threads = Threads("storage", THREADS)
+        self._hanging: set[str] = set()
+        self._place: LocalFolder | Bucket = (
+            Bucket(url) if is_remote(url) else LocalFolder(Path(unquote(urlsplit(url).path)))
+        )
+
+    async def run(self, work: Callable[[], T], *, about: str, seconds: float = HANGS) -> T:
+        """Call `work`, which uses this storage, in one of its own threads, and give up when it hangs.
+
+        Raises `StorageFailure` (`storage_silent`) then, and as long as another call `about` the same object
+        hangs, or so many others that no thread is left. What hangs goes on by itself.
+        """
+        if about in self._hanging or len(self._hanging) >= THREADS:
+            raise StorageFailure("storage_silent", f"the storage does not answer about {about}")
+        running = asyncio.ensure_future(self._threads.run(work))
+        try:
+            done, _ = await asyncio.wait([running], timeout=seconds)
+        finally:
+            if not running.done():
+                self._hanging.add(about)
+                running.add_done_callback(partial(self._came_back, about))
+        if done:
+            return running.result()
+        raise StorageFailure("storage_silent", f"the storage gave no answer about {about} in {seconds:.0f} s")
+
+    def _came_back(self, about: str, running: "asyncio.Future[T]") -> None:
+        self._hanging.discard(about)
+        if not running.cancelled():
+            running.exception()  # taken, so that asyncio does not report it as forgotten
+
+    @property
+    def lacks(self) -> Collection[Lack]:
+        """What the store was found not to do, and is done in another way."""
+        return self._place.lacks if isinstance(self._place, Bucket) else ()
+
+    def prove(self) -> None:
+        """Try every call that we make, within some seconds for each; raises as `check_writable` does."""
+        if isinstance(self._place, Bucket):
+            self._place.prove()
+        else:
+            self._place.check()
+
+    def check_writable(self) -> None:
+        """Prove that it can be written, within seconds.
+
+        Raises `Permanent` for what an operator must mend, `Transient` for an outage of a remote store.
+        """
+        self._place.check()
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder; None for a remote store."""
+        return self._place.root if isinstance(self._place, LocalFolder) else None
+
+    def require_room(self, size: int, disk_floor: int | None) -> None:
+        """Raise `StorageFailure` (`storage_full`) when the disk of a local folder has no room for deliveries.
+
+        `size` is what is to be written, in bytes; `disk_floor` what downloads leave free.
+        """
+        if self.folder is None:
+            return
+        with translated(self.url, "room"):
+            full = lack_of_room(self.folder, size, disk_floor)
+        if full is not None:
+            raise StorageFailure("storage_full", full, retry_after=RETRY_AFTER)
+
+    def link(self, name: str) -> str | None:
+        """A URL that the store itself serves for some minutes to whoever has it; None when it cannot."""
+        return self._place.link(name)
+
+    @contextmanager
+    def _asked(self, name: str) -> Iterator[None]:
+        """Ask about `name` in this block, with errors of ours."""
+        with self._silence.heeded(), translated(self.url, name):
+            yield
+
+    def put_file(self, name: str, path: Path, *, encoding: str | None = None) -> None:
+        """Store the file at `path` under `name`, overwriting: names and bytes are deterministic.
+
+        `encoding` is the `Content-Encoding` that its bytes have; a bucket serves it with them.
+
+        It is gone from `path` then: moved where that is the same disk, else copied. After an error it may be.
+        """
+        with self._asked(name):
+            self._place.put_file(name, path, encoding)
+            path.unlink(missing_ok=True)
+
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """Store a small object under `name`, overwriting."""
+        with self._asked(name):
+            self._place.put_bytes(name, data)
+
+    def settle(self, name: str) -> None:
+        """Return when an object that somebody has stored has reached the disk."""
+        with self._asked(name):
+            self._place.settle(name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Store a small object unless `name` exists; whether what stands there is ours."""
+        with self._asked(name):
+            return self._place.create(name, data)
+
+    def get(self, name: str) -> bytes | None:
+        """A small object whole; None when there is none."""
+        with self._asked(name):
+            return self._place.get(name)
+
+    def head(self, name: str) -> Stored | None:
+        """What there is under `name`."""
+        with self._asked(name):
+            meta = self._place.head(name)
+        return Stored(meta["size"], meta["e_tag"], meta["last_modified"]) if meta is not None else None
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """All object names below a folder."""
+        return (name for name, _ in self.listed(prefix))
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """All object names below a folder, with the times of their latest change."""
+        return ((name, stored.changed_at) for name, stored in self.objects(prefix))
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, Stored]]:
+        """All objects below a folder; those of one folder come one after the other.
+
+        What is reached through a link stays out: whoever removes what is listed must not reach other files.
+        """
+        with self._asked(prefix):
+            if self._place.is_absent():
+                return
+            listed = self._place.listed(prefix)
+            for folder, found in groupby(listed, key=lambda meta: meta["path"].rpartition("/")[0]):
+                if not self._place.is_linked(folder):
+                    for meta in found:
+                        yield meta["path"], Stored(meta["size"], meta["e_tag"], meta["last_modified"])
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects; one that is gone already does not matter."""
+        if names:
+            with self._asked(names[0]):
+                self._place.remove(names)
+
+    def remove_folder(self, prefix: str) -> None:
+        """Remove a folder whose objects are gone, with what killed writes left in it and no list shows."""
+        with self._asked(prefix):
+            self._place.remove_folder(prefix)
+
+    def digest(self, name: str) -> tuple[int, str] | None:
+        """Size and SHA-256 (hex) of what is stored, read whole in pieces; None when there is nothing."""
+        size, digest = 0, hashlib.sha256()
+        with self._asked(name):
+            try:
+                for piece in self._place.read(name):
+                    size += len(piece)
+                    digest.update(piece)
+            except MISSING:
+                return None
+        return size, digest.hexdigest()
+
+    async def stream(
+        self, name: str, start: int, end: int, *, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Bytes `start` up to but without `end`; for large objects, in pieces.
+
+        Whoever wants all of an object gives its `size`, and it is asked for as a whole. Raises
+        `StorageFailure`, also when there are fewer bytes.
+        """
+        missing = end - start
+        with self._asked(name):
+            async for piece in self._place.stream(name, start, end, size=size):
+                missing -= len(piece)
+                yield piece
+        if missing:
+            raise StorageFailure("storage_unavailable", f"{name} ends {missing} bytes early in the storage")
+
+    def read_manifest(self, kind: Kind, prediction_id: str) -> Manifest | None:
+        """The manifest of a prediction; None when nothing is committed. Raises as `manifests.read` does, too.
+
+        That of another one, which somebody has copied here, is of no use: what it tells of lies elsewhere.
+        """
+        data = self.get(manifest_name(kind, prediction_id))
+        manifest = manifests.read(data) if data is not None else None
+        if manifest is not None:
+            manifests.require_place(manifest, kind, prediction_id)
+        return manifest
+
+    def encodings(self, place: str) -> Mapping[str, str]:
+        """The `Content-Encoding` of each stored file that has one; the manifest lies at `place`."""
+        data = self.get(place) or b""
+        try:
+            manifest = manifests.read(data) if b'"encoding"' in data else None
+        except Permanent:  # the bytes of files are of use all the same
+            return {}
+        files = manifest.kept if manifest else ()
+        return {file.name: file.encoding for file in files if file.name and file.encoding}
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest unless a better one stands there; give back the one that counts."""
+        prediction = manifest.prediction
+        name = manifest_name(prediction.kind, prediction.id)
+        data = manifest.to_json()
+        if self.create(name, data):
+            return manifest
+        present = self.read_manifest(prediction.kind, prediction.id)
+        if present is not None and not manifest.replaces(present):
+            return present
+        self.put_bytes(name, data)
+        return manifest

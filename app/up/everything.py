@@ -1,0 +1,91 @@
+"""`outkeep up`: the whole of Outkeep in one terminal."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from app.core.errors import Permanent
+from app.core.handlers import Handler, job_queues
+from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
+from app.deployment import prepare
+from app.receive.listening import IN_USE, free_port, listen
+from app.settings import Settings
+from app.telemetry import logs as telemetry
+from app.telemetry.redaction import secrets_of
+from app.up.claim import claim
+from app.up.service import Child
+from app.up.supervisor import Change, Supervisor
+from app.valkey.server import Embedded
+
+ORPHANS_LEAVE = 5.0
+"""Seconds that the receiver of a killed `up` may still hold the port."""
+
+_LOUD = frozenset({Change.EXITED, Change.REFUSED, Change.KILLED})
+
+log = logging.getLogger("outkeep.up")
+
+
+def run(environment: Mapping[str, str]) -> int:
+    """Run until SIGTERM or Ctrl-C; the exit code, as `Supervisor.run` gives it.
+
+    Raises `ConfigurationError` for a configuration that is refused, `Permanent` when something else already
+    runs on the data or the port. Nothing was started then.
+    """
+    settings, handlers = prepare(environment, receives=True)
+    secrets = secrets_of(settings, handlers)
+    telemetry.configure(settings.log_level, settings.log_format, role="up", secrets=secrets)
+    with claim(settings.data):
+        port = settings.port or free_port(settings.host)
+        _await_port(settings.host, port)
+        log.info("starting", extra=_facts(settings, handlers))
+        foundation = [] if settings.redis_url else [Embedded(settings.data)]
+        if settings.port == 0:
+            # All of them must mean the same port, also in the links that handlers get.
+            environment = {**environment, "PORT": str(port), "PORT_FILE": ""}
+        return Supervisor(_children(environment, handlers), foundation=foundation, on_change=_report).run()
+
+
+def _children(environment: Mapping[str, str], handlers: Sequence[Handler]) -> list[Child]:
+    commands = {
+        "receiver": ("app.cli", "serve"),
+        PERSIST_QUEUE: ("workers", PERSIST_QUEUE),
+        NOTIFY_QUEUE: ("workers", NOTIFY_QUEUE),
+    }
+    if HANDLE_QUEUE in job_queues(handlers):
+        commands[HANDLE_QUEUE] = ("workers", HANDLE_QUEUE)
+    # -P: the folder we are started in may hold an `app` or a `redis.py` of its own.
+    return [
+        Child(name, (sys.executable, "-P", "-m", *command, "--lifeline"), dict(environment))
+        for name, command in commands.items()
+    ]
+
+
+def _await_port(host: str, port: int) -> None:
+    """Wait until nobody listens on it any more; raises `Permanent`."""
+    until = time.monotonic() + ORPHANS_LEAVE
+    while True:
+        try:
+            listen(host, port).close()
+        except Permanent as error:
+            if error.code != IN_USE or time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _report(name: str, change: Change, detail: str) -> None:
+    level = logging.WARNING if change in _LOUD else logging.INFO
+    if change is Change.READY:
+        # Nothing was asked of the children: each says itself what it does once it works.
+        level = logging.DEBUG
+    log.log(level, "%s %s%s", name, change, f": {detail}" if detail else "")
+
+
+def _facts(settings: Settings, handlers: Sequence[Handler]) -> dict[str, str]:
+    return {
+        "data": str(settings.data.absolute()),
+        "storage": settings.storage_url,
+        "handlers": ", ".join(handler.name for handler in handlers) or "none",
+    }

@@ -1,0 +1,93 @@
+"""The job as the asynchronous worker sees it: inert in itself, since Redis is not trusted to name code.
+
+RQ's own `Job` imports whatever function or instance method its hash names. This class imports nothing: the
+worker looks the name up in its closed list and hands over the coroutine function.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from rq.exceptions import DeserializationError
+from rq.queue import Queue
+from rq.timeouts import BaseDeathPenalty, JobTimeoutException
+
+from app.core.errors import Permanent
+from workers.engine.guarded_job import GuardedJob
+
+JobFunction = Callable[..., Awaitable[Any]]
+"""Called as `await function(job, *args, **kwargs)`; returns something JSON can hold, or an `rq.Retry`."""
+
+
+class AsyncJob(GuardedJob):
+    """One run of a job: admitted or refused, then a task on the loop, then an outcome for RQ.
+
+    `task` is set once the job runs, `stop_asked` when somebody has asked for its end.
+    """
+
+    function: JobFunction | None = None
+    refusal = "the worker never admitted it"
+    task: asyncio.Task[Any] | None = None
+    task_started_at: datetime | None = None
+    stop_asked = False
+
+    def admit(self, functions: Mapping[str, JobFunction]) -> bool:
+        """Look the job up in the closed list; False leaves the reason in `refusal`."""
+        self.refusal = self._reason_against(functions)
+        if self.refusal:
+            return False
+        self.function = functions[str(self.func_name)]
+        return True
+
+    def _reason_against(self, functions: Mapping[str, JobFunction]) -> str:
+        if self.forbidden:
+            return f"it asks for {', '.join(self.forbidden)}, which is never run"
+        try:
+            name, instance, args, kwargs = self.func_name, self.instance, self.args, self.kwargs
+        except DeserializationError:
+            return "its payload is not JSON of the form [name, null, [arguments], {arguments}]"
+        if not isinstance(name, str) or name not in functions:
+            return f"{str(name)[:100]!r} is not on this worker's list of jobs"
+        if instance is not None or not isinstance(args, list) or not isinstance(kwargs, dict):
+            return "its payload is not of the form [name, null, [arguments], {arguments}]"
+        return ""
+
+    async def run(self) -> Any:
+        """Run the function on the loop, cancelled at the job's time-out.
+
+        Raises JobTimeoutException then, and otherwise whatever the function raises.
+        """
+        assert self.function is not None
+        seconds = self.timeout or Queue.DEFAULT_TIMEOUT
+        try:
+            async with asyncio.timeout(seconds if seconds > 0 else None) as deadline:
+                return await self.function(self, *self.args, **self.kwargs)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise JobTimeoutException(f"Task exceeded maximum timeout value ({seconds} seconds)") from error
+        except (SystemExit, KeyboardInterrupt) as error:  # on the loop these would end all other jobs as well
+            raise RuntimeError(f"the job tried to end the worker with {type(error).__name__}") from error
+
+    @property
+    def func(self) -> None:
+        """Nothing: what RQ would import here is never imported."""
+
+    def perform(self) -> Any:
+        """Give RQ the outcome of the task that has ended, or refuse for good without using up retries."""
+        if self.task is None:
+            self.retries_left = 0
+            raise Permanent("job_refused", f"job {self.id} was not run: {self.refusal}")
+        self.started_at = self.task_started_at  # RQ has just set it to the end of the run
+        return self.task.result()
+
+
+class NoDeathPenalty(BaseDeathPenalty):
+    """The loop cancels at the deadline; RQ's own way is a signal, which works in the main thread only."""
+
+    def setup_death_penalty(self) -> None:
+        """Nothing to set up."""
+
+    def cancel_death_penalty(self) -> None:
+        """Nothing to cancel."""

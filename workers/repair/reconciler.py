@@ -1,0 +1,180 @@
+"""When reconciliation runs, in a thread of the persist workers: a pass every minute, and asking beside it."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from app.accept.inbox import connect
+from app.accept.spool import Spool
+from app.core.names import PERSIST_QUEUE
+from app.core.reconciling import TAKEN
+from app.deployment import Deployment
+from app.reconcile import memory as reconcile_memory
+from app.reconcile.memory import Memory
+from app.reconcile.one import Report
+from app.reconcile.passes import reconciler_of
+from app.telemetry.tally import Tally
+from app.telemetry.trouble import Trouble
+from workers.repair.asking import AGAIN, Asking
+
+EVERY = 60.0
+"""Seconds from the end of one complete pass to the begin of the next, whoever makes it."""
+
+LOOK = 2.0
+"""Seconds between two looks at whose turn it is: after a start nobody has to wait for a minute."""
+
+PATIENCE = 60.0
+"""Seconds that a pass waits, once Redis answers, for what is in the spool of this host."""
+
+TIMEOUT = 5.0
+"""Seconds after which a silent Redis is an error."""
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+"""Goes on until it is cancelled."""
+
+log = logging.getLogger("outkeep.reconcile")
+
+
+@contextmanager
+def reconciling(
+    queue: str,
+    deployment: Deployment,
+    *,
+    every: float = EVERY,
+    again: float = AGAIN,
+    patience: float = PATIENCE,
+) -> Iterator[None]:
+    """What the worker process of a queue does for it while the block lasts."""
+    if queue != PERSIST_QUEUE:
+        yield
+        return
+    with closing(connect(deployment.redis_url, timeout=TIMEOUT)) as redis:
+        with suppress(RedisError):  # the next start counts for the first, then
+            Memory(redis).note_start(deployment.clock())
+        works: list[Work] = []
+        if deployment.settings.api_token is not None:
+            works.append(
+                Asking(deployment, redis, again=again).work
+            )  # whatever else is off: nothing else would tell
+            if deployment.settings.reconciles != "off":
+                works.append(Passes(deployment, redis, every=every, patience=patience).work)
+        with _thread(works):
+            yield
+
+
+@contextmanager
+def _thread(works: Sequence[Work]) -> Iterator[None]:
+    """A thread with an event loop that runs all of them until the end of the block."""
+    running = Running(works)
+    thread = threading.Thread(target=running.run, name="reconcile", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        running.stop()
+        thread.join(timeout=2)  # it may be killed anywhere, so nobody waits for it
+
+
+class Running:
+    """Works that go on until they are stopped from another thread."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self._works = works
+        self._ended = threading.Event()
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
+
+    def run(self) -> None:
+        """Run them until `stop`."""
+        asyncio.run(self._until_stopped())
+
+    def stop(self) -> None:
+        """End what is on its way, and `run`."""
+        self._ended.set()
+        if self._running is not None:
+            loop, task = self._running
+            with suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(task.cancel)
+
+    async def _until_stopped(self) -> None:
+        all_of_them = asyncio.create_task(self._together())
+        self._running = (asyncio.get_running_loop(), all_of_them)
+        if self._ended.is_set():
+            all_of_them.cancel()
+        with suppress(asyncio.CancelledError):
+            await all_of_them
+
+    async def _together(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for work in self._works:
+                group.create_task(work())
+
+
+class Passes:
+    """Makes a pass whenever one is due, until it is cancelled."""
+
+    def __init__(self, deployment: Deployment, redis: Redis, *, every: float, patience: float) -> None:
+        settings = deployment.settings
+        self._deployment = deployment
+        self._redis = redis
+        self._memory = Memory(redis)
+        self._every = every
+        self._spool = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
+        self._patience = patience
+        self._waiting_since: float | None = None
+        self._trouble = Trouble("reconciliation", every)
+
+    async def work(self) -> None:
+        """Make them."""
+        while True:
+            wait = LOOK
+            try:
+                await self._turn()
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end it for good
+                self._trouble.begins(error)
+                self._waiting_since = None
+                wait = self._every
+            await asyncio.sleep(wait)
+
+    async def _turn(self) -> None:
+        """Make a pass if one is due, and nobody else does."""
+        age = await asyncio.to_thread(reconcile_memory.age, self._redis, self._deployment.clock.time())
+        if age is not None and 0 <= age < self._every:
+            return
+        if await asyncio.to_thread(self._is_about_to_come_in):
+            return
+        with self._memory.turn() as ours:
+            if ours:
+                await self._pass()
+
+    def _is_about_to_come_in(self) -> bool:
+        """Whether deliveries in the spool should be first: the API does not tell their query and context."""
+        try:
+            waiting = self._spool.waiting()
+        except OSError:  # readiness says why
+            waiting = []
+        if not waiting:
+            self._waiting_since = None
+            return False
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        return now - self._waiting_since < self._patience
+
+    async def _pass(self) -> None:
+        report, tally = Report(), Tally()
+        try:
+            deployment = self._deployment
+            async with reconciler_of(deployment, self._redis, deployment.clock, tally=tally) as reconciler:
+                await reconciler.run(report)
+            self._trouble.ends()
+        finally:
+            await asyncio.to_thread(tally.flush, self._redis)
+            if report.taken:
+                found = {found: sum(counts[found] for counts in report.counts.values()) for found in TAKEN}
+                log.info("reconciled", extra={str(one): count for one, count in found.items()})

@@ -1,0 +1,246 @@
+"""Follow-up predictions: one for each parent and handler, however often the job runs.
+
+Three memories keep it so: the outcome file beside the parent's manifest, which also the arrival of the
+follow-up writes; the intent in Redis, written before the API is asked; and Replicate's own list, where a run
+that finds an intent without a child looks for what an earlier run may have created.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, cast
+from uuid import uuid4
+
+from redis.exceptions import RedisError
+
+from app.accept.records import Arrival, Records
+from app.core import event as events
+from app.core import templates
+from app.core.context import ContextKeys, Lineage, followed, lineage, webhook_url
+from app.core.creations import fingerprint
+from app.core.errors import OutkeepError, Permanent, Transient
+from app.core.handlers import Handler
+from app.core.manifest import KeptFile, Manifest, Receipt, format_time
+from app.core.models import Model
+from app.core.names import Kind
+from app.core.outputs import joined_text
+from app.core.prediction import from_object, parse_time
+from app.core.targets import FollowUp
+from app.replicate.client import Api
+from app.replicate.creation import UNCERTAIN, Creator
+from app.replicate.creation_limit import CreationLimit
+from app.replicate.follow_ups import LOCK_TTL, FollowUps, Intent, Place
+from app.storage import told as outcome_files
+from app.storage.store import Storage
+from workers.tell.handing_over import HandingOver
+from workers.tell.links import Links
+
+DEEPEST = 10
+"""How many follow-ups may follow one another: a handler that wants what it has made would go on for ever."""
+
+SETTLE = 120.0
+"""Seconds after which Replicate's list shows a prediction if it was created."""
+
+LOOK_BACK = timedelta(hours=1)
+"""How long before an intent the search for what came of it begins: times of creation are Replicate's."""
+
+EVENTS = ("completed",)
+
+log = logging.getLogger("outkeep.notify")
+
+
+@dataclass(frozen=True)
+class Follow:
+    """What a follow-up is made with. `base_url` is ours as Replicate reaches it; None: it does not."""
+
+    creator: Creator
+    api: Api
+    follow_ups: FollowUps
+    limit: CreationLimit
+    records: Records
+    storage: Storage
+    files: HandingOver
+    links: Links
+    keys: ContextKeys
+    base_url: str | None
+    clock: Callable[[], datetime]
+    settle: float = SETTLE
+
+    async def make(self, handler: Handler, manifest: Manifest) -> str:
+        """Make the follow-up that `handler` wants of a prediction, or find it; its id.
+
+        Raises `Permanent` for what cannot be made, and `Transient`: some only put off, without an attempt.
+        """
+        target = cast(FollowUp, handler.target)
+        place = (handler.name, manifest.prediction.kind, manifest.prediction.id)
+        told = await asyncio.to_thread(outcome_files.read, self.storage, *place)
+        if told is not None and told.child is not None:
+            return told.child
+        async with self._alone(place) as owner:
+            intent = await asyncio.to_thread(self.follow_ups.intent, place)
+            child = await self._earlier(place, intent) if intent is not None else None
+            context = self._context(handler, manifest)
+            if child is None:
+                child = await self._create(place, owner, target, manifest, context)
+            await asyncio.to_thread(self._note, child, target.model, context)
+            return child
+
+    async def _earlier(self, place: Place, intent: Intent) -> str | None:
+        """What an earlier run has created; None when it has created nothing.
+
+        Raises `Transient` (`follow_up_sought`) while that cannot be told.
+        """
+        if intent.child is not None:
+            return intent.child
+        try:
+            child = await self._find(place, intent)
+        except Permanent as error:
+            # Whether it was made is not known then, and never known for good.
+            raise Transient("follow_up_sought", f"an earlier run is looked for: {error.message}") from error
+        if child is not None:
+            log.warning("a follow-up that an earlier run had created is found", extra=_facts(place, child))
+            await asyncio.to_thread(self.follow_ups.remember, place, intent, child)
+            return child
+        left = self.settle - (self.clock() - datetime.fromisoformat(intent.at)).total_seconds()
+        if left > 0:
+            reason = "an earlier run may have created the follow-up, which Replicate does not list yet"
+            raise Transient("follow_up_sought", reason, retry_after=min(left, 10.0))
+        return None
+
+    async def _create(
+        self, place: Place, owner: str, target: FollowUp, manifest: Manifest, context: Mapping[str, Any]
+    ) -> str:
+        wait = await asyncio.to_thread(self.limit.take)
+        if wait > 0:
+            raise Transient(
+                "creations_limited", "as many predictions as may be are created", retry_after=wait
+            )
+        given = await self._input(target, manifest)
+        webhook = self._webhook(context)
+        intent = Intent(format_time(self.clock()), fingerprint(given), target.model.version, webhook)
+        if not await asyncio.to_thread(self.follow_ups.intend, place, owner, intent):
+            raise _busy()
+        try:
+            created = await self.creator.create(
+                target.model, given, webhook=webhook, events=EVENTS, cancel_after=target.cancel_after
+            )
+        except OutkeepError as error:
+            if error.code not in UNCERTAIN:
+                await asyncio.to_thread(self.follow_ups.forget, place)
+            raise
+        child = str(created["id"])
+        log.info("follow-up created", extra=_facts(place, child))
+        await asyncio.to_thread(self.follow_ups.remember, place, intent, child)
+        return child
+
+    async def _input(self, target: FollowUp, manifest: Manifest) -> dict[str, Any]:
+        data = events.whole(manifest, self.links(manifest))
+        # A number stands for the same output whether others were lost, and whether inputs are kept.
+        outputs = [file for file in manifest.files if not file.is_input]
+        for number in templates.files_named(target.input, len(outputs)):
+            _require_kept(number, outputs[number])
+        text = joined_text(manifest.prediction.output)
+        if text is not None and not templates.looks_into(target.input, "output"):
+            data["output"] = text  # a model that takes a text takes no list of tokens
+        entries = {entry["name"]: entry for entry in data["files"]}
+        data["files"] = [entries.get(file.name) for file in outputs]
+        if self.base_url is None:
+            for number in sorted(templates.files_used(target.input, len(outputs))):
+                data["files"][number]["url"] = await self.files.upload(manifest, outputs[number])
+        return cast(dict[str, Any], templates.render(target.input, data))
+
+    async def _find(self, place: Place, intent: Intent) -> str | None:
+        since = datetime.fromisoformat(intent.at) - LOOK_BACK
+        async for item in self.api.newest(Kind.PREDICTION, since):
+            created = parse_time(item.get("created_at"))
+            if created is not None and created < since:
+                break
+            identity = item.get("id")
+            if not isinstance(identity, str) or not _may_be(item, intent):
+                continue
+            whole = await self.api.one(Kind.PREDICTION, identity)
+            if _is(whole, intent) and await asyncio.to_thread(self.follow_ups.claim, place, identity):
+                return identity
+        return None
+
+    def _context(self, handler: Handler, manifest: Manifest) -> dict[str, Any]:
+        """What is signed into the webhook of the follow-up; raises `Permanent` when the line is too long."""
+        prediction, given = manifest.prediction, manifest.receipt.context
+        before = lineage(given)
+        depth = before.depth + 1 if before else 1
+        if depth > DEEPEST:
+            raise Permanent(
+                "follow_up_too_deep",
+                f"it would be follow-up number {depth} in a row, and {DEEPEST} is the most: does handler "
+                f"{handler.name!r} want what it makes itself? `model` tells them apart",
+            )
+        return followed(given, Lineage(prediction.kind, prediction.id, handler.name, depth))
+
+    def _webhook(self, context: Mapping[str, Any]) -> str | None:
+        return webhook_url(self.base_url, Kind.PREDICTION, context, self.keys) if self.base_url else None
+
+    def _note(self, child: str, model: Model, context: dict[str, Any]) -> None:
+        """Let the live view know what is coming, and what it follows: not every way back tells that."""
+        raw = {"id": child, "status": "starting", "model": model.name}
+        before = lineage(context)
+        receipt = Receipt(
+            self.clock(), None, "run", context=context, parent=before.parent if before else None
+        )
+        is_asked_for = self.base_url is None  # it has no webhook, then
+        arrival = Arrival(from_object(raw, Kind.PREDICTION), b"", receipt, None, is_asked_for=is_asked_for)
+        self.records.accept([arrival], self.clock())
+
+    @asynccontextmanager
+    async def _alone(self, place: Place) -> AsyncIterator[str]:
+        """Hold the lock of one follow-up; raises `Transient` while another run does."""
+        owner = uuid4().hex
+        if not await asyncio.to_thread(self.follow_ups.lock, place, owner):
+            raise _busy()
+        renewing = asyncio.create_task(self._renew(place, owner))
+        try:
+            yield owner
+        finally:
+            renewing.cancel()
+            with suppress(RedisError):  # else it expires
+                await asyncio.to_thread(self.follow_ups.release, place, owner)
+
+    async def _renew(self, place: Place, owner: str) -> None:
+        while True:
+            await asyncio.sleep(LOCK_TTL / 4)
+            with suppress(RedisError):
+                await asyncio.to_thread(self.follow_ups.renew, place, owner)
+
+
+def _may_be(item: Mapping[str, Any], intent: Intent) -> bool:
+    """Whether an item of a list, which can lack keys and what is long, may be what was intended."""
+    if isinstance(item.get("webhook"), str):
+        return bool(item["webhook"] == intent.webhook)
+    if item.get("input") is None:
+        return True
+    return fingerprint(item.get("input")) == intent.input
+
+
+def _is(whole: Mapping[str, Any], intent: Intent) -> bool:
+    """Whether a prediction is what was intended: by its webhook, which we signed, else by its whole input."""
+    if isinstance(whole.get("webhook"), str):
+        return bool(whole["webhook"] == intent.webhook)
+    if intent.version is not None and whole.get("version") not in {None, intent.version}:
+        return False
+    return fingerprint(whole.get("input")) == intent.input
+
+
+def _require_kept(number: int, file: KeptFile) -> None:
+    if file.error is not None:
+        raise Permanent("file_lost", f"{{files[{number}]}} was lost ({file.error}): no follow-up is made")
+
+
+def _busy() -> Transient:
+    return Transient("follow_up_running", "another run creates this follow-up", retry_after=5.0)
+
+
+def _facts(place: Place, child: str) -> dict[str, str]:
+    handler, kind, prediction_id = place
+    return {"handler": handler, "kind": str(kind), "id": prediction_id, "child": child}
