@@ -1,4 +1,9 @@
-"""The command `outkeep`: the third composition root."""
+"""The command `outkeep`: the third composition root.
+
+The way in is `root`, which loads the module of a command only when that command is called. A command reads
+arguments, calls one of the packages below and prints: rules and repairs do not belong here, and no error
+reaches a person as a traceback.
+"""
 
 import os
 
