@@ -15,12 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from app.accept.claim_check import ClaimCheck
-from app.accept.drain import TIMEOUT as DRAIN_TIMEOUT
-from app.accept.drain import Drainer
 from app.accept.inbox import Inbox, connect
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records
-from app.accept.spool import Spool
+from app.accept.spool import TIMEOUT as DRAIN_TIMEOUT
+from app.accept.spool import Drainer, Spool
 from app.clock import Clock, lend_to_rq
 from app.core.addresses import Proxies
 from app.core.context import context_keys, webhook_path
@@ -37,19 +36,17 @@ from app.health.readiness import Health
 from app.receive.bodies import Bodies
 from app.receive.endpoint import Receiver, http_error, internal_error
 from app.receive.files import Files
-from app.receive.floods import Floods
 from app.receive.headers import ON_EVERY_ANSWER, Gate
 from app.receive.keyring import KeyRing, ring_of
-from app.receive.lateness import Lateness
 from app.receive.limits import Limits
 from app.receive.listening import listen
 from app.receive.protocol import BoundedProtocol, Seats
-from app.receive.senders import Cog, Replicate, Sender
+from app.receive.rate_limit import Floods
+from app.receive.senders import Cog, Lateness, Replicate, Sender
 from app.storage.identity import Identity
 from app.storage.store import Storage
 from app.telemetry.interrupts import Ending
-from app.telemetry.memory import give_back_large_blocks
-from app.telemetry.open_files import open_more_files
+from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
 

@@ -12,11 +12,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.core import notation
-from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError, Permanent
-from app.core.hosts import HostRules
-from app.core.keys import VerifyingKey, parse_verifying_keys
+from app.core.hosts import AllowedHosts, HostRules
 from app.core.links import parse_secret_keys
+from app.core.signature import VerifyingKey, parse_verifying_keys
 
 _PREFIX = "OUTKEEP_"
 _OF_A_SERVICE = re.compile(

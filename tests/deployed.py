@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.receive.listening import free_port
-from app.valkey.program import program
+from app.valkey.server import program
 from tests import container
 
 SERVICES: dict[str, dict[str, Any]] = container.compose()["services"]

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from app.valkey.program import program
+from app.valkey.server import program
 from tests.receive.web import wait_until
 from tests.wrong_clock import WrongClock
 

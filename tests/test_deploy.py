@@ -19,11 +19,11 @@ from redis import Redis
 from app.cli.root import cli
 from app.core import notation
 from app.core.findings import DURABLE
-from app.core.targets import MEMORY
+from app.core.handlers import MEMORY
 from app.main import GRACE as RECEIVER_GRACE
 from app.settings import VARIABLES, Settings
 from app.up.lifeline import GRACE as WORKER_GRACE
-from app.valkey.program import program
+from app.valkey.server import program
 from tests import container
 from tests.deployed import OURS, REQUIRED, SERVICES, Deployed
 

@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars
 
 from app.core.errors import OutkeepError, Permanent, Rejected
 from app.core.names import ID, Kind
-from app.core.tries import Tries
+from app.core.policy import Tries
 from workers.keep.persist import Persist
 from workers.tell.attempt import Delivery
 from workers.tell.notify import Notify

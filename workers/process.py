@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from app.accept.inbox import connect as hasty
 from app.clock import lend_to_rq
-from app.core.certificates import redis_fault
+from app.core.bucket_faults import redis_fault
 from app.core.errors import ConfigurationError, Permanent
 from app.core.fleet import Process
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
@@ -27,9 +27,8 @@ from app.storage.identity import Identity
 from app.storage.store import Storage
 from app.telemetry import logs as telemetry
 from app.telemetry.interrupts import Ending
-from app.telemetry.memory import give_back_large_blocks
-from app.telemetry.open_files import open_more_files
 from app.telemetry.redaction import secrets_of
+from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.up import lifeline
 from app.valkey.processes import bounded, in_child
 from workers.engine import handle

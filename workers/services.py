@@ -14,17 +14,15 @@ from redis.retry import Retry
 from app.accept.inbox import TIMEOUT as REDIS_TIMEOUT
 from app.accept.records import Records
 from app.core.context import context_keys
-from app.core.downstream import Downstream, share_of
 from app.core.handlers import needs_token
 from app.core.inputs import Uploads
 from app.core.links import link_keys
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
-from app.core.shares import PART, Shares
+from app.core.shares import PART, Downstream, Shares, share_of
 from app.deployment import Deployment
 from app.maintain.handler_states import HandlerStates
 from app.replicate.client import connected
-from app.replicate.creation import creating
-from app.replicate.creation_limit import CreationLimit
+from app.replicate.creation import CreationLimit, creating
 from app.replicate.follow_ups import FollowUps
 from app.replicate.guard import guarded_session
 from app.replicate.places import Places
@@ -33,20 +31,14 @@ from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
 from workers import jobs
 from workers.keep.collect import PARALLEL_FILES, Collector, Limits
-from workers.keep.dispatch import Dispatcher
-from workers.keep.fetch import Fetcher
+from workers.keep.fetch import Fetcher, InputFetcher, OwnFiles
 from workers.keep.inputs import Inputs
 from workers.keep.output_file import Keeper
-from workers.keep.own_files import OwnFiles
-from workers.keep.persist import Persist
+from workers.keep.persist import Dispatcher, Persist
 from workers.keep.scratch import scratch
-from workers.keep.uploads import InputFetcher
-from workers.tell.attempt import Attempts
-from workers.tell.follow import Follow
-from workers.tell.handing_over import HandingOver
-from workers.tell.links import Links, signed_links
+from workers.tell.attempt import TIMEOUT, Attempts, Post
+from workers.tell.follow import Follow, HandingOver, Links, signed_links
 from workers.tell.notify import Notify
-from workers.tell.post import TIMEOUT, Post
 
 Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
 """Job name → coroutine function of the RQ job and its arguments: nothing else is ever run."""

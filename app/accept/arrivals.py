@@ -1,9 +1,10 @@
-"""A verified delivery made ready for `Records.accept`: a terminal one comes with its persist job."""
+"""What of a large event is needed to fetch its outputs, while no storage takes the event itself."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from redis import Redis
@@ -12,9 +13,25 @@ from app.accept import queues
 from app.accept.records import LARGE, Arrival
 from app.core.errors import Unusable
 from app.core.manifest import Receipt
-from app.core.outline import outline
+from app.core.outputs import MAX_SPOTS, bare, find_spots, is_inline
 from app.core.policy import PERSIST_MARGIN, keep_until
 from app.core.prediction import Prediction
+
+KEYS = ("id", "status", "model", "version", "created_at", "completed_at")
+"""What stays as it is; input and logs, which make most events large, are left out."""
+
+
+def outline(raw: Mapping[str, Any], *, limit: int) -> bytes | None:
+    """A terminal object without its input, logs, text and inline files, as JSON of `limit` bytes at most.
+
+    None when that is not possible, or there is nothing to fetch.
+    """
+    output = bare(raw.get("output"))
+    if all(is_inline(spot.source) for spot in islice(find_spots(output), MAX_SPOTS)):
+        return None
+    short = {key: raw[key] for key in KEYS if key in raw} | {"output": output}
+    body = json.dumps(short).encode()
+    return body if len(body) <= limit else None
 
 
 def body_of(raw: Mapping[str, Any]) -> bytes:

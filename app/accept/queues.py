@@ -17,6 +17,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
+from app.core.handlers import NOTIFY_TIMEOUT, Call
 from app.core.names import (
     NOTIFY_JOB,
     NOTIFY_QUEUE,
@@ -28,7 +29,6 @@ from app.core.names import (
     persist_job_id,
     replay_job_id,
 )
-from app.core.targets import NOTIFY_TIMEOUT, Call
 
 RESULT_TTL = 3600
 """Seconds for which the id of a finished job blocks the same job; records guard for longer."""

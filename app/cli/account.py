@@ -12,10 +12,10 @@ from app.cli.look import open_storage
 from app.cli.terminal import say
 from app.core.context import context_keys, webhook_url
 from app.core.errors import ConfigurationError, Permanent
-from app.core.keys import generate_secret
 from app.core.links import link_keys, signed_url
 from app.core.names import ID, MANIFEST_NAME, Kind
 from app.core.request import parse_context
+from app.core.signature import generate_secret
 from app.receive.keyring import fetch_secret
 from app.settings import load
 

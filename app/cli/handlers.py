@@ -12,8 +12,7 @@ from app import deployment
 from app.accept.inbox import connect
 from app.cli.look import TIMEOUT
 from app.cli.terminal import table
-from app.core.handlers import Handler
-from app.core.targets import Call, Target
+from app.core.handlers import Call, Handler, Target
 from app.maintain.backlog import backlog, by_place, telling_queues
 from app.maintain.handler_states import HandlerState, HandlerStates
 

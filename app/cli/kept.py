@@ -1,8 +1,9 @@
 """What a finished prediction left: shown on standard output, and judged for the exit code."""
 
 import json
+import re
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -11,6 +12,7 @@ from app.core.errors import Permanent
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import Kind, object_name
 from app.core.outputs import joined_text
+from app.core.prediction import Prediction
 from app.storage.store import Storage
 
 
@@ -73,3 +75,118 @@ def require_success(manifest: Manifest) -> None:
         )
     if manifest.lost:
         raise Permanent("lost", f"{len(manifest.lost)} outputs of {prediction.id} are lost")
+
+
+_BAR = re.compile(r"\s*(?P<percent>[0-9]{1,3})%\s*\|.*\|\s*[0-9]+/[0-9]+", re.ASCII)
+"""A line of tqdm, of which most models are made."""
+
+_TAIL = 20_000
+"""Characters of the logs in which the latest line is looked for."""
+
+
+def percentage(logs: str) -> int | None:
+    """The latest percentage, 0 to 100; None when the model tells none."""
+    for line in reversed(re.split(r"[\r\n]", logs[-_TAIL:])):
+        found = _BAR.match(line)
+        if found:
+            return min(int(found["percent"]), 100)
+    return None
+
+
+def bar(percent: int, *, width: int = 30) -> str:
+    """`[#####     ]  45%`."""
+    filled = width * percent // 100
+    return f"[{'#' * filled}{' ' * (width - filled)}] {percent:3}%"
+
+
+def grown(before: str, after: str) -> str:
+    """What to print so that `after` stands where `before` does; all of it when it did not merely grow."""
+    return after.removeprefix(before) if after.startswith(before) else f"\n{after}"
+
+
+_CLEAR = "\r\x1b[K"
+_STEP = 10
+
+
+class Display(Protocol):
+    """What is told of a prediction, in this order."""
+
+    def show(self, prediction: Prediction) -> None:
+        """How it is now."""
+
+    def warn(self, text: str) -> None:
+        """Something takes long, or failed for a while."""
+
+    def end(self) -> None:
+        """Leave the cursor at the begin of a line; `show` may come again."""
+
+    @property
+    def has_shown_text(self) -> bool:
+        """Whether text that it made was printed already."""
+
+
+class Lines:
+    """On standard error, a line when the status or the tenth of the way changes."""
+
+    has_shown_text = False
+
+    def __init__(self) -> None:
+        self._latest = ""
+
+    def show(self, prediction: Prediction) -> None:
+        """Print a line unless it would be the same as before."""
+        percent = percentage(prediction.logs)
+        state = prediction.status
+        if percent is not None and not prediction.is_terminal:
+            state += f" {percent // _STEP * _STEP}%"
+        if state != self._latest:
+            say(f"{prediction.id} {state}", err=True)
+        self._latest = state
+
+    def warn(self, text: str) -> None:
+        """Print it."""
+        say(text, err=True)
+
+    def end(self) -> None:
+        """Nothing is left open."""
+
+
+class Terminal:
+    """A bar on standard error; text on standard output as it grows, from then on without the bar."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._line = ""
+
+    @property
+    def has_shown_text(self) -> bool:
+        """Whether it has begun."""
+        return bool(self._text)
+
+    def show(self, prediction: Prediction) -> None:
+        """Print what is new."""
+        text = joined_text(prediction.output)
+        if text is not None and text != self._text:
+            self._redraw("")
+            flow(grown(self._text, text))
+            self._text = text
+        elif not self._text:
+            percent = percentage(prediction.logs)
+            shown = f" {bar(percent)}" if percent is not None else ""
+            self._redraw(f"{prediction.status}{shown}")
+
+    def warn(self, text: str) -> None:
+        """Print it on a line of its own."""
+        self.end()
+        say(text, err=True)
+
+    def end(self) -> None:
+        """Take the bar away, or end the line of text."""
+        self._redraw("")
+        if self._text and not self._text.endswith("\n"):
+            click.echo()
+
+    def _redraw(self, line: str) -> None:
+        if line != self._line:
+            click.echo(f"{_CLEAR}{line}", nl=False, err=True)
+        self._line = line

@@ -17,12 +17,11 @@ from app.accept.inbox import connect
 from app.accept.records import Record, Records
 from app.cli.terminal import say, table
 from app.core import notation
-from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError
-from app.core.hosts import HostRules
+from app.core.hosts import AllowedHosts, HostRules
 from app.core.manifest import format_time
 from app.core.names import QUARANTINE
-from app.maintain.failures import failures
+from app.maintain.replay import failures
 from app.settings import VARIABLES, Settings, load
 from app.storage.identity import require
 from app.storage.store import Storage

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from app.core.errors import Permanent
-from app.core.models import Model, parse_runnable
 from app.core.notation import cancel_after
-from app.core.request import LocalFile, local_files, parse_context, parse_input
+from app.core.request import LocalFile, Model, local_files, parse_context, parse_input, parse_runnable
 
 
 @click.command("run")

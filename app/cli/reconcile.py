@@ -15,18 +15,16 @@ from redis import Redis
 
 from app import deployment
 from app.accept.inbox import connect
+from app.cli.kept import bar
 from app.cli.look import TIMEOUT
-from app.cli.moment import parse_moment
-from app.cli.terminal import say
+from app.cli.terminal import parse_moment, say
 from app.core.errors import ConfigurationError, Permanent
 from app.core.manifest import format_time
 from app.core.names import Kind
-from app.core.progress import bar
 from app.core.reconciling import Found
 from app.deployment import Deployment
 from app.reconcile.memory import Memory
-from app.reconcile.one import Report
-from app.reconcile.passes import Tell, reconciler_of, say_nothing
+from app.reconcile.passes import Report, Tell, reconciler_of, say_nothing
 from app.storage.identity import require
 from app.storage.store import Storage
 from app.telemetry.tally import Tally

@@ -11,8 +11,7 @@ from app import deployment
 from app.accept.inbox import connect
 from app.accept.records import Records
 from app.cli.look import TIMEOUT
-from app.cli.moment import parse_moment
-from app.cli.terminal import say
+from app.cli.terminal import parse_moment, say
 from app.clock import Clock, clock_of
 from app.core.errors import Permanent
 from app.core.names import ID

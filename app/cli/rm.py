@@ -17,8 +17,7 @@ from app.clock import clock_of
 from app.core.errors import Permanent
 from app.core.names import COUNTERS, ID, Kind
 from app.core.vocabulary import REMOVED
-from app.maintain.local_copies import LocalCopies
-from app.maintain.removal import Found, Removal
+from app.maintain.removal import Found, LocalCopies, Removal
 from app.settings import load
 from app.storage.identity import require
 from app.storage.store import Storage

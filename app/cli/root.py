@@ -116,7 +116,7 @@ def _of_redis(error: Exception) -> str | None:
     """What to tell a person of an error of Redis' client; None for any other."""
     from redis.exceptions import AuthenticationError, RedisError
 
-    from app.core.certificates import redis_fault
+    from app.core.bucket_faults import redis_fault
 
     if not isinstance(error, RedisError):
         return None

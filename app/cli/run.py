@@ -90,7 +90,7 @@ def healthcheck(part: str) -> None:
       outkeep healthcheck
       outkeep healthcheck persist
     """
-    from app.health import healthcheck as checks
+    from app.health import checks
     from app.settings import load
 
     settings = load(os.environ)

@@ -1,30 +1,161 @@
-"""Run a prediction from the command line: create it, follow it, cancel it when that is wanted."""
+"""Waiting on the command line: for Replicate, and with Ctrl-C until it may be heard."""
 
 import asyncio
 import json
+import os
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import click
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError
 
+from app import deployment
+from app.accept import queues
+from app.accept.claim_check import ClaimCheck
+from app.accept.inbox import connect
+from app.accept.records import Records
 from app.cli import kept
-from app.cli.live import Display, Lines, Terminal
-from app.cli.patience import interrupts_held, patiently
-from app.cli.ready import Ready, prepare
+from app.cli.kept import Display, Lines, Terminal
+from app.cli.look import TIMEOUT
 from app.cli.terminal import say
-from app.core.errors import Permanent, Transient, Unusable
+from app.clock import Clock, clock_of
+from app.core.bucket_faults import redis_fault
+from app.core.context import context_keys, seal, webhook_url
+from app.core.errors import ConfigurationError, Permanent, Transient, Unusable
 from app.core.manifest import Manifest
-from app.core.models import Model
+from app.core.names import PERSIST_QUEUE, Kind
 from app.core.prediction import Prediction
-from app.core.request import LocalFile, local_files, with_urls
-from app.replicate.answers import Object
-from app.replicate.client import connected
-from app.replicate.creation import UNCERTAIN, creating
-from app.replicate.creation_limit import CreationLimit
+from app.core.request import LocalFile, Model, local_files, with_urls
+from app.replicate.client import Object, connected
+from app.replicate.creation import UNCERTAIN, CreationLimit, creating
+from app.replicate.following import Follower
+from app.settings import Settings
+from app.storage.identity import require
 from app.storage.store import Storage
+
+TRIES = 10
+LONGEST_WAIT = 60.0
+
+_NOT_DONE = frozenset({"api_busy", "creations_limited"})
+"""Codes after which nothing was created, and nothing else is wrong."""
+
+_Result = TypeVar("_Result")
+
+
+def patiently(
+    call: Callable[[], _Result], say: Callable[[str], None], *, sleep: Callable[[float], None] = time.sleep
+) -> _Result:
+    """Do it again for as long as there are too many requests."""
+    for number in range(1, TRIES):
+        try:
+            return call()
+        except Transient as error:
+            if error.code not in _NOT_DONE:
+                raise
+            wait = min(error.retry_after or 2.0**number, LONGEST_WAIT)
+            say(f"waiting {wait:.0f} s: {error.message}")
+            sleep(wait)
+    return call()
+
+
+@contextmanager
+def interrupts_held(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Note Ctrl-C, say so, and go on: what is half done here could cost money and be known to nobody."""
+    came: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            with suppress(RuntimeError):  # it came in the middle of another line
+                say("waiting until it is known whether the prediction was created")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+STORAGE_PATIENCE = 60.0
+"""Seconds that the storage may take for a large body."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All of it."""
+
+    settings: Settings
+    token: str
+    redis: Redis
+    clock: Clock
+    context: dict[str, str]
+    webhook: str | None
+
+    @property
+    def storage(self) -> Storage:
+        """Where it will be kept."""
+        return Storage(self.settings.storage_url)
+
+    def follower(self, warn: Callable[[str], None]) -> Follower:
+        """What follows the prediction that is about to be created."""
+        records, floor = Records(self.redis, ttl=self.settings.record_ttl), self.settings.disk_floor
+        return Follower(
+            redis=self.redis,
+            records=records,
+            storage=self.storage,
+            claims=ClaimCheck(
+                self.storage, records, patience=STORAGE_PATIENCE, disk_floor=floor, clock=self.clock
+            ),
+            clock=self.clock,
+            context=self.context or None,
+            awaits_webhook=self.webhook is not None,
+            warn=warn,
+        )
+
+
+def prepare(context: dict[str, str]) -> Ready:
+    """Raises `ConfigurationError` for whatever is missing, since creating comes after this."""
+    settings, handlers = deployment.prepare(os.environ)
+    if settings.api_token is None:
+        raise ConfigurationError(["REPLICATE_API_TOKEN: not set, and nothing can be run without it"])
+    found = deployment.connect(settings, handlers)
+    redis = connect(found.redis_url, timeout=TIMEOUT)
+    _require_workers(redis, Storage(settings.storage_url))
+    keys = context_keys(found.secret_keys)
+    try:
+        seal(context, keys)
+    except Permanent as error:
+        raise click.BadParameter(error.message, param_hint="--context") from None
+    webhook = None
+    if settings.public_url is not None:
+        webhook = webhook_url(settings.public_url, Kind.PREDICTION, context or None, keys)
+    return Ready(settings, settings.api_token.get_secret_value(), redis, clock_of(redis), context, webhook)
+
+
+def _require_workers(redis: Redis, storage: Storage) -> None:
+    try:
+        require(redis, storage)
+        count = queues.worker_count(PERSIST_QUEUE, redis)
+    except AuthenticationError:
+        raise
+    except RedisError as error:
+        wrong = redis_fault(str(error))
+        problem = f"Redis: {wrong}" if wrong else f"Redis does not answer ({type(error).__name__})"
+        problem += ", so nothing could be kept"
+        raise ConfigurationError([f"{problem}; start `outkeep up`"]) from None
+    if not count:
+        problem = "no worker keeps outputs here, so nothing would be kept"
+        raise ConfigurationError([f"{problem}; start `outkeep up`, or `outkeep work persist`"])
+
 
 EVENTS = ("start", "output", "logs", "completed")
 """The webhooks that are asked for: all of them."""

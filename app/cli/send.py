@@ -16,11 +16,10 @@ import click
 
 from app.cli.terminal import say
 from app.core.errors import Permanent
-from app.core.keys import parse_signing_keys
 from app.core.manifest import format_time
 from app.core.names import ID_LETTERS
 from app.core.notation import http_url
-from app.core.signature import signed_headers
+from app.core.signature import parse_signing_keys, signed_headers
 from app.receive.keyring import fetch_secret
 from app.settings import Settings, load
 

@@ -11,8 +11,7 @@ import click
 from pydantic import ByteSize
 
 from app.cli.look import open_storage
-from app.cli.moment import parse_moment
-from app.cli.terminal import Progress, say
+from app.cli.terminal import Progress, parse_moment, say
 from app.core.names import ID, Kind, folder_name
 from app.maintain.verify import Odd, Verified, Verifier, everything
 from app.settings import load

@@ -1,4 +1,4 @@
-"""What the answer of a file host means: a file of a certain length, another address, or an error.
+"""What a `Retry-After` header asks for (RFC 9110, section 10.2.3), and the dates of HTTP.
 
 HTTP clients take too much for success: 204 and 206, and bodies that end with the connection, which may be
 cut. Here only a plain 200 with one length, or in chunks, is a file at once; what is empty, or ends with the
@@ -8,13 +8,43 @@ connection, is one when it comes twice. Nothing is decoded.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
 from app.core.content import detect
 from app.core.errors import Permanent, Transient
 from app.core.media import is_never_a_page
-from app.core.retry_after import retry_after
+
+_SECONDS = re.compile(r"[0-9]+", re.ASCII)
+_LONGEST = 1e15
+"""More than any wait; keeps the number finite when somebody sends 400 digits."""
+
+
+def retry_after(value: str | None, *, now: float) -> float | None:
+    """Seconds to wait from `now` (Unix seconds), at least 0; None when nothing sensible was asked.
+
+    Large values are kept: how long is too long is the policy's decision.
+    """
+    text = (value or "").strip(" \t")
+    if _SECONDS.fullmatch(text):
+        return min(float(text), _LONGEST)
+    moment = http_date(text)
+    return None if moment is None else max(0.0, moment.timestamp() - now)
+
+
+def http_date(value: str | None) -> datetime | None:
+    """The moment that a date of HTTP names; None for anything else."""
+    text = (value or "").strip(" \t")
+    if not text[:1].isalpha():
+        return None
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OK, _FIRST_SERVER_ERROR = 200, 500

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from app.core.findings import Finding, Level
 from app.core.handlers import Handler
-from app.core.keys import PrivateKey, SharedKey
+from app.core.signature import PrivateKey, SharedKey
 
 RECEIVER = "receiver"
 """The role of what receives; that of a worker is the name of its queue."""

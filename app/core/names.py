@@ -270,7 +270,7 @@ JOB_TOLD = "outkeep_told"
 """Field of the hash of a user's job: the end (`<status> <time>`) that the outcome file tells already."""
 
 CREATIONS = "outkeep:creations"
-"""When the next follow-up prediction may be created, by all processes (`app.replicate.creation_limit`)."""
+"""When the next follow-up prediction may be created, by all processes (`app.replicate.creation`)."""
 
 
 def follow_up_key(handler: str, kind: Kind, prediction_id: str) -> str:

@@ -1,15 +1,17 @@
 """What reconciliation makes of the API's answers: rules over plain values. Ages and waits are in seconds."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from app.core.context import ContextKeys, Query, split_query, webhook_path
 from app.core.names import Kind
-from app.core.policy import HOUR
+from app.core.policy import HOUR, LATEST_ASK, ask_delay
 from app.core.prediction import Prediction
 
 OVERLAP = 600.0
@@ -204,3 +206,69 @@ def by_urgency(items: Sequence[Prediction], now: datetime) -> list[Prediction]:
         return is_late(item, now), ended.timestamp() if ended else 0.0
 
     return sorted(items, key=key)
+
+
+class Origin(StrEnum):
+    """Where it was made, as far as that decides anything."""
+
+    ELSEWHERE = "elsewhere"
+    """With the token, by whatever program: a webhook may come."""
+    WEB = "web"
+    """On the web site."""
+    HERE = "here"
+    """By us, without a webhook: nothing tells of its end but asking for it."""
+
+
+class Awaited(NamedTuple):
+    """One of them."""
+
+    kind: Kind
+    id: str
+    origin: Origin
+
+
+def asked_again_in(found: Found, age: float | None) -> float | None:
+    """After how many seconds something created here is asked for again; None: not any more.
+
+    `age` (seconds) is since its creation; None where no record knows it.
+    """
+    # What was created just now may not be known to every server of the API.
+    too_new = found is Found.ABSENT and age is not None and age < SILENCE
+    if found in {Found.RUNNING, Found.FAILED} or too_new:
+        return LATEST_ASK if age is None else ask_delay(age)
+    return None
+
+
+SOUGHT_FOR = HOUR - 900
+"""Seconds after its end for which a prediction may wait for the job that created it; files live an hour."""
+
+
+def fingerprint(given: Any) -> str:
+    """The same for two inputs that are the same JSON, however they are written."""
+    text = json.dumps(_plain(given), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def may_wait(prediction: Prediction, now: datetime) -> bool:
+    """Whether a prediction that ended may be left to the job that perhaps created it.
+
+    Not one that names a webhook: that says itself what it follows.
+    """
+    ended = prediction.completed_at
+    return (
+        not prediction.raw.get("webhook")
+        and ended is not None
+        and now < ended + timedelta(seconds=SOUGHT_FOR)
+    )
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list():
+            return [_plain(item) for item in value]
+        case float() if value.is_integer():
+            return int(value)
+        case _:
+            return value

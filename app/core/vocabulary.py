@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from app.core.lifecycle import Repair
 from app.core.names import QUARANTINE, Kind
 from app.core.reconciling import SEEN_AGAIN, Found
-from app.core.repairs import Repair
 
 EVENTS: Final[Mapping[str, str]] = {
     # outkeep up

@@ -1,21 +1,54 @@
-"""Sets the demonstration up: `outkeep up` as a process of its own, on free ports and a folder of its own."""
+"""The handler of the demonstration: a real HTTP server that verifies what it is sent."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
 from app.accept import queues
-from app.core.errors import Permanent
+from app.core.errors import Permanent, Rejected
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
+from app.core.signature import parse_verifying_keys, verify
 from app.settings import VARIABLES
 from app.simulator import Simulator
 from app.valkey.server import running_url
+
+
+@contextmanager
+def downstream(secret: str, on_event: Callable[[dict[str, Any]], None]) -> Iterator[str]:
+    """Run it on a free port and give its URL; `on_event` is called in its threads for each genuine event."""
+    keys = parse_verifying_keys(secret)
+
+    class Downstream(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+            try:
+                verify(headers, body, keys, now=time.time())
+            except Rejected as error:
+                self.send_response(error.status)
+            else:
+                on_event(json.loads(body))
+                self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing of each request."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Downstream) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/outputs"
+        server.shutdown()
+
 
 PATIENCE = 60.0
 """Seconds after which a step counts as failed."""

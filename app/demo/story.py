@@ -16,12 +16,12 @@ from replicate.client import Client
 
 from app.accept.records import Record, Records
 from app.core.errors import ConfigurationError
-from app.core.keys import generate_secret
 from app.core.lifecycle import State
 from app.core.manifest import KeptFile
 from app.core.names import Kind
+from app.core.signature import generate_secret
 from app.demo import stage, words
-from app.demo.downstream import downstream
+from app.demo.stage import downstream
 from app.receive.listening import free_port
 from app.simulator import Simulator
 from app.storage.store import Storage

@@ -1,11 +1,16 @@
-"""What could lose data or hide trouble in a deployment, and what to do about it; Redis may be down."""
+"""What Python source defines, told without running it."""
 
+import ast
 import asyncio
 import socket
 import ssl
+import symtable
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import decode_source
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,21 +23,18 @@ from app import deployment
 from app.accept.inbox import connect
 from app.accept.spool import Spool
 from app.clock import clock_of
+from app.core import findings as job_findings
 from app.core import findings as rules
-from app.core import job_findings
 from app.core.addresses import is_private, is_public
-from app.core.bucket_faults import lacking
-from app.core.certificates import certificate_fault, redis_fault
+from app.core.bucket_faults import certificate_fault, lacking, redis_fault
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.findings import Finding, Level
-from app.core.handlers import Handler, job_queues
+from app.core.handlers import Call, FollowUp, Handler, Webhook, job_queues
 from app.core.names import CLAIMS, HANDLE_QUEUE, QUARANTINE, Kind
-from app.core.targets import Call, FollowUp, Webhook
 from app.deployment import Deployment
 from app.health import presence
-from app.health.functions import missing
+from app.health.checks import check_redis
 from app.health.readiness import disk, spooled
-from app.health.redis_checks import check_redis
 from app.health.unmended import unmended
 from app.maintain.backlog import queues_of_users
 from app.receive.keyring import fetch_secret
@@ -41,6 +43,69 @@ from app.settings import Settings, examine
 from app.storage.identity import Identity, lost
 from app.storage.store import Storage
 from app.valkey import running as embedded_trace
+
+
+def defines(source: bytes, name: str) -> bool:
+    """Whether a module of this source has `name`, as far as that shows.
+
+    Raises:
+        SyntaxError: when it is no Python of this version; ValueError when it is no text.
+    """
+    text = decode_source(source)
+    tree = ast.parse(text)
+    stars = (node.names[0].name == "*" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    if any(stars):
+        return True
+    symbols = symtable.symtable(text, "?", "exec").get_symbols()
+    known = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    return name in known or "__getattr__" in known
+
+
+def missing(dotted: str, folder: Path) -> str | None:
+    """Why a worker would not find a function, with `folder` on its path; None when it would.
+
+    Also None for what does not show without running it: extension modules, and what a class holds.
+    """
+    parts = dotted.split(".")
+    spec, depth = _module(parts[:-1], folder)
+    if spec is None:
+        return f"there is no module {parts[0]!r} in {folder} or among the installed packages"
+    name = ".".join(parts[:depth])
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        is_folder = spec.submodule_search_locations is not None
+        return f"the folder {name!r} holds no {parts[depth]!r}" if is_folder else None
+    try:
+        found = defines(Path(spec.origin).read_bytes(), parts[depth])
+    except SyntaxError as error:
+        line = f", line {error.lineno}" if error.lineno else ""
+        return f"{spec.origin} is no Python ({error.msg}{line})"
+    except (OSError, ValueError) as error:
+        return f"{spec.origin} cannot be read ({type(error).__name__})"
+    return None if found else f"{spec.origin} has no {parts[depth]!r}"
+
+
+def _module(parts: Sequence[str], folder: Path) -> tuple[ModuleSpec | None, int]:
+    """The deepest module that `parts` lead to, and how many of them its name has."""
+    found: ModuleSpec | None = None
+    for depth in range(len(parts)):
+        inside = found.submodule_search_locations if found is not None else None
+        if depth and inside is None:
+            return found, depth
+        spec = _spec(".".join(parts[: depth + 1]), inside, folder)
+        if spec is None:
+            return found, depth
+        found = spec
+    return found, len(parts)
+
+
+def _spec(name: str, inside: Sequence[str] | None, folder: Path) -> ModuleSpec | None:
+    """What Python would import; `inside` are the folders of the package, None at the top."""
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, inside)
+        if spec is not None:
+            return spec
+    return PathFinder.find_spec(name, [str(folder)]) if inside is None else None
+
 
 TIMEOUT = 5.0
 """Seconds after which a silent Redis is taken for dead."""

@@ -22,8 +22,8 @@ from app.core import fleet
 from app.core import vocabulary as words
 from app.core.names import COUNTERS, HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE, RECORDS
 from app.core.vocabulary import Counter, Gauge, Histogram
+from app.health.checks import Recent
 from app.health.presence import Presence, others
-from app.health.recent import Recent
 from app.telemetry.tally import Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

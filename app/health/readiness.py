@@ -19,21 +19,18 @@ from app.accept import queues
 from app.accept.spool import Spool
 from app.clock import Clock, clocks_off
 from app.core import findings as rules
-from app.core.certificates import redis_fault
+from app.core.bucket_faults import redis_fault
 from app.core.errors import OutkeepError
-from app.core.findings import Finding, Level
+from app.core.findings import Finding, Level, command
 from app.core.fleet import compared
-from app.core.job_findings import command
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE
 from app.disk import floor_of
-from app.health.job_checks import ages, scheduler
+from app.health.checks import Recent, ages, default_user, durability, memory, scheduler, server
 from app.health.presence import Presence, others
-from app.health.recent import Recent
-from app.health.redis_checks import default_user, durability, memory, server
 from app.maintain.handler_states import HandlerStates
-from app.receive.bearer import carries
+from app.receive.headers import carries
 from app.receive.keyring import KeyRing
-from app.receive.lateness import Lateness
+from app.receive.senders import Lateness
 from app.reconcile import memory as reconcile_memory
 from app.storage.identity import Identity, lost
 from app.storage.store import Storage

@@ -14,8 +14,8 @@ from app.clock import Clock, clock_of
 from app.core import findings as rules
 from app.core.errors import OutkeepError, Permanent
 from app.core.findings import Finding, Level
+from app.core.lifecycle import Repair
 from app.core.names import Kind
-from app.core.repairs import Repair
 from app.maintain.gaps import Gap, Gaps
 from app.maintain.removal import unended
 from app.maintain.stray_claims import stray_claims

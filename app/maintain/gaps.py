@@ -16,7 +16,7 @@ from rq.worker.base import BaseWorker
 from rq.worker_registration import get_keys
 
 from app.accept import queues
-from app.core.lifecycle import State
+from app.core.lifecycle import LIVE, Repair, State, record_repair
 from app.core.names import (
     HANDLE_QUEUE,
     NOTIFY_QUEUE,
@@ -29,7 +29,6 @@ from app.core.names import (
     split_member,
     split_record_key,
 )
-from app.core.repairs import LIVE, Repair, record_repair
 
 PAGE = 1000
 PAGES = 50

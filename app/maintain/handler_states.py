@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from redis import Redis
 
-from app.core.downstream import TIMEOUTS
 from app.core.manifest import format_time
 from app.core.names import HANDLERS_OFF, handler_key
+from app.core.shares import TIMEOUTS
 
 
 @dataclass(frozen=True)

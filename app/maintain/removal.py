@@ -1,4 +1,6 @@
-"""Remove everything of a prediction, so that nothing that was under way brings it back.
+"""What this host alone holds of a prediction: downloads that wait for the storage, deliveries for Redis.
+
+A note holds when that was, and nothing else. It stands for longer than reconciliation looks back.
 
 First a mark: from then on no delivery about it is taken for new, and no job is made for it. Then go its jobs,
 its files, and last of all the manifest. What is being removed stands on a list in Redis until nothing is left
@@ -6,9 +8,9 @@ and no job of it runs, so that the sweep ends what a crash has cut off.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
@@ -26,26 +28,85 @@ from app.core.names import (
     QUARANTINE,
     RECORDS,
     REMOVALS,
+    REMOVED,
     Kind,
     awaited_member,
     folder_name,
     follow_up_child,
     follow_up_key,
+    held_place,
+    is_spooled,
     manifest_name,
     quarantine_body_name,
     record_key,
     record_member,
     removed_key,
+    removed_name,
     split_claim_name,
     split_handle_job_id,
     split_member,
     split_notify_job_id,
     split_outcome_name,
 )
-from app.maintain.local_copies import LocalCopies
-from app.maintain.removed_notes import RemovedNotes
-from app.maintain.traces import Trace, Traces, forget
+from app.core.reconciling import FARTHEST_LOOK
+from app.maintain.backlog import Trace, Traces, forget
 from app.storage.store import Storage, Stored
+
+
+@dataclass(frozen=True)
+class LocalCopies:
+    """The folders of this host. Methods raise `OSError`."""
+
+    temporary: Path
+    spool: Path
+
+    def of(self, kind: Kind, prediction_id: str) -> list[Path]:
+        """The files that hold something of a prediction."""
+        place = (kind, prediction_id)
+        downloads = (path for path in _files(self.temporary) if held_place(path.name) == place)
+        deliveries = (path for path in _files(self.spool) if is_spooled(path.name, kind, prediction_id))
+        return sorted([*downloads, *deliveries])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    try:
+        yield from folder.iterdir()
+    except FileNotFoundError:
+        return
+
+
+LIFE = timedelta(seconds=FARTHEST_LOOK + 86400.0)
+
+LOOK_EVERY = timedelta(hours=1)
+"""Between two looks for old notes: each is a listing that a store may charge for."""
+
+
+class RemovedNotes:
+    """Methods raise the storage's errors."""
+
+    def __init__(self, storage: Storage, clock: Callable[[], datetime]) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._looked_at: datetime | None = None
+
+    def add(self, kind: Kind, prediction_id: str) -> None:
+        """Note that a prediction is removed."""
+        self._storage.put_bytes(removed_name(kind, prediction_id), farewell(self._clock()))
+
+    def has(self, kind: Kind, prediction_id: str) -> bool:
+        """Whether a prediction was removed lately."""
+        return self._storage.head(removed_name(kind, prediction_id)) is not None
+
+    def tidy(self) -> None:
+        """Forget what was removed long ago."""
+        now = self._clock()
+        if self._looked_at is not None and now - self._looked_at < LOOK_EVERY:
+            return
+        self._looked_at = now
+        self._storage.remove(
+            [name for name, noted_at in self._storage.listed(REMOVED) if now - noted_at > LIFE]
+        )
+
 
 PATIENCE = 60.0
 """Seconds that a removal gets before the sweep looks after it."""

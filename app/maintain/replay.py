@@ -1,29 +1,34 @@
-"""Do again what somebody asks for: tell handlers from the stored manifest, keep predictions that failed.
+"""What was given up and waits for somebody: dead letters, and predictions that could not be kept.
 
 Storage and the handlers file are enough to tell again, so it works with an emptied Redis, and years later.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
+from rq.job import Job
 
 from app.accept import queues
 from app.accept.records import Records
 from app.core.errors import Permanent
 from app.core.handlers import Handler, interested
 from app.core.lifecycle import State
-from app.core.manifest import Manifest
+from app.core.manifest import Manifest, format_time
 from app.core.names import (
     MANIFEST_NAME,
     NOTIFY_QUEUE,
+    PERSIST_QUEUE,
     Kind,
     manifest_name,
+    split_handle_job_id,
     split_notify_job_id,
+    split_persist_job_id,
 )
 from app.core.policy import HOUR, PERSIST_MARGIN
 from app.maintain.backlog import (
@@ -35,9 +40,70 @@ from app.maintain.backlog import (
     replace_persist,
     telling_queues,
 )
-from app.maintain.failures import failed_predictions
 from app.maintain.handler_states import HandlerStates
+from app.maintain.user_jobs import end_of, reason
 from app.storage.store import Storage
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`handler` is None for a prediction whose outputs could not be kept.
+
+    `error` is a code, or for a job of the user's what it raised.
+    """
+
+    kind: Kind
+    id: str
+    handler: str | None
+    error: str | None
+    attempts: int
+    at: str | None
+
+
+def failures(redis: Redis, records: Records) -> Iterator[Failure]:
+    """Everything that `outkeep replay --failed` does again."""
+    for kind, prediction_id in failed_predictions(redis, records):
+        record = records.get(kind, prediction_id)
+        error, at = (record.error, format_time(record.updated_at)) if record else (None, None)
+        yield Failure(kind, prediction_id, None, error, 0, at)
+    for name in telling_queues(redis):
+        for place, job_id in by_place(backlog(name, redis).failed):
+            yield _users(redis, place, job_id) if split_handle_job_id(job_id) else _told(redis, place, job_id)
+
+
+def _told(redis: Redis, place: Place, job_id: str) -> Failure:
+    handler, kind, prediction_id = place
+    error, attempts, at = _end(redis, job_id)
+    return Failure(kind, prediction_id, handler, error, attempts, at)
+
+
+def _users(redis: Redis, place: Place, job_id: str) -> Failure:
+    handler, kind, prediction_id = place
+    end = end_of(redis, job_id)
+    error = reason(redis, job_id) or end.status
+    return Failure(kind, prediction_id, handler, error, end.attempts, format_time(end.at))
+
+
+def failed_predictions(redis: Redis, records: Records) -> list[tuple[Kind, str]]:
+    """Those whose outputs could not be kept, by what their records or RQ say."""
+    places = {split_persist_job_id(job_id) for job_id in backlog(PERSIST_QUEUE, redis).failed}
+    failed = {(record.kind, record.id) for record in records.newest() if record.state is State.FAILED}
+    return sorted(failed | {place for place in places if place is not None})
+
+
+def _end(redis: Redis, job_id: str) -> tuple[str | None, int, str | None]:
+    """Why a delivery was given up, after how many attempts, and when."""
+    meta = cast(bytes | None, redis.hget(Job.key_for(job_id), "meta"))
+    try:
+        memory: Mapping[str, Any] = json.loads(meta or b"{}")
+        if told := memory.get("told"):
+            return told["error"], int(told["attempts"]), told["at"]
+        attempts = list(memory.get("attempts", []))  # its job was ended before it could say how it ended
+        last = attempts[-1] if attempts else {}
+        return last.get("error"), len(attempts), last.get("at")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None, 0, None  # planted by somebody else
+
 
 CLOCKS_DIFFER = timedelta(hours=1)
 """How much earlier than `stored_at` a store may say that a manifest was written."""

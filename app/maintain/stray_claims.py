@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from app.accept.records import Records
+from app.core.lifecycle import CLAIM_AFTER
 from app.core.names import CLAIMS, manifest_name, split_claim_name
-from app.core.repairs import CLAIM_AFTER
 from app.storage.store import Storage
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from app.core.lifecycle import is_half_written, is_stray_download
 from app.core.names import CLAIMS, Kind, held_place
-from app.core.repairs import is_half_written, is_stray_download
 
 WORKER_PREFIX = "worker-"
 """How the folder for the temporary files of one process is named; it is locked while the process lives."""

@@ -10,8 +10,7 @@ from itertools import islice
 from app.core.errors import OutkeepError, Removed
 from app.core.manifest import KeptFile, Manifest
 from app.core.names import Kind, manifest_name, object_name
-from app.storage.folders import folders
-from app.storage.store import Storage
+from app.storage.store import Storage, folders
 
 AT_ONCE = 16
 """Files that are read at the same time."""

@@ -21,9 +21,8 @@ from starlette.types import Send
 from app.core.errors import OutkeepError, Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
 from app.core.names import ID, Kind, manifest_name, object_name
-from app.core.presentation import presentation
-from app.core.ranges import parse_range
-from app.receive.bearer import bearer, carries
+from app.core.presentation import parse_range, presentation
+from app.receive.headers import bearer, carries
 from app.storage.store import Storage, Stored
 
 THREADS = 16

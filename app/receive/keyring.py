@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.findings import Finding, secret_missing
-from app.core.keys import VerifyingKey, parse_verifying_keys
+from app.core.signature import VerifyingKey, parse_verifying_keys
 from app.replicate.client import connected
 from app.settings import Settings
 from app.telemetry import logs as telemetry

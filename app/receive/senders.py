@@ -1,6 +1,7 @@
-"""Whose deliveries we take, and how each sender proves itself: Replicate signs, Cog shows a token."""
+"""Deliveries with a good signature and another time: our clock is off, or somebody sends old ones again."""
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,14 +13,35 @@ from pydantic import SecretStr
 from starlette.requests import Request
 
 from app.core.errors import Rejected
-from app.core.keys import VerifyingKey
+from app.core.findings import Finding, out_of_time
 from app.core.manifest import Source
-from app.core.signature import MISMATCH, OUT_OF_TIME, Delivery, verify
-from app.receive.bearer import carries
+from app.core.signature import MISMATCH, OUT_OF_TIME, Delivery, VerifyingKey, verify
 from app.receive.bodies import TOO_LARGE, Bodies, apart
-from app.receive.floods import Floods
+from app.receive.headers import carries
 from app.receive.keyring import KeyRing
-from app.receive.lateness import Lateness
+from app.receive.rate_limit import Floods
+
+WINDOW = 600.0
+"""Seconds for which a refusal is remembered."""
+
+MOST = 1000
+
+
+class Lateness:
+    """What one receiver refused for its age lately; times are Unix seconds."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=MOST)
+
+    def note(self, now: float) -> None:
+        """A good signature was refused for its age."""
+        self._times.append(now)
+
+    def findings(self, now: float) -> list[Finding]:
+        """A warning while such refusals are recent."""
+        recent = sum(now - WINDOW <= time <= now for time in self._times)
+        return [out_of_time(recent, WINDOW)] if recent else []
+
 
 BAD_TOKEN = "bad_token"  # noqa: S105
 TOO_MANY_TOKENS = "too_many_tokens"

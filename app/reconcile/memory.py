@@ -10,7 +10,6 @@ from typing import cast
 
 from redis import Redis
 
-from app.core.awaited import Awaited, Origin
 from app.core.errors import StorageFailure
 from app.core.lifecycle import State
 from app.core.names import (
@@ -27,6 +26,7 @@ from app.core.names import (
     removed_key,
     split_awaited,
 )
+from app.core.reconciling import Awaited, Origin
 from app.maintain.turns import turn
 from app.storage.identity import Identity
 from app.storage.store import Storage

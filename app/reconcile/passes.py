@@ -1,4 +1,4 @@
-"""Find what finished on Replicate and never arrived, and what nobody but Replicate can tell of.
+"""Failures of the storage that end nothing: what comes behind is done first, and then they are raised.
 
 A pass asks for what fell silent, lists what was created since the last complete pass, skips what is here, and
 fetches the rest one by one, the most urgent first. It may be killed anywhere: what it took in is known to the
@@ -6,35 +6,285 @@ next one, and only a complete pass moves the mark.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypeVar
 
 from redis import Redis
 
+from app.accept.arrivals import body_of, make_arrival, outlined
 from app.accept.claim_check import ClaimCheck
-from app.accept.records import Records
+from app.accept.records import Accepted, Arrival, Record, Records
 from app.core import reconciling as judgement
-from app.core.awaited import Awaited, Origin
-from app.core.context import context_keys
-from app.core.errors import StorageFailure, Unusable
-from app.core.manifest import format_time
+from app.core.context import context_keys, parent
+from app.core.errors import OutkeepError, StorageFailure, Transient, Unusable
+from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, manifest_name
-from app.core.prediction import Prediction, from_object
-from app.core.reconciling import Found, Rules
+from app.core.prediction import Prediction, from_object, parse
+from app.core.reconciling import (
+    SEEN_AGAIN,
+    TAKEN,
+    Awaited,
+    Found,
+    Origin,
+    Rules,
+    asked_again_in,
+    fingerprint,
+    may_wait,
+)
+from app.core.vocabulary import FOUND
 from app.deployment import Deployment
-from app.maintain.removed_notes import RemovedNotes
-from app.reconcile.late_failures import Later, raised_at_the_end
+from app.maintain.removal import RemovedNotes
 from app.reconcile.memory import Memory
-from app.reconcile.one import Asker, Report
-from app.reconcile.pace import Pace
-from app.replicate.answers import Object
-from app.replicate.client import connected
+from app.replicate.client import Api, Object, connected
 from app.replicate.created_here import CreatedHere
 from app.replicate.follow_ups import FollowUps
 from app.storage.store import Storage
 from app.telemetry.tally import Tally
+
+Later = Callable[[], AbstractContextManager[None]]
+"""A block in it may fail for the storage alone, and what comes behind it goes on."""
+
+
+@contextmanager
+def raised_at_the_end() -> Iterator[Later]:
+    """Only large objects meet a storage that fails: the hour of the others does not wait."""
+    failures: list[StorageFailure] = []
+
+    @contextmanager
+    def later() -> Iterator[None]:
+        try:
+            yield
+        except StorageFailure as error:
+            failures.append(error)
+
+    yield later
+    if failures:
+        raise failures[0]
+
+
+INTERVAL = 0.05
+"""Seconds between two calls: 1,200 a minute, of the 3,000 that Replicate allows an account."""
+
+TRIES = 6
+"""How often one call is made while the API says that it is busy."""
+
+LONGEST_HOLD = 60.0
+HOLD = 5.0
+"""Seconds to wait when it does not say for how long."""
+
+BUSY = "api_busy"
+
+T = TypeVar("T")
+
+
+class Pace:
+    """For one event loop."""
+
+    def __init__(self, *, interval: float = INTERVAL) -> None:
+        self._interval = interval
+        self._next = 0.0
+
+    async def call(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` gives or raises; while the API is busy it is asked again, and everyone else waits."""
+        for left in reversed(range(TRIES)):
+            await self._turn()
+            try:
+                return await ask()
+            except Transient as error:
+                if error.code != BUSY or not left:
+                    raise
+                wait = HOLD if error.retry_after is None else error.retry_after
+                self._next = max(self._next, time.monotonic() + min(wait, LONGEST_HOLD))
+        raise AssertionError  # the last try returns or raises
+
+    async def _turn(self) -> None:
+        now = time.monotonic()
+        turn = max(now, self._next)
+        self._next = turn + self._interval
+        await asyncio.sleep(turn - now)
+
+
+_OF_ONE = {
+    "api_absent": Found.ABSENT,
+    "api_failed": Found.FAILED,
+    "api_rejected": Found.FAILED,
+    "api_too_large": Found.UNREADABLE,
+}
+"""Errors that may be the fault of one object: it alone waits, or is left alone, and the others go on."""
+
+log = logging.getLogger("outkeep.reconcile")
+
+
+@dataclass
+class Report:
+    """What a pass has found; `taken` lists what was accepted, with what it was found to be."""
+
+    counts: dict[Kind, Counter[Found]] = field(default_factory=lambda: {kind: Counter() for kind in Kind})
+    taken: list[tuple[Prediction, Found]] = field(default_factory=list)
+
+    def add(self, kind: Kind, found: Found, prediction: Prediction | None = None) -> None:
+        """Count one."""
+        self.counts[kind][found] += 1
+        if prediction is not None and found in TAKEN:
+            self.taken.append((prediction, found))
+
+
+@dataclass(frozen=True)
+class Asker:
+    """What it works with."""
+
+    api: Api
+    redis: Redis
+    records: Records
+    follow_ups: FollowUps
+    memory: Memory
+    here: CreatedHere
+    claims: ClaimCheck
+    rules: Rules
+    clock: Callable[[], datetime]
+    pace: Pace
+    tally: Tally
+
+    async def settle(self, awaited: Awaited, report: Report) -> None:
+        """Fetch one and take it in, or remember when to ask again, or that there is nothing to ask for.
+
+        Raises `OutkeepError` and redis-py's errors when the cause is not this one object.
+        """
+        kind, identity = awaited.kind, awaited.id
+        prediction = None
+        try:
+            whole = await self.pace.call(lambda: self.api.one(kind, identity))
+            found, prediction = await asyncio.to_thread(self._take, awaited, whole)
+        except Unusable as error:
+            _warn(awaited, error)
+            found = Found.UNREADABLE
+        except OutkeepError as error:
+            if error.code not in _OF_ONE:
+                if awaited.origin is Origin.HERE and isinstance(error, StorageFailure):
+                    # It alone is too large while the storage fails: the others come first, the next time.
+                    await asyncio.to_thread(self._ask_again, awaited, Found.FAILED, None)
+                raise
+            found = _OF_ONE[error.code]
+            if found is Found.UNREADABLE:
+                _warn(awaited, error)
+        self.count(report, kind, found, prediction)
+        remember = self._ask_again if awaited.origin is Origin.HERE else self._remember
+        await asyncio.to_thread(remember, awaited, found, prediction)
+
+    def count(self, report: Report, kind: Kind, found: Found, prediction: Prediction | None = None) -> None:
+        """Note in the report, and for the metrics, what one was found to be."""
+        report.add(kind, found, prediction)
+        if found not in SEEN_AGAIN:
+            self.tally.add(FOUND, found)
+
+    def _take(self, awaited: Awaited, whole: Object) -> tuple[Found, Prediction]:
+        kind, is_ours = awaited.kind, awaited.origin is Origin.HERE
+        body = body_of(whole)
+        prediction, now = parse(body, kind), self.clock()
+        if not prediction.is_terminal:
+            return Found.RUNNING, prediction
+        if not is_ours and judgement.expected_for(prediction, now) > 0:
+            return Found.EXPECTED, prediction
+        record = self.records.get(kind, prediction.id)
+        if record is not None and (record.receipt.quiet or record.receipt.source == "cog"):
+            record = None  # an outline of our own, for which nobody waits; or a claim that anybody may make
+        is_known = is_ours or record is not None
+        if not is_known and self._may_follow(prediction, now):
+            return Found.EXPECTED, prediction
+        if judgement.is_foreign(prediction, self.rules, has_record=is_known, whole=True):
+            return Found.FOREIGN, prediction
+        receipt = self._receipt(prediction, record, now, awaited.origin)
+        arrival = make_arrival(self.redis, prediction, body, receipt, now)
+        checked = self._check_in(arrival, now)
+        [outcome] = self.records.accept([checked], now)
+        self.claims.settle(arrival, checked, outcome)
+        if outcome is not Accepted.ACCEPTED:
+            return Found.KNOWN, prediction
+        facts = {"kind": str(kind), "id": prediction.id, "status": prediction.status, "quiet": receipt.quiet}
+        log.info("taken in from the API, since no webhook told of it", extra=facts)
+        return Found.LATE if judgement.is_late(prediction, now) else Found.NEW, prediction
+
+    def _check_in(self, arrival: Arrival, now: datetime) -> Arrival:
+        """As the claim check does it; where that fails, the outputs at least are fetched."""
+        try:
+            return self.claims.check_in(arrival)
+        except StorageFailure:
+            short = outlined(arrival)
+            if short is not None:
+                self.records.accept([short], now)
+            raise
+
+    def _may_follow(self, prediction: Prediction, now: datetime) -> bool:
+        """Whether it may be a follow-up whose job was killed: only that job can tell what it follows."""
+        given = fingerprint(prediction.raw.get("input"))
+        return may_wait(prediction, now) and self.follow_ups.may_seek(given, now)
+
+    def _receipt(
+        self, prediction: Prediction, record: Record | None, now: datetime, origin: Origin
+    ) -> Receipt:
+        """Where the object names no webhook of ours, what is known from an earlier event of it counts."""
+        named = judgement.webhook_of(prediction, self.rules)
+        if record is not None and not named.is_ours:
+            query, context, before = record.receipt.query, record.receipt.context, record.receipt.parent
+        else:
+            query, context, before = named.query, named.context, None
+        quiet = judgement.is_quiet(
+            prediction,
+            self.rules,
+            web=origin is Origin.WEB,
+            has_record=record is not None,
+            is_own=origin is Origin.HERE or (record is not None and record.receipt.source == "run"),
+        )
+        return Receipt(
+            received_at=now,
+            webhook_id=None,
+            source="reconcile",
+            query=query,
+            context=context,
+            parent=parent(context) or before,
+            quiet=quiet,
+        )
+
+    def forget(self, awaited: Awaited) -> None:
+        """Ask for one no longer; raises redis-py's errors."""
+        if awaited.origin is Origin.HERE:
+            self.here.forget(awaited.kind, awaited.id)
+        else:
+            self.memory.forget(awaited)
+
+    def _remember(self, awaited: Awaited, found: Found, prediction: Prediction | None) -> None:
+        now = self.clock()
+        heard = judgement.heard_at(found, prediction, now)
+        if heard is not None:
+            self.memory.expect([awaited], heard)
+            return
+        self.memory.forget(awaited)
+        if found in {Found.FOREIGN, Found.UNREADABLE}:
+            self.memory.pass_over(awaited.kind, awaited.id, now)
+
+    def _ask_again(self, awaited: Awaited, found: Found, _: Prediction | None) -> None:
+        """The same for what was created here: it is asked for by its age, as our own record tells it."""
+        now, record = self.clock(), self.records.get(awaited.kind, awaited.id)
+        age = None if record is None else (now - record.received_at).total_seconds()
+        wait = asked_again_in(found, age)
+        if found is Found.UNREADABLE:
+            self.memory.pass_over(awaited.kind, awaited.id, now)
+        if wait is None:
+            self.forget(awaited)
+        else:
+            self.here.put_off(awaited.kind, awaited.id, now.timestamp() + wait)
+
+
+def _warn(awaited: Awaited, error: OutkeepError) -> None:
+    facts = {"kind": str(awaited.kind), "id": awaited.id, "code": error.code}
+    log.warning("what the API says of a prediction cannot be used: %s", error.message, extra=facts)
+
 
 AT_ONCE = 4
 """Objects that are fetched at the same time."""

@@ -1,4 +1,9 @@
-"""The few calls of Replicate's API that we make. Answers stay raw JSON: typed models refuse real objects.
+"""Cut what is long out of a list of the API while it comes in: a page may hold a hundred outputs, inline.
+
+A page is `{"next": …, "results": [{"id": …, "output": …}, …]}`. Each value in an item that takes more than
+`LONG` bytes, or nests deeper than `DEEP` levels, becomes null, so that a page is small whatever stands in it;
+whoever needs such a value fetches the item. What lies deeper than the members of items is passed over in
+large pieces; all else takes a step for each sign, of which a page may have `MOST_STEPS`.
 
 Predictions are created with the official client instead; see `docs/decisions.md`. The token goes to the one
 host of `REPLICATE_BASE_URL`, and redirects are not followed, so that it cannot travel.
@@ -6,11 +11,15 @@ Source of paths, limits and forms: Replicate's OpenAPI document of 2026-03-16.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -18,13 +27,220 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
+from app.core.answers import http_date, retry_after
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.manifest import format_time
 from app.core.names import Kind
-from app.core.retry_after import http_date
-from app.replicate.answers import OK, Object, judge, read_list, read_whole
+from app.core.prediction import is_heavy
 from app.replicate.guard import network_errors
 from app.replicate.lookups import Lookups
+
+LONG = 16 << 10
+"""Bytes of the longest value that stays: the times, states and addresses that we read are much shorter."""
+
+DEEP = 100
+"""Levels of the deepest value that stays."""
+
+MOST_STEPS = 1_000_000
+"""About a second of work; a page of a hundred predictions takes some ten thousand."""
+
+_ITEM = 3
+"""How deep the members of an item lie: below the page, its `results` and the item."""
+
+_OUTSIDE = re.compile(rb'[^"{}\[\],:]*+["{}\[\],:]')
+_DEEPER = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]*+")*+["{}\[\]]')
+_INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+["\\]', re.DOTALL)
+"""Up to the next byte that means something: of an item, in what lies deeper, where plain texts are passed
+over as a whole, and in a text."""
+
+_PIECE = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_PIECE_BYTES = 1024
+_SIGNED = bytes.maketrans(b"{[}]", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(sign for sign in range(256) if sign not in b"{[}]")
+"""For what lies deeper: whole texts are left out, and brackets become 1 and -1."""
+
+
+class Trimmed:
+    """Takes the bytes of one page, block by block. What is no JSON stays so, save where it is cut."""
+
+    def __init__(self, *, long: int = LONG) -> None:
+        self.kept = bytearray()
+        """What is left of all that was fed."""
+        self._long = long
+        self._depth = 0
+        self._in_text = False
+        self._is_escaped = False
+        self._value: int | None = None
+        """Where in `kept` the value of a member begins, while it is read."""
+        self._is_cut = False
+        self._steps = 0
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes; raises `Permanent` (`api_too_large`) after `MOST_STEPS`."""
+        at = by_sign = 0
+        while at < len(block):
+            if at >= by_sign and self._depth > _ITEM and not self._in_text:
+                end = self._pass_over(block, at)
+                if end > at:
+                    self._keep(block[at:end])
+                    at = end
+                    continue
+                by_sign = at + _PIECE_BYTES
+            self._steps += 1
+            if self._steps > MOST_STEPS:
+                raise Permanent("api_too_large", "a page of a list of the API holds too many values")
+            if self._is_escaped:
+                self._is_escaped = False
+                end = at + 1
+                self._keep(block[at:end])
+            elif found := self._pattern.match(block, at):
+                end = found.end()
+                self._keep(block[at : end - 1])
+                self._meet(block[end - 1 : end])
+            else:
+                end = len(block)
+                self._keep(block[at:])
+            at = end
+
+    def _pass_over(self, block: bytes, at: int) -> int:
+        """Where the piece ends that begins there, if all of it lies deeper than the members of an item."""
+        found = _PIECE.match(block, at, at + _PIECE_BYTES)
+        piece = found[0] if found else b""
+        signs = memoryview(_TEXT.sub(b"", piece).translate(_SIGNED, _NO_BRACKETS)).cast("b")
+        depths = list(accumulate(signs, initial=self._depth))
+        if min(depths) <= _ITEM:
+            return at
+        if max(depths) > _ITEM + DEEP:
+            self._cut()
+        self._depth = depths[-1]
+        return at + len(piece)
+
+    @property
+    def _pattern(self) -> re.Pattern[bytes]:
+        if self._in_text:
+            return _INSIDE
+        return _OUTSIDE if self._depth <= _ITEM else _DEEPER
+
+    def _meet(self, sign: bytes) -> None:
+        if self._in_text:
+            self._is_escaped = sign == b"\\"
+            self._in_text = sign != b'"'
+        elif sign == b'"':
+            self._in_text = True
+        elif sign in b"{[":
+            self._depth += 1
+            if self._depth > _ITEM + DEEP:
+                self._cut()
+        elif self._depth == _ITEM and sign in b",}":
+            self._value, self._is_cut = None, False
+        if not self._in_text and sign in b"}]":
+            self._depth -= 1
+        self._keep(sign)
+        if not self._in_text and sign == b":" and self._depth == _ITEM:
+            self._value = len(self.kept)
+
+    def _keep(self, piece: bytes) -> None:
+        if self._is_cut:
+            return
+        self.kept += piece
+        if self._value is not None and len(self.kept) - self._value > self._long:
+            self._cut()
+
+    def _cut(self) -> None:
+        if self._value is not None and not self._is_cut:
+            del self.kept[self._value :]
+            self.kept += b"null"
+            self._is_cut = True
+
+
+Object = dict[str, Any]
+
+MAX_ANSWER = 64 << 20
+"""Bytes of an answer that are held in memory."""
+
+MAX_LIST = 1 << 30
+"""Bytes of a page of a list, of which what is long is cut out as it comes in."""
+
+OK = range(200, 300)
+"""Statuses of success."""
+
+_ADD_CREDIT = "add credit or a payment method at https://replicate.com/account/billing"
+_OF_CREDIT = re.compile(r"credit|payment|billing", re.IGNORECASE)
+_TOO_MANY, _UNPAID, _REFUSED, _NOT_THERE = 429, 402, frozenset({401, 403}), frozenset({404, 410})
+_BLOCK = _LONGEST_PROBLEM = 1 << 16
+
+
+async def read_whole(answer: aiohttp.ClientResponse) -> bytes:
+    """The body of an answer; raises `Permanent` (`api_too_large`)."""
+    body = bytearray()
+    async for block in answer.content.iter_chunked(_BLOCK):
+        body += block
+        _require_room(len(body), MAX_ANSWER)
+    return bytes(body)
+
+
+async def read_list(answer: aiohttp.ClientResponse) -> bytes:
+    """The same of a page of a list, without what is long."""
+    page, size = Trimmed(), 0
+    async for block in answer.content.iter_chunked(_BLOCK):
+        page.feed(block)
+        size += len(block)
+        _require_room(size, MAX_LIST)
+        _require_room(len(page.kept), MAX_ANSWER)
+    return bytes(page.kept)
+
+
+def _require_room(size: int, most: int) -> None:
+    if size > most:
+        raise Permanent("api_too_large", f"an answer of the API is larger than {most >> 20} MiB")
+
+
+def judge(status: int, headers: Mapping[str, str], body: bytes, path: str) -> Object:
+    """The object in an answer, or the error that it means."""
+    where = path.partition("?")[0]
+    if status in OK:
+        answer = _object(body)
+        if answer is None:
+            raise Transient("api_failed", f"the answer to {where} is not a JSON object")
+        return answer
+    problem = _object(body[:_LONGEST_PROBLEM]) or {}
+    said = str(problem.get("detail") or problem.get("title") or f"status {status}")[:300]
+    if status == _TOO_MANY:
+        hint = f"; {_ADD_CREDIT} for the usual limits" if _OF_CREDIT.search(said) else ""
+        message = f"Replicate takes no more requests for now: {said}{hint}"
+        raise Transient("api_busy", message, retry_after=_wait(headers, problem))
+    if status in _REFUSED:
+        raise Permanent("api_refused", f"REPLICATE_API_TOKEN is refused for {where}: {said}")
+    if status == _UNPAID:
+        raise Permanent("api_unpaid", f"the account has no credit for {where}: {said}; {_ADD_CREDIT}")
+    if status in _NOT_THERE:
+        raise Permanent("api_absent", f"{where} does not exist: {said}")
+    if status not in range(400, 500):
+        raise Transient("api_failed", f"{where} failed: {said}", retry_after=_wait(headers, problem))
+    raise Permanent("api_rejected", f"{where} was rejected: {said}")
+
+
+def _wait(headers: Mapping[str, str], problem: Object) -> float | None:
+    """What a 429 asks for: a header, or `retry_after` in its body."""
+    answered = http_date(headers.get("date"))  # a date counts by the clock of who names it
+    now = answered.timestamp() if answered else time.time()
+    asked = retry_after(headers.get("retry-after"), now=now)
+    said = problem.get("retry_after")
+    if asked is None and isinstance(said, int | float) and not isinstance(said, bool) and said >= 0:
+        return float(said)
+    return asked
+
+
+def _object(body: bytes) -> Object | None:
+    if is_heavy(body):
+        raise Permanent("api_too_large", "an answer of the API holds too many values")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
 
 TIMEOUT = 30.0
 """Seconds that one call may take."""

@@ -9,8 +9,8 @@ from typing import cast
 
 from redis import Redis
 
-from app.core.awaited import Awaited, Origin
 from app.core.names import ASKING_TURN, AWAITED_HERE, Kind, record_member, split_member
+from app.core.reconciling import Awaited, Origin
 from app.maintain.turns import turn
 
 

@@ -4,7 +4,7 @@ The way in is `Simulator`; the demonstration, `outkeep simulate` and the tests u
 what it is used to test: of our own code only `core`.
 """
 
-from app.simulator.attempts import Attempt
 from app.simulator.server import Simulator, run
+from app.simulator.webhooks import Attempt
 
 __all__ = ["Attempt", "Simulator", "run"]

@@ -19,14 +19,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import Rejected
 from app.core.names import Kind
-from app.core.ranges import parse_range
-from app.simulator import catalogue, models, state, stream
-from app.simulator.files import FOLDER, FileHost
+from app.core.presentation import parse_range
+from app.simulator import ledger as stream
+from app.simulator import models, state
+from app.simulator import models as catalogue
+from app.simulator.files import FOLDER, FileHost, Uploads, read_upload
 from app.simulator.ledger import Entry, Ledger
-from app.simulator.orders import read_filter, read_order, read_wait
-from app.simulator.refusals import NeedsToken, refuse, refuse_route
-from app.simulator.traffic import Counted, Traffic
-from app.simulator.uploads import Uploads, read_upload
+from app.simulator.orders import (
+    Counted,
+    NeedsToken,
+    Traffic,
+    read_filter,
+    read_order,
+    read_wait,
+    refuse,
+    refuse_route,
+)
 from app.simulator.webhooks import Sender
 
 PAGE_SIZE = 100

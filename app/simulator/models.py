@@ -1,5 +1,12 @@
-"""What simulated models do: one table of model name → behaviour, after the shapes of recorded outputs."""
+"""Small real files, the same bytes for the same arguments: pictures, sounds, archives."""
 
+import io
+import math
+import struct
+import tarfile
+import wave
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -7,7 +14,62 @@ from typing import Any
 
 from app.core.errors import Rejected
 from app.core.names import Kind
-from app.simulator import media
+
+_SAMPLE_RATE = 8000
+
+
+def png(text: str, *, side: int = 128) -> bytes:
+    """A square RGB picture of `side` pixels: a gradient between two colours chosen by `text`."""
+    digest = sha256(text.encode()).digest()
+    left, right = digest[:3], digest[3:6]
+    row = bytes(
+        (left[channel] * (side - 1 - x) + right[channel] * x) // (side - 1)
+        for x in range(side)
+        for channel in range(3)
+    )
+    rows = b"".join(b"\0" + row for _ in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def wav(frequency: float, *, seconds: float = 0.25) -> bytes:
+    """A tone of `frequency` hertz: mono, 16 bits, 8 kHz."""
+    count = int(_SAMPLE_RATE * seconds)
+    turn = 2 * math.pi * frequency / _SAMPLE_RATE
+    samples = (int(12000 * math.sin(turn * index)) for index in range(count))
+    target = io.BytesIO()
+    with wave.open(target, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(_SAMPLE_RATE)
+        sound.writeframes(struct.pack(f"<{count}h", *samples))
+    return target.getvalue()
+
+
+def zip_archive(files: Mapping[str, bytes]) -> bytes:
+    """A zip of name → content, dated 1980, so that the bytes never change."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return target.getvalue()
+
+
+def tar_archive(files: Mapping[str, bytes]) -> bytes:
+    """An uncompressed tar of name → content, dated 1970, so that the bytes never change."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return target.getvalue()
+
 
 Object = dict[str, Any]
 
@@ -136,7 +198,7 @@ def _prompt(given: Object) -> str:
 
 
 def _picture(given: Object, index: int = 0, name: str | None = None) -> Media:
-    content = media.png(f"{_prompt(given)}#{index}")
+    content = png(f"{_prompt(given)}#{index}")
     return Media(name or f"out-{index}.png", content, "image/png")
 
 
@@ -145,11 +207,11 @@ def _pictures(given: Object, default: int = 4) -> list[Media]:
 
 
 def _tone(name: str, frequency: float) -> Media:
-    return Media(f"{name}.wav", media.wav(frequency), "audio/wav")
+    return Media(f"{name}.wav", wav(frequency), "audio/wav")
 
 
 def _inline(given: Object) -> Media:
-    return Media("out.png", media.png(_prompt(given)), "image/png", inline=True)
+    return Media("out.png", png(_prompt(given)), "image/png", inline=True)
 
 
 def _tokens(given: Object) -> list[str]:
@@ -167,7 +229,7 @@ def _mixed(given: Object) -> Object:
         "caption": f"https://example.com is mentioned, not linked: {_prompt(given)}",
         "scores": [0.25, 0.5, None, True],
         "layers": {"front": {"mask": {"image": _picture(given), "box": [1, 2, 3, 4]}}},
-        "archive": Media("all.zip", media.zip_archive({"readme.txt": b"simulated\n"}), "application/zip"),
+        "archive": Media("all.zip", zip_archive({"readme.txt": b"simulated\n"}), "application/zip"),
         "notes": Media("notes.txt", b"simulated\n", "text/plain"),
         "empty": {},
     }
@@ -175,7 +237,7 @@ def _mixed(given: Object) -> Object:
 
 def _trained(destination: str, given: Object) -> Object:
     files = {"lora.safetensors": sha256(repr(sorted(given)).encode()).digest() * 64, "special.json": b"{}"}
-    weights = Media("trained_model.tar", media.tar_archive(files), "application/x-tar")
+    weights = Media("trained_model.tar", tar_archive(files), "application/x-tar")
     return {"version": f"{destination}:{version_id(destination)}", "weights": weights}
 
 
@@ -212,3 +274,56 @@ MODELS: Mapping[str, Model] = {
     "outkeep/train": Model(_picture, schema=_URI),
 }
 """Behaviour by model. Every model reads `seconds`; those with several outputs read `num_outputs`."""
+
+_CREATED_AT = "2024-01-01T00:00:00.000000Z"
+_COG_VERSION = "0.14.0"
+
+
+def describe_model(name: str, base_url: str) -> dict[str, Any]:
+    """The JSON object of model `owner/name`; every name exists."""
+    owner, _, own = name.partition("/")
+    return {
+        "url": f"{base_url}/{name}",
+        "owner": owner,
+        "name": own,
+        "description": "A simulated model",
+        "visibility": "public",
+        "github_url": None,
+        "paper_url": None,
+        "license_url": None,
+        "run_count": 0,
+        "cover_image_url": None,
+        "default_example": None,
+        "latest_version": describe_version(name, version_id(name)),
+    }
+
+
+def describe_version(name: str, version: str) -> dict[str, Any]:
+    """The JSON object of a version; its schema tells the client whether the output is an iterator."""
+    schemas = {
+        "Input": {"type": "object", "title": "Input", "properties": {}},
+        "Output": {"title": "Output", **model_named(name).schema},
+    }
+    return {
+        "id": version,
+        "created_at": _CREATED_AT,
+        "cog_version": _COG_VERSION,
+        "openapi_schema": {"openapi": "3.0.2", "components": {"schemas": schemas}},
+    }
+
+
+def describe_deployment(name: str) -> dict[str, Any]:
+    """The JSON object of deployment `owner/name`, which runs the model of that name."""
+    owner, _, own = name.partition("/")
+    return {
+        "owner": owner,
+        "name": own,
+        "current_release": {
+            "number": 1,
+            "model": name,
+            "version": version_id(name),
+            "created_at": _CREATED_AT,
+            "created_by": {"type": "user", "username": "simulator", "name": "Simulator", "github_url": None},
+            "configuration": {"hardware": "cpu", "min_instances": 0, "max_instances": 1},
+        },
+    }

@@ -1,14 +1,57 @@
-"""Reading creation requests: JSON and headers in, an `Order` or a refusal out."""
+"""How the API says no: `application/problem+json`, and 401 to whoever lacks the token."""
 
+import hmac
 import re
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.errors import Permanent, Rejected
 from app.core.names import Kind
 from app.core.notation import cancel_after, duration
 from app.simulator.models import model_named, model_of_version
 from app.simulator.state import EVENTS, Filter, Object, Order, moment
+
+
+class NeedsToken:
+    """Lets requests with the right bearer token through; the others get 401."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401."""
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if hmac.compare_digest(given, self._expected):
+            await self._app(scope, receive, send)
+        else:
+            detail = "You did not pass a valid authentication token"
+            await problem(401, detail)(scope, receive, send)
+
+
+def problem(status: int, detail: str) -> Response:
+    """An answer of `application/problem+json`."""
+    return JSONResponse({"detail": detail, "status": status}, status, media_type="application/problem+json")
+
+
+def refuse(_request: Request, error: Exception) -> Response:
+    """What our own refusals become."""
+    assert isinstance(error, Rejected)
+    return problem(error.status, error.message)
+
+
+def refuse_route(_request: Request, error: Exception) -> Response:
+    """What the router's refusals become."""
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, error.detail)
+
 
 _PREFER_WAIT = re.compile(r"\bwait(?:\s*=\s*(\d{1,4}))?(?![\w-])", re.ASCII)
 _DEFAULT_WAIT = 60
@@ -121,3 +164,47 @@ def read_filter(query: Mapping[str, str]) -> Filter:
         except ValueError:
             raise _refused(f"- {key} must be an RFC 3339 time") from None
     return Filter(**times, source=query.get("source"))
+
+
+class Traffic:
+    """Counts requests of the API; any thread may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._refusals: list[tuple[int, int | None]] = []
+
+    def count(self, path: str) -> int:
+        """How many requests there were whose path matches the expression `path` as a whole."""
+        with self._lock:
+            return sum(count for each, count in self._counts.items() if re.fullmatch(path, each))
+
+    def refuse(self, times: int, status: int, retry_after: int | None) -> None:
+        """Answer the next `times` requests so."""
+        with self._lock:
+            self._refusals += [(status, retry_after)] * times
+
+    def take(self, path: str) -> tuple[int, int | None] | None:
+        """Note a request; the status and the wait to refuse it with, or None."""
+        with self._lock:
+            self._counts[path] += 1
+            return self._refusals.pop(0) if self._refusals else None
+
+
+class Counted:
+    """Lets requests through, except those that are to be refused."""
+
+    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
+        self._app = app
+        self._traffic = traffic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it as Replicate does: the wait stands in the body."""
+        refusal = self._traffic.take(Request(scope).url.path)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        status, wait = refusal
+        body = {"detail": f"Refused with {status}.", "status": status}
+        answer = JSONResponse(body if wait is None else {**body, "retry_after": wait}, status)
+        await answer(scope, receive, send)

@@ -18,13 +18,18 @@ from starlette.applications import Starlette
 from app.core.names import Kind
 from app.simulator import state
 from app.simulator.api import Backend, create_app
-from app.simulator.attempts import Attempt, Attempts
-from app.simulator.files import FileHost
-from app.simulator.inputs import Inputs
+from app.simulator.files import FileHost, Inputs, Uploads
 from app.simulator.ledger import Ledger
-from app.simulator.traffic import Traffic
-from app.simulator.uploads import Uploads
-from app.simulator.webhooks import EVENT_INTERVAL, RETRY_DELAYS, Sender, new_secret, signing_key
+from app.simulator.orders import Traffic
+from app.simulator.webhooks import (
+    EVENT_INTERVAL,
+    RETRY_DELAYS,
+    Attempt,
+    Attempts,
+    Sender,
+    new_secret,
+    signing_key,
+)
 
 _Result = TypeVar("_Result")
 

@@ -14,7 +14,7 @@ from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.store import from_url
 
 from app.core.errors import Permanent
-from app.core.repairs import is_draft
+from app.core.lifecycle import is_draft
 from app.disk import fsync, make_folder
 
 MISSING = (FileNotFoundError, NotFoundError)

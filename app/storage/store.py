@@ -1,7 +1,12 @@
-"""The ledger of outputs: an object store with files, and beside them the manifest that commits them."""
+"""A store that lets us wait in vain is left alone for a while, so that what can be done without it is done.
+
+Each `Storage` notes that for itself. Nothing is refused for a store that answers, whatever it says.
+"""
 
 import asyncio
 import hashlib
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +18,64 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from app.core import manifest as manifests
-from app.core.bucket_faults import Lack
+from app.core.bucket_faults import NO_ANSWER, Lack
 from app.core.errors import Permanent, StorageFailure
 from app.core.manifest import Manifest
-from app.core.names import Kind, manifest_name
+from app.core.names import ID, Kind, manifest_name, split_outcome_name
 from app.disk import lack_of_room
 from app.storage.bucket import MISSING, Bucket
 from app.storage.errors import is_remote, translated
 from app.storage.local_folder import LocalFolder
-from app.storage.silence import Silence
 from app.storage.threads import Threads
+
+SLOW = 3.0
+"""Seconds after which a failure means that somebody waited in vain."""
+
+PATIENCE = 3
+"""How often in a row that happens before nobody waits any more."""
+
+REST = 30.0
+"""Seconds after which one asks again, for all the others."""
+
+
+class Silence:
+    """Whether a store is silent. Threads may share it."""
+
+    def __init__(self, *, rest: float = REST, now: Callable[[], float] = time.monotonic) -> None:
+        self._rest = rest
+        self._now = now
+        self._in_vain = 0
+        self._ask_again = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Ask the store in this block; raises `StorageFailure` (`storage_silent`) when nobody should."""
+        if not self._may_ask():
+            message = f"the storage was silent a moment ago; it is asked again within {self._rest:.0f} s"
+            raise StorageFailure("storage_silent", message)
+        began = self._now()
+        try:
+            yield
+        except StorageFailure as error:
+            self._note(in_vain=error.code == NO_ANSWER and self._now() - began >= SLOW)
+            raise
+        self._note(in_vain=False)
+
+    def _note(self, *, in_vain: bool) -> None:
+        with self._lock:
+            self._in_vain = self._in_vain + 1 if in_vain else 0
+            self._ask_again = self._now() + self._rest
+
+    def _may_ask(self) -> bool:
+        with self._lock:
+            if self._in_vain < PATIENCE:
+                return True
+            if self._now() < self._ask_again:
+                return False
+            self._ask_again = self._now() + self._rest
+            return True
+
 
 RETRY_AFTER = 10
 
@@ -262,3 +315,40 @@ class Storage:
             return present
         self.put_bytes(name, data)
         return manifest
+
+
+_PARTS = 3
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The objects of one prediction or training by their full names."""
+
+    kind: Kind
+    id: str
+    objects: Mapping[str, Stored]
+
+    @property
+    def place(self) -> tuple[Kind, str]:
+        """What tells it from all others."""
+        return self.kind, self.id
+
+    @property
+    def manifest(self) -> Stored | None:
+        """What the listing says of the manifest; None before anything is committed."""
+        return self.objects.get(manifest_name(*self.place))
+
+    @property
+    def outcomes(self) -> Mapping[str, str]:
+        """Handler → name of the object that says how its delivery ended."""
+        found = {split_outcome_name(name.rpartition("/")[2]): name for name in self.objects}
+        return {handler: name for handler, name in found.items() if handler is not None}
+
+
+def folders(storage: Storage, kind: Kind) -> Iterator[Folder]:
+    """Everything of one kind, in the order of the store; raises `Transient`."""
+    # A prefix is a range of every ordered listing, and a local folder is walked whole.
+    for folder, found in groupby(storage.objects(kind.folder), key=lambda one: one[0].rpartition("/")[0]):
+        parts = folder.split("/")
+        if len(parts) == _PARTS - 1 and ID.fullmatch(parts[1]):
+            yield Folder(kind, parts[1], dict(found))

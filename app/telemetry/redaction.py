@@ -9,9 +9,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import SecretStr
 
-from app.core.handlers import Handler
-from app.core.keys import SharedKey
-from app.core.targets import Webhook
+from app.core.handlers import Handler, Webhook
+from app.core.signature import SharedKey
 from app.settings import Settings
 
 HIDDEN = "[hidden]"

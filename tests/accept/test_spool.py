@@ -22,11 +22,10 @@ import pytest
 from redis import Redis
 
 from app.accept.claim_check import ClaimCheck
-from app.accept.drain import MAX_BATCH, MAX_FAILURES, Drainer
 from app.accept.inbox import connect
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records
-from app.accept.spool import Spool, Spooled
+from app.accept.spool import MAX_BATCH, MAX_FAILURES, Drainer, Spool, Spooled
 from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
@@ -373,7 +372,7 @@ def test_a_damaged_file_does_not_hold_up_the_others(valkey: OwnValkey, tmp_path:
 READ_ONLY = """
 import signal
 from app.accept.claim_check import ClaimCheck
-from app.accept.drain import TIMEOUT, Drainer
+from app.accept.spool import TIMEOUT, Drainer
 from app.accept.inbox import connect
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records

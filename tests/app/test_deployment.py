@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.core.errors import ConfigurationError
-from app.core.targets import Webhook
+from app.core.handlers import Webhook
 from app.deployment import connect, find_redis, own_keys, owner_problems, prepare
 from app.settings import load
 from app.storage.store import Storage

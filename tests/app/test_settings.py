@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from app.accept.inbox import TIMEOUT, connect
-from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import ConfigurationError, Permanent
+from app.core.hosts import AllowedHosts
 from app.core.notation import cancel_after, duration, in_words
 from app.settings import VARIABLES, examine, load
 from tests.receive.web import SECRET, SECRET_KEY

@@ -12,11 +12,11 @@ from redis import Redis
 
 from app.cli.reconcile import show
 from app.core.context import context_keys, unseal
-from app.core.keys import parse_signing_keys
 from app.core.prediction import from_object
 from app.core.reconciling import Found
+from app.core.signature import parse_signing_keys
 from app.receive.listening import free_port
-from app.reconcile.one import Report
+from app.reconcile.passes import Report
 from app.simulator import Simulator
 from tests.cli.test_cli import complaints, outkeep
 from tests.raw_host import ok, raw_host

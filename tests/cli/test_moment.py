@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import click
 import pytest
 
-from app.cli.moment import parse_moment
+from app.cli.terminal import parse_moment
 
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 

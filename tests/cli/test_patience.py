@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from app.cli.patience import TRIES, interrupts_held, patiently
+from app.cli.running import TRIES, interrupts_held, patiently
 from app.core.errors import Transient
 
 

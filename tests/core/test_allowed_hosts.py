@@ -1,7 +1,7 @@
 import pytest
 
-from app.core.allowed_hosts import AllowedHosts
 from app.core.errors import Permanent
+from app.core.hosts import AllowedHosts
 
 RULES = AllowedHosts.parse("Outkeep.Example.com *.lan 127.0.0.1 [::1] localhost")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.core.creations import fingerprint
+from app.core.reconciling import fingerprint
 
 
 @pytest.mark.parametrize(("one", "other"), [({"a": 2.0}, {"a": 2}), ({"a": 1, "b": 2}, {"b": 2, "a": 1})])

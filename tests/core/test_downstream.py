@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.core.downstream import (
+from app.core.shares import (
     LATEST,
     LATEST_PROBED,
     PROBE_EVERY,

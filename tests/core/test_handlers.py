@@ -6,12 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import ConfigurationError, Permanent
-from app.core.handlers import Handler, interested, job_queues, needs_token, parse
-from app.core.keys import PrivateKey, SharedKey, generate_secret
-from app.core.models import Model
+from app.core.handlers import Call, FollowUp, Handler, Webhook, interested, job_queues, needs_token, parse
 from app.core.names import Kind
 from app.core.prediction import TERMINAL, Prediction, from_object
-from app.core.targets import Call, FollowUp, Webhook
+from app.core.request import Model
+from app.core.signature import PrivateKey, SharedKey, generate_secret
 from app.core.templates import render
 
 CANARY = b"canary in a mine, 24 bytes"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.core import job_findings as findings
+from app.core import findings
 from app.core.findings import Level
 
 

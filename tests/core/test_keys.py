@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.errors import Permanent
-from app.core.keys import (
+from app.core.signature import (
     PrivateKey,
     PublicKey,
     SharedKey,

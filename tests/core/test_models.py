@@ -1,6 +1,6 @@
 import pytest
 
-from app.core.models import Model, parse_model, parse_runnable
+from app.core.request import Model, parse_model, parse_runnable
 
 VERSION = "5c7d5dc6dd8bf75c1acaa8565735e7986bc5b66206b55cca93cb72c9bf15ccaa"
 

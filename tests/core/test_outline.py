@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from app.accept.arrivals import outline
 from app.core.hosts import HostRules
 from app.core.names import Kind
-from app.core.outline import outline
 from app.core.outputs import find
 from app.core.prediction import from_object, parse
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from replicate.prediction import Prediction
 
-from app.core.progress import bar, grown, percentage
+from app.cli.kept import bar, grown, percentage
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import Rejected
-from app.core.ranges import parse_range
+from app.core.presentation import parse_range
 
 
 @pytest.mark.parametrize(

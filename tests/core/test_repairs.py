@@ -2,17 +2,17 @@
 
 import pytest
 
-from app.core.lifecycle import State
-from app.core.names import Kind, claim_name
-from app.core.repairs import (
+from app.core.lifecycle import (
     HALF_WRITTEN_AFTER,
     PATIENCE,
     STRAY_AFTER,
     Repair,
+    State,
     is_half_written,
     is_stray_download,
     record_repair,
 )
+from app.core.names import Kind, claim_name
 
 WEEK = 7 * 86400
 

@@ -1,6 +1,6 @@
 import pytest
 
-from app.core.retry_after import retry_after
+from app.core.answers import retry_after
 
 NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 

@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import Rejected
-from app.core.keys import SharedKey, VerifyingKey, parse_signing_keys, parse_verifying_keys
-from app.core.signature import Delivery, sign, signed_headers, verify
+from app.core.signature import (
+    Delivery,
+    SharedKey,
+    VerifyingKey,
+    parse_signing_keys,
+    parse_verifying_keys,
+    sign,
+    signed_headers,
+    verify,
+)
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()

@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from replicate.webhook import InvalidSignatureError, Webhooks, WebhookSigningSecret
 
 from app.core.errors import Rejected
-from app.core.keys import generate_secret, parse_signing_keys, parse_verifying_keys
-from app.core.signature import signed_headers, verify
+from app.core.signature import (
+    generate_secret,
+    parse_signing_keys,
+    parse_verifying_keys,
+    signed_headers,
+    verify,
+)
 
 IDS = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
 SECRETS = st.binary(min_size=24, max_size=64).map(generate_secret)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.core.source import defines
+from app.health.doctor import defines
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.errors import Permanent
-from app.core.trimming import DEEP, Trimmed
+from app.replicate.client import DEEP, Trimmed
 
 LONG = 30
 LONGEST = 16 << 10

@@ -23,46 +23,45 @@ from typing import Any
 import pytest
 
 import app.core
+from app.accept.arrivals import outline
+from app.cli import kept as progress
 from app.core import (
     addresses,
-    allowed_hosts,
     answers,
     content,
     context,
-    creations,
     data_uri,
     heads,
     hosts,
     inputs,
-    keys,
     links,
     media,
     names,
     outcomes,
     outputs,
-    progress,
-    ranges,
     reconciling,
     request,
-    retry_after,
     signature,
     templates,
-    trimming,
 )
+from app.core import answers as retry_after
 from app.core import event as events
+from app.core import hosts as allowed_hosts
 from app.core import (
     manifest as manifests,
 )
 from app.core import (
     prediction as predictions,
 )
+from app.core import presentation as ranges
+from app.core import reconciling as creations
+from app.core import signature as keys
 from app.core.errors import OutkeepError
-from app.core.handlers import Handler, interested
+from app.core.handlers import Handler, Webhook, interested
 from app.core.manifest import KeptFile, Receipt
 from app.core.names import Kind
-from app.core.outline import outline
 from app.core.prediction import Prediction
-from app.core.targets import Webhook
+from app.replicate import client as trimming
 
 RULES = hosts.HostRules.parse("replicate.delivery *.replicate.delivery storage.googleapis.com")
 TRUSTING = hosts.HostRules.parse("* http://127.0.0.1:9000")

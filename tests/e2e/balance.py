@@ -14,9 +14,8 @@ from rq import Queue
 from rq.registry import DeferredJobRegistry, FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from app.core.keys import parse_verifying_keys
 from app.core.names import IDENTITY_NAME, Kind
-from app.core.signature import verify
+from app.core.signature import parse_verifying_keys, verify
 from tests.e2e.file_host import FileHost
 from tests.e2e.recorder import Received, Recorder
 from tests.e2e.running import Up, unfinished

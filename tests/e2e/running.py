@@ -14,7 +14,7 @@ import httpx
 import psutil
 from redis import Redis
 
-from app.core.keys import generate_secret
+from app.core.signature import generate_secret
 from app.maintain.backlog import ENDED
 from app.receive.listening import free_port
 from app.valkey.server import running_url

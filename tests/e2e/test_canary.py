@@ -18,8 +18,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from app.core.keys import generate_secret, parse_signing_keys
-from app.core.signature import signed_headers
+from app.core.signature import generate_secret, parse_signing_keys, signed_headers
 from tests.e2e.canary import files, leaks, redis_contents
 from tests.e2e.recorder import Received, Recorder, recorder
 from tests.e2e.running import Up, running_up, until

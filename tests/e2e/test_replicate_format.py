@@ -17,8 +17,8 @@ import httpx
 import pytest
 from replicate.webhook import Webhooks, WebhookSigningSecret, WebhookValidationError
 
-from app.core.keys import generate_secret
 from app.core.names import Kind
+from app.core.signature import generate_secret
 from app.simulator import Simulator
 from tests.e2e.running import PATIENCE, Up, running_up
 

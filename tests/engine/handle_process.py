@@ -11,7 +11,7 @@ from pathlib import Path
 from redis import Redis
 
 from app.clock import Clock, lend_to_rq
-from app.core.targets import MEMORY
+from app.core.handlers import MEMORY
 from app.storage.store import Storage
 from app.telemetry import logs as telemetry
 from workers.engine import handle

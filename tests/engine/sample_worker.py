@@ -22,8 +22,8 @@ from rq.queue import Queue
 
 from app.accept.inbox import connect
 from app.clock import Clock, lend_to_rq
-from workers.engine.async_job import JobFunction
 from workers.engine.async_worker import AsyncWorker
+from workers.engine.job import JobFunction
 from workers.engine.steady_worker import Pace
 
 QUEUE = "sample"

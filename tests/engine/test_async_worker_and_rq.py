@@ -12,9 +12,9 @@ from rq.queue import Queue
 from rq.scheduler import RQScheduler
 from rq.worker.base import BaseWorker
 
-from workers.engine.async_job import AsyncJob
 from workers.engine.async_worker import AsyncWorker
 from workers.engine.handle import HandleWorker
+from workers.engine.job import AsyncJob
 from workers.engine.job_queue import JobQueue, TakenJobs
 from workers.engine.patient_worker import PatientWorker
 from workers.engine.recording_worker import RecordingWorker

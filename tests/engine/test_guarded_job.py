@@ -6,7 +6,7 @@ from rq.job import Job, JobStatus
 from app.accept import queues
 from app.core.names import NOTIFY_QUEUE, Kind
 from tests.engine.worker_process import status
-from workers.engine.guarded_job import GuardedJob
+from workers.engine.job import GuardedJob
 from workers.engine.job_queue import JobQueue
 
 

@@ -12,9 +12,9 @@ from rq import Callback, Retry
 from rq.job import Job, JobStatus
 
 from app.accept import queues
+from app.core.handlers import MEMORY
 from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
 from app.core.policy import UNKNOWN_PATIENCE
-from app.core.targets import MEMORY
 from app.maintain.user_jobs import end_of
 from tests.e2e.recorder import Recorder, recorder
 from tests.engine.worker_process import failure

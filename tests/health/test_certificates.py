@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.certificates import redis_fault
+from app.core.bucket_faults import redis_fault
 from tests.certificates import DAY, Authority, authority
 from tests.receive.web import clean_environment, environment, in_thread
 from tests.small_s3 import small_s3

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.health.functions import missing
+from app.health.doctor import missing
 
 TRAP = "raise RuntimeError('this was run')\n"
 

@@ -12,7 +12,7 @@ from rq import Worker
 from rq.serializers import JSONSerializer
 
 from app.core.errors import Permanent
-from app.health.healthcheck import check
+from app.health.checks import check
 from app.receive.listening import free_port
 from app.settings import Settings, load
 from tests.own_valkey import OwnValkey, own_valkey

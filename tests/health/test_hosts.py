@@ -12,7 +12,7 @@ from redis import Redis
 
 from app.core.links import file_path, link_keys, parse_secret_keys, sign_path
 from app.core.names import Kind, object_name
-from app.health.redis_checks import default_user
+from app.health.checks import default_user
 from app.receive.listening import free_port
 from app.storage.store import Storage
 from tests.own_valkey import OwnValkey, own_valkey

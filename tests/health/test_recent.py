@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from app.health.recent import Recent
+from app.health.checks import Recent
 
 T = TypeVar("T")
 FOR_EVER = 3600.0

@@ -17,7 +17,7 @@ from app.accept.arrivals import make_arrival
 from app.accept.records import Records
 from app.accept.spool import ABANDONED
 from app.core.findings import GAPS, Level
-from app.core.lifecycle import Move
+from app.core.lifecycle import CLAIM_AFTER, Move, Repair
 from app.core.manifest import Receipt
 from app.core.names import (
     NOTIFY_QUEUE,
@@ -29,7 +29,6 @@ from app.core.names import (
     persist_job_id,
 )
 from app.core.prediction import parse
-from app.core.repairs import CLAIM_AFTER, Repair
 from app.health.unmended import unmended
 from app.settings import Settings, load
 from tests.receive.web import prediction

@@ -22,19 +22,16 @@ from app.core.inputs import Uploads
 from app.core.links import link_keys
 from app.core.manifest import Receipt, format_time
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind
+from app.core.policy import State, Tries
 from app.core.prediction import parse
-from app.core.tries import State, Tries
 from app.replicate.guard import guarded_session
 from app.storage.store import Storage
 from workers.engine.async_worker import AsyncWorker
 from workers.keep.collect import Collector, Limits
-from workers.keep.dispatch import Dispatcher
-from workers.keep.fetch import Fetcher
+from workers.keep.fetch import Fetcher, InputFetcher, OwnFiles
 from workers.keep.inputs import Inputs
 from workers.keep.output_file import Keeper
-from workers.keep.own_files import OwnFiles
-from workers.keep.persist import Persist
-from workers.keep.uploads import InputFetcher
+from workers.keep.persist import Dispatcher, Persist
 
 PUBLIC_URL = "https://outkeep.example/base"
 KEYS = link_keys([b"k" * 32])

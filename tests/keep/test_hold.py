@@ -12,8 +12,7 @@ from app.core.manifest import KeptFile
 from app.core.names import Kind, held_place
 from app.core.outputs import OutputFile
 from workers.keep.fetch import Fetched
-from workers.keep.hold import held, hold
-from workers.keep.output_file import Wanted
+from workers.keep.output_file import Wanted, held, hold
 
 CONTENT = b"GIF89a" + bytes(10_000)
 

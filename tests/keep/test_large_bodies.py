@@ -11,14 +11,13 @@ import pytest
 from redis import Redis
 
 from app.core.errors import Permanent
-from app.core.lifecycle import Move, State
+from app.core.lifecycle import CLAIM_AFTER, Move, Repair, State
 from app.core.names import CLAIMS, Kind, claim_name, record_key
-from app.core.repairs import CLAIM_AFTER, Repair
 from app.maintain.replay import Replay
 from app.storage.store import Storage
 from tests.bucket import FaultyProxy, Refusal
 from tests.keep.desk import ID, PNG, Desk
-from workers.repair.stray_claims import LOOK_EVERY, StrayClaims
+from workers.repair.files import LOOK_EVERY, StrayClaims
 
 TTL = 86400
 KEY = record_key(Kind.PREDICTION, ID)

@@ -13,7 +13,7 @@ from app.core.handlers import parse as parse_handlers
 from app.core.lifecycle import State
 from app.core.names import NOTIFY_QUEUE, Kind
 from app.core.outcomes import Told
-from app.maintain.traces import Traces, forget
+from app.maintain.backlog import Traces, forget
 from app.storage import told as outcome_files
 from tests.keep.desk import ID, Desk
 from tests.kept import handlers_text

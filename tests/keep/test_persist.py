@@ -19,12 +19,12 @@ from app.core.lifecycle import Move, State
 from app.core.manifest import Receipt, build
 from app.core.names import Kind, notify_job_id, object_name, outcome_name, persist_job_id, record_key
 from app.core.outcomes import Told
-from app.core.tries import Tries
+from app.core.policy import Tries
 from app.simulator import Simulator
 from app.storage import told
 from tests.keep.desk import ID, JPEG, PNG, WAV, ZIP, Desk
 from workers.keep.collect import Run
-from workers.keep.dispatch import Dispatcher
+from workers.keep.persist import Dispatcher
 
 PERSIST = persist_job_id(Kind.PREDICTION, ID)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

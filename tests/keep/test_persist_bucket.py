@@ -12,8 +12,7 @@ from redis import Redis
 from app.core.lifecycle import State
 from app.core.policy import HOUR
 from app.simulator import Simulator
-from app.storage.silence import REST, Silence
-from app.storage.store import Storage
+from app.storage.store import REST, Silence, Storage
 from tests.bucket import Asked, FaultyProxy, Refusal, Rule
 from tests.keep.desk import ID, PNG, Desk
 from tests.receive.web import wait_until

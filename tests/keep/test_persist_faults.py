@@ -10,8 +10,7 @@ from redis import Redis
 
 from app.core.lifecycle import State
 from app.core.names import Kind
-from app.core.policy import NOT_YET_THERE
-from app.core.tries import HELD_FOR, Tries
+from app.core.policy import HELD_FOR, NOT_YET_THERE, Tries
 from app.simulator import Simulator
 from tests.keep.desk import ID, PNG, WAV, Desk
 from tests.raw_host import RawHost, Script, ok, raw_host, then_reset

@@ -13,7 +13,7 @@ from app.maintain.strays import Strays
 from tests.keep.desk import ID, PNG, Desk
 from tests.keep.test_persist import committed, handlers
 from tests.raw_host import ok, raw_host
-from workers.repair.leftovers import Leftovers
+from workers.repair.files import Leftovers
 
 PLACE = (Kind.PREDICTION, ID)
 GOOD = ok(PNG)

@@ -13,12 +13,11 @@ from redis import Redis
 
 from app.core import event
 from app.core.hosts import HostRules
-from app.core.lifecycle import State
+from app.core.lifecycle import Repair, State
 from app.core.names import Kind, persist_job_id
-from app.core.repairs import Repair
 from tests.keep.desk import ID, PNG, Desk
 from tests.raw_host import ok, raw_host
-from workers.repair.refused import Refused
+from workers.repair.sweep import Refused
 
 LINK = "https://en.wikipedia.org/wiki/Cat"
 REFUSED = "https://files.example.com/cat.png"

@@ -15,15 +15,14 @@ from rq.job import Job, JobStatus
 from app.accept import queues
 from app.accept.records import Accepted, Arrival
 from app.core import outcomes
+from app.core.handlers import Call
 from app.core.lifecycle import Move, State
 from app.core.manifest import Receipt
 from app.core.names import NOTIFY_QUEUE, RECORDS, Kind, notification_id, notify_job_id
 from app.core.outcomes import Told
 from app.core.prediction import parse
-from app.core.targets import Call
-from app.maintain.failures import failures
 from app.maintain.rebuild import Rebuild, Rebuilt
-from app.maintain.replay import Replay
+from app.maintain.replay import Replay, failures
 from app.maintain.user_jobs import end_of, tell
 from tests.bucket import S3
 from tests.cli.test_cli import complaints, outkeep

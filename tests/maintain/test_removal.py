@@ -31,13 +31,10 @@ from app.core.names import (
 from app.core.outcomes import Told
 from app.core.prediction import parse
 from app.core.reconciling import FARTHEST_LOOK
-from app.maintain.local_copies import LocalCopies
-from app.maintain.rebuild import Rebuild
-from app.maintain.removal import PATIENCE, Found, Removal, erase
-from app.maintain.removed_notes import LIFE, RemovedNotes
+from app.maintain.rebuild import Rebuild, Restoration, Wanted
+from app.maintain.removal import LIFE, PATIENCE, Found, LocalCopies, Removal, RemovedNotes, erase
 from app.maintain.replay import Outcome, Replay
-from app.maintain.restoration import Restoration, Wanted
-from app.storage.folders import folders
+from app.storage.store import folders
 from tests.bucket import S3
 from tests.cli.test_cli import complaints, outkeep
 from tests.kept import TTL, Deployment

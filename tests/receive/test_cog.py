@@ -17,7 +17,7 @@ from app.core.lifecycle import State
 from app.core.names import AWAITED, Kind
 from app.deployment import connect, prepare
 from app.main import create_app
-from app.receive.floods import LIMIT
+from app.receive.rate_limit import LIMIT
 from tests.receive.test_protocol import QUICK, error, rest, status
 from tests.receive.web import SECRET_KEY, Answer, Web, environment, in_thread, prediction, signed, wait_until
 

@@ -1,6 +1,6 @@
 """The count of bad signatures by address."""
 
-from app.receive.floods import LIMIT, MAX_ADDRESSES, WINDOW, Floods
+from app.receive.rate_limit import LIMIT, MAX_ADDRESSES, WINDOW, Floods
 
 
 def flooded(floods: Floods, address: str = "192.0.2.1", *, count: int = LIMIT + 1, now: float = 0.0) -> bool:

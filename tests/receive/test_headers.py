@@ -7,8 +7,10 @@ import pytest
 
 from app.core.links import file_path
 from app.core.names import Kind
-from app.receive.guesses import LIMIT, MOST_ADDRESSES, WINDOW, Guesses
 from app.receive.listening import free_port
+from app.receive.rate_limit import GUESSES as LIMIT
+from app.receive.rate_limit import GUESSES_WINDOW as WINDOW
+from app.receive.rate_limit import MOST_ADDRESSES, Guesses
 from app.storage.store import Storage
 from tests.receive.web import WEBHOOK, Answer, Web, in_thread, prediction
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app.core.keys import parse_signing_keys
-from app.core.signature import signed_headers
+from app.core.signature import parse_signing_keys, signed_headers
 from app.receive.limits import Limits
 from app.receive.listening import free_port
 from app.simulator import Simulator

@@ -17,10 +17,10 @@ import pytest
 from redis import Redis
 
 from app.main import LIMITS
-from app.receive.floods import LIMIT
 from app.receive.limits import RESERVED_FILES, Limits
 from app.receive.listening import free_port
-from app.telemetry.open_files import open_more_files
+from app.receive.rate_limit import LIMIT
+from app.telemetry.resources import open_more_files
 from tests.receive.web import BOUND, WEBHOOK, Web, in_process, in_thread, prediction, signed, wait_until
 
 QUICK = Limits(

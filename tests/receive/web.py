@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.core.keys import parse_signing_keys
-from app.core.signature import signed_headers
+from app.core.signature import parse_signing_keys, signed_headers
 from app.deployment import connect, prepare
 from app.main import LIMITS, server
 from app.receive.limits import Limits

@@ -16,9 +16,7 @@ from app.core.prediction import from_object
 from app.core.reconciling import Found
 from app.deployment import Deployment, connect, prepare
 from app.reconcile.memory import Memory
-from app.reconcile.one import Report
-from app.reconcile.pace import Pace
-from app.reconcile.passes import Tell, reconciler_of, say_nothing
+from app.reconcile.passes import Pace, Report, Tell, reconciler_of, say_nothing
 from app.simulator import Simulator
 from app.storage.store import Storage
 from app.telemetry.tally import Tally

@@ -14,7 +14,6 @@ from redis import Redis
 from app.accept.arrivals import make_arrival
 from app.accept.records import LARGE, Accepted
 from app.core.context import Lineage, context_keys, followed, webhook_url
-from app.core.creations import SOUGHT_FOR, fingerprint
 from app.core.errors import OutkeepError, Permanent, StorageFailure, Transient
 from app.core.lifecycle import Move, State
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
@@ -31,9 +30,9 @@ from app.core.names import (
 )
 from app.core.policy import LATEST_ASK
 from app.core.prediction import parse
-from app.core.reconciling import GRACE, OVERLAP, SILENCE
+from app.core.reconciling import GRACE, OVERLAP, SILENCE, SOUGHT_FOR, fingerprint
 from app.maintain.removal import Removal
-from app.replicate.answers import MAX_ANSWER
+from app.replicate.client import MAX_ANSWER
 from app.replicate.created_here import CreatedHere
 from app.replicate.follow_ups import FollowUps, Intent
 from app.simulator import Simulator

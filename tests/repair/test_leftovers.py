@@ -8,12 +8,12 @@ import obstore
 import pytest
 from obstore.store import LocalStore
 
+from app.core.lifecycle import HALF_WRITTEN_AFTER, STRAY_AFTER, Repair
 from app.core.names import Kind
-from app.core.repairs import HALF_WRITTEN_AFTER, STRAY_AFTER, Repair
 from app.maintain.strays import Strays
 from tests.keep.test_scratch import holder
 from tests.receive.web import wait_until
-from workers.repair.leftovers import WALK_EVERY, Leftovers
+from workers.repair.files import WALK_EVERY, Leftovers
 
 WEEK = 7 * 86400.0
 

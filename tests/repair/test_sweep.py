@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 
 from app.accept import queues
 from app.clock import Clock
-from app.core.lifecycle import Move, State
+from app.core.lifecycle import Move, Repair, State
 from app.core.names import (
     COUNTERS,
     NOTIFY_QUEUE,
@@ -27,7 +27,6 @@ from app.core.names import (
     record_key,
     record_member,
 )
-from app.core.repairs import Repair
 from tests.engine.worker_process import ROOT, wait_until
 from tests.keep.desk import ID, Desk
 from workers.repair.sweep import Sweep

@@ -15,11 +15,10 @@ import httpx
 import pytest
 
 from app.core.errors import OutkeepError, Permanent, Transient
-from app.core.models import Model
 from app.core.names import Kind
 from app.core.notation import api_url
-from app.replicate.answers import MAX_ANSWER
-from app.replicate.client import connected
+from app.core.request import Model
+from app.replicate.client import MAX_ANSWER, connected
 from app.replicate.creation import creating
 from app.simulator import Simulator
 from tests.raw_host import ok, raw_host, then_for_ever, then_silence

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.core.errors import OutkeepError, Permanent, Transient
-from app.core.models import Model
 from app.core.names import Kind
+from app.core.request import Model
 from app.replicate.creation import UNCERTAIN, Creator, creating
 from app.simulator import Simulator
 from app.simulator.models import version_id

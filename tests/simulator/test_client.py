@@ -13,8 +13,8 @@ from replicate.pagination import paginate
 
 from app.core.names import Kind
 from app.simulator import Simulator
+from app.simulator.ledger import event
 from app.simulator.models import MODELS, version_id
-from app.simulator.stream import event
 
 KEYS = {
     *("completed_at", "created_at", "data_removed", "error", "id", "input", "logs", "metrics"),

@@ -15,7 +15,8 @@ from replicate.client import Client
 
 from app.core.errors import Rejected
 from app.core.names import Kind
-from app.simulator import Simulator, media
+from app.simulator import Simulator
+from app.simulator import models as media
 
 CONTENT = bytes(range(256)) * 4
 

@@ -35,7 +35,7 @@ from tests.kept import TTL, Deployment
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import clean_environment, environment, wait_until
 from tests.wrong_clock import WrongClock
-from workers.repair.epochs import Epochs
+from workers.repair.sweeper import Epochs
 
 NOW = datetime(2026, 3, 16, 10, 0, tzinfo=UTC)
 OF_0_1 = {"first_start": "2026-01-01T00:00:00Z"}

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.core.findings import Level
-from app.core.keys import parse_signing_keys
-from app.core.signature import signed_headers
+from app.core.signature import parse_signing_keys, signed_headers
 from app.health.doctor import diagnose
 from app.receive.listening import free_port
 from tests.e2e.running import running_up, until

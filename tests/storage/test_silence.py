@@ -4,7 +4,7 @@ import pytest
 
 from app.core.bucket_faults import NO_ANSWER
 from app.core.errors import StorageFailure
-from app.storage.silence import PATIENCE, REST, SLOW, Silence
+from app.storage.store import PATIENCE, REST, SLOW, Silence
 
 
 class Store:

@@ -22,7 +22,6 @@ from app.accept import queues
 from app.accept.records import Records
 from app.core import handlers, prediction
 from app.core.context import PARAMETER, Lineage, context_keys, followed, unseal
-from app.core.creations import fingerprint
 from app.core.handlers import Handler
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import (
@@ -34,9 +33,10 @@ from app.core.names import (
     manifest_name,
     notify_job_id,
 )
-from app.core.trimming import LONG
+from app.core.reconciling import fingerprint
 from app.deployment import Deployment
-from app.replicate.creation_limit import CreationLimit
+from app.replicate.client import LONG
+from app.replicate.creation import CreationLimit
 from app.replicate.follow_ups import LOCK_TTL, FollowUps, Intent, Place
 from app.settings import load
 from app.simulator import Simulator

@@ -20,13 +20,12 @@ from app.core import handlers, prediction
 from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, Kind, handle_job_id, notify_job_id
 from app.deployment import Deployment
-from app.maintain.failures import Failure, failures
-from app.maintain.replay import Outcome, Replay
+from app.maintain.replay import Failure, Outcome, Replay, failures
 from app.settings import load
 from app.storage.store import Storage
 from tests.engine.worker_process import ROOT, failure, has, status, wait_until
 from tests.keep.desk import Quick
-from workers.repair.ends import Ends
+from workers.repair.sweep import Ends
 from workers.services import Jobs, notify_jobs
 
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"

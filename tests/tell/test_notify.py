@@ -20,11 +20,11 @@ from rq.job import Job, JobStatus
 
 from app.accept import queues
 from app.core import handlers, prediction
-from app.core.keys import generate_secret
 from app.core.links import check_path, link_keys
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, Kind, notification_id, notify_job_id
 from app.core.policy import NOTIFY_DELAYS, UNKNOWN_PATIENCE
+from app.core.signature import generate_secret
 from app.deployment import Deployment
 from app.maintain.handler_states import HandlerStates
 from app.receive.listening import free_port

@@ -14,10 +14,10 @@ from rq.job import Job, JobStatus
 
 from app.accept import queues
 from app.core import handlers
-from app.core.downstream import TIMEOUTS
 from app.core.manifest import Manifest, Receipt
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, Kind, notify_job_id
 from app.core.prediction import from_object
+from app.core.shares import TIMEOUTS
 from app.deployment import Deployment
 from app.maintain.backlog import hasten
 from app.maintain.handler_states import HandlerStates

@@ -17,18 +17,17 @@ import pytest
 from redis import Redis
 
 from app.core.errors import Permanent
-from app.up.claim import claim
+from app.up.everything import claim
 from app.up.lifeline import watch
-from app.up.service import Child
-from app.up.supervisor import LONGEST_DELAY, STEADY, Change, Supervisor, next_delay
+from app.up.supervisor import LONGEST_DELAY, STEADY, Change, Child, Supervisor, next_delay
 
 SUPERVISOR = """
 import json, os, sys
 from pathlib import Path
-from app.up.claim import claim
+from app.up.everything import claim
 from app.core.errors import Permanent
 from app.valkey.server import Embedded
-from app.up.service import Child
+from app.up.supervisor import Child
 from app.up.supervisor import Supervisor
 
 plan = json.loads(sys.argv[1])

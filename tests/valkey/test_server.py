@@ -19,9 +19,8 @@ from redis.exceptions import RedisError
 
 from app.core.errors import Permanent
 from app.valkey import running as traces
-from app.valkey.log import diagnose
-from app.valkey.probe import answer, wait_until
-from app.valkey.server import Embedded, running_url
+from app.valkey.running import answer, wait_until
+from app.valkey.server import Embedded, diagnose, running_url
 
 PARENT = """
 import sys

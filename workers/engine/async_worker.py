@@ -31,7 +31,7 @@ from rq.job import Job
 from rq.queue import Queue
 
 from app.clock import Clock
-from workers.engine.async_job import AsyncJob, JobFunction
+from workers.engine.job import AsyncJob, JobFunction
 from workers.engine.job_loop import JobLoop
 from workers.engine.recording_worker import RecordingWorker
 from workers.engine.schedule import Schedule

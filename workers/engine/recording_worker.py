@@ -13,7 +13,7 @@ from rq.utils import now
 
 from app.clock import Clock
 from app.core.errors import OutkeepError
-from workers.engine.async_job import AsyncJob
+from workers.engine.job import AsyncJob
 from workers.engine.steady_worker import Pace, SteadyWorker
 
 log = logging.getLogger("outkeep.worker")

@@ -26,7 +26,7 @@ from rq.worker.base import WorkerStatus
 
 from app.clock import Clock
 from app.up.wakeups import ECHO
-from workers.engine.async_job import AsyncJob, NoDeathPenalty
+from workers.engine.job import AsyncJob, NoDeathPenalty
 from workers.engine.job_queue import JobQueue
 from workers.engine.patient_worker import Outage, PatientWorker, own_client
 

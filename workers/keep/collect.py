@@ -21,16 +21,16 @@ from app.core.outputs import SHOWN, OutputFile, find
 from app.core.policy import (
     MENDED_BY_SETTING,
     RETRIED_WITHIN_THE_HOUR,
+    Tries,
     attempt_timeout,
     keep_until,
     store_delay,
 )
 from app.core.prediction import Prediction
-from app.core.tries import Tries
 from app.core.vocabulary import RETRIES
 from app.telemetry.tally import Tally
+from workers.keep.fetch import NOT_FETCHED, require_room
 from workers.keep.output_file import Keeper, Wanted
-from workers.keep.spill import NOT_FETCHED, require_room
 
 PARALLEL_FILES, HOSTS_AT_ONCE = 8, 4
 """Downloads of one prediction from one host at a time, and how many times as many from all: one with 249

@@ -1,8 +1,10 @@
-"""Keep one output file: from its URL, or out of the output itself, into storage under our own name."""
+"""Downloads that wait on our disk while the storage fails, since their hour may pass before it is mended."""
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,47 @@ from app.core import content, media
 from app.core.answers import Body
 from app.core.data_uri import decode_data_uri, source_of
 from app.core.manifest import KeptFile
-from app.core.names import TEXT_NAME, Kind, file_name, object_name, output_stem
+from app.core.names import (
+    TEXT_NAME,
+    Kind,
+    file_name,
+    held_digest,
+    held_mark,
+    held_name,
+    object_name,
+    output_stem,
+)
 from app.core.outputs import OutputFile
 from app.storage.store import HANGS, Storage
-from workers.keep.fetch import Fetched
-from workers.keep.hold import held, hold
+from workers.keep.fetch import HEAD_BYTES, Fetched
+
+
+def hold(fetched: Fetched, folder: Path, kind: Kind, prediction_id: str, number: int) -> None:
+    """Put a temporary file where `held` finds it; best effort, it never raises.
+
+    `folder` outlives the process, unlike the one for what is being downloaded. The name holds the hash: after
+    a power cut the file may not have all its bytes.
+    """
+    with suppress(OSError):
+        digest = fetched.sha256 + held_mark(fetched.declared, fetched.encoding)
+        fetched.path.rename(folder / held_name(kind, prediction_id, number, digest))
+
+
+def held(folder: Path, kind: Kind, prediction_id: str, number: int) -> Fetched | None:
+    """The download that an earlier run on this host could not store, if all of it is there."""
+    for path in folder.glob(held_name(kind, prediction_id, number, "*")):
+        with suppress(OSError):
+            with path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = os.fstat(file.fileno()).st_size
+            wanted, declared, encoding = held_digest(path.name)
+            if digest == wanted:
+                return Fetched(path, size, digest, head, None, "", declared=declared, encoding=encoding)
+            path.unlink()
+    return None
+
 
 SLOWEST = 1 << 20
 """Bytes a second of a storage that is slow and does not hang."""

@@ -13,10 +13,9 @@ from app.accept.quarantine import is_older
 from app.core.errors import Permanent, Removed
 from app.core.names import COUNTERS, QUARANTINE, RETENTION_TURN, Kind
 from app.core.vocabulary import REMOVED
+from app.maintain.backlog import Traces
 from app.maintain.removal import Found, Removal
-from app.maintain.traces import Traces
-from app.storage.folders import Folder, folders
-from app.storage.store import Storage
+from app.storage.store import Folder, Storage, folders
 from app.telemetry.tally import series
 
 EVERY = 3600

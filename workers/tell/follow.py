@@ -1,4 +1,4 @@
-"""Follow-up predictions: one for each parent and handler, however often the job runs.
+"""Links to stored files that carry their own permission, for events.
 
 Three memories keep it so: the outcome file beside the parent's manifest, which also the arrival of the
 follow-up writes; the intent in Redis, written before the API is asked; and Replicate's own list, where a run
@@ -7,10 +7,13 @@ that finds an intent without a child looks for what an earlier run may have crea
 
 import asyncio
 import logging
+import os
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -18,25 +21,100 @@ from redis.exceptions import RedisError
 
 from app.accept.records import Arrival, Records
 from app.core import event as events
-from app.core import templates
+from app.core import media, templates
 from app.core.context import ContextKeys, Lineage, followed, lineage, webhook_url
-from app.core.creations import fingerprint
-from app.core.errors import OutkeepError, Permanent, Transient
-from app.core.handlers import Handler
+from app.core.errors import OutkeepError, Permanent, StorageFailure, Transient
+from app.core.handlers import FollowUp, Handler
+from app.core.links import LinkKeys, signed_url
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
-from app.core.models import Model
-from app.core.names import Kind
+from app.core.names import Kind, object_name
 from app.core.outputs import joined_text
 from app.core.prediction import from_object, parse_time
-from app.core.targets import FollowUp
+from app.core.reconciling import fingerprint
+from app.core.request import Model
 from app.replicate.client import Api
-from app.replicate.creation import UNCERTAIN, Creator
-from app.replicate.creation_limit import CreationLimit
+from app.replicate.creation import UNCERTAIN, CreationLimit, Creator
 from app.replicate.follow_ups import LOCK_TTL, FollowUps, Intent, Place
 from app.storage import told as outcome_files
 from app.storage.store import Storage
-from workers.tell.handing_over import HandingOver
-from workers.tell.links import Links
+
+Links = Callable[[Manifest], events.Link]
+"""From a manifest to what makes links to its files."""
+
+
+def signed_links(keys: LinkKeys, base_url: str, clock: Callable[[], datetime]) -> Links:
+    """Links to our own server, good from now on."""
+
+    def of(manifest: Manifest) -> events.Link:
+        prediction, now = manifest.prediction, clock().timestamp()
+        return lambda name: signed_url(base_url, prediction.kind, prediction.id, name, keys, now=now)
+
+    return of
+
+
+MOST = 100 << 20
+"""Bytes that Replicate takes as an uploaded file, by its documentation."""
+
+
+@dataclass(frozen=True)
+class HandingOver:
+    """What they are uploaded with; `folder` is for copies of what a remote store holds."""
+
+    creator: Creator
+    storage: Storage
+    folder: Path
+
+    async def upload(self, manifest: Manifest, file: KeptFile) -> str:
+        """Upload a stored file; the URL that stands for it in an input. Raises `OutkeepError`."""
+        assert file.name is not None
+        size = file.size or 0
+        if size > MOST:
+            raise Permanent(
+                "file_too_large",
+                f"{file.name} has {size >> 20} MiB, and Replicate takes uploads of {MOST >> 20} MiB; "
+                "set OUTKEEP_PUBLIC_URL, and a link is given instead",
+            )
+        name = object_name(manifest.prediction.kind, manifest.prediction.id, file.name)
+        called, media_type = file.name, file.media_type
+        if file.encoding is not None:
+            # An upload carries no coding beside the bytes: its name and type have to say it.
+            packed = media.packed(file.encoding)
+            called, media_type = f"{file.name}.{packed}", media.media_type(packed)
+        async with self._at_hand(name) as path:
+            try:
+                return await self.creator.upload(path, name=called, media_type=media_type)
+            except FileNotFoundError:
+                raise Permanent("file_missing", f"{name} is not in the storage any more") from None
+
+    @asynccontextmanager
+    async def _at_hand(self, name: str) -> AsyncIterator[Path]:
+        """A path of this host that holds a stored object."""
+        if self.storage.folder is not None:
+            yield self.storage.folder / name
+            return
+        stored = await asyncio.to_thread(self.storage.head, name)
+        if stored is None:
+            raise Permanent("file_missing", f"{name} is not in the storage any more")
+        path = await asyncio.to_thread(self._draft)
+        try:
+            await self._copy(name, stored.size, path)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _draft(self) -> Path:
+        descriptor, path = tempfile.mkstemp(prefix="upload-", suffix=".part", dir=self.folder)
+        os.close(descriptor)
+        return Path(path)
+
+    async def _copy(self, name: str, size: int, path: Path) -> None:
+        try:
+            with path.open("wb") as target:
+                async for piece in self.storage.stream(name, 0, size):
+                    await asyncio.to_thread(target.write, piece)
+        except OSError as error:
+            raise StorageFailure("storage_full", f"no room to copy {name}: {error.strerror}") from error
+
 
 DEEPEST = 10
 """How many follow-ups may follow one another: a handler that wants what it has made would go on for ever."""

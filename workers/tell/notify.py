@@ -12,12 +12,12 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from app.core.downstream import Downstream
 from app.core.errors import Permanent, Transient
 from app.core.manifest import format_time
 from app.core.names import Kind
 from app.core.outcomes import Told
 from app.core.policy import UNKNOWN_PATIENCE, UNKNOWN_WAIT, notify_delay, put_off
+from app.core.shares import Downstream
 from app.core.vocabulary import NOTIFIED, RETRIES
 from app.maintain.handler_states import HandlerStates
 from app.storage import told as outcome_files
