@@ -1,4 +1,4 @@
-"""What of a large event is needed to fetch its outputs, while no storage takes the event itself."""
+"""What enters the inbox: a delivery with its receipt; of a large one, what is needed to fetch its outputs."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Where verified deliveries wait on disk while Redis is away: one synced file each, fed back oldest first.
+"""Deliveries on disk while Redis is away: one synced file each, fed back oldest first when Redis is well.
 
 A file is one line of JSON (`kind`, `sha256` and `size` of the body, and the receipt), a newline, and the body
 as received. Its time of change is the time of receipt. `*.part` are being written, `*.damaged` set aside.

@@ -1,4 +1,4 @@
-"""What a finished prediction left: shown on standard output, and judged for the exit code."""
+"""How `outkeep run` shows a prediction: while it runs, and what was kept of it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Waiting on the command line: for Replicate, and with Ctrl-C until it may be heard."""
+"""How `outkeep run` waits for a prediction, and what Ctrl-C does meanwhile."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Text for a terminal, which obeys what it is shown."""
+"""What is printed on a terminal, and read from a command line: text, tables, progress, times."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a `Retry-After` header asks for (RFC 9110, section 10.2.3), and the dates of HTTP.
+"""What the answers of other servers mean: whole bodies, redirects, codings, `Retry-After` (RFC 9110, 10.2.3).
 
 HTTP clients take too much for success: 204 and 206, and bodies that end with the connection, which may be
 cut. Here only a plain 200 with one length, or in chunks, is a file at once; what is empty, or ends with the

@@ -1,4 +1,4 @@
-"""What a check found: its line, and the rules that turn numbers into one. Ages and times are in seconds."""
+"""A check's result as a line, and the rules that turn numbers into one. Ages and times are in seconds."""
 
 import re
 from collections.abc import Mapping, Sequence

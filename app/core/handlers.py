@@ -1,4 +1,4 @@
-"""What the three kinds of handlers do with an event: a webhook, a job of the user's, a follow-up prediction.
+"""The handlers file: who is told of what, by a webhook, a function of the user's or a follow-up prediction.
 
 Each is read from its table of the handlers file: `mistakes` are found first, all of them, then it is made.
 """

@@ -1,4 +1,4 @@
-"""From where outputs may be downloaded: the rules in `OUTKEEP_OUTPUT_HOSTS`, applied to one URL.
+"""Host names: from where outputs may be downloaded, and under which names stored files are served.
 
 Only the URL is judged here. That a permitted name does not lead to a private address is seen to by
 `app.replicate.guard`, when the connection is made.

@@ -1,4 +1,4 @@
-"""The life of a record: one table; a move that is not in it does not exist."""
+"""The states of a record in one table of legal moves, and what the sweep may repair."""
 
 import re
 from enum import StrEnum

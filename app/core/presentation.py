@@ -1,4 +1,4 @@
-"""How a stored file is presented over HTTP, from our server or straight from a bucket."""
+"""How a stored file is served over HTTP: its headers, and ranges of it."""
 
 import re
 

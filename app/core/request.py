@@ -1,4 +1,4 @@
-"""How people name what makes a prediction: a model, one version of it, or a deployment."""
+"""What people write to create a prediction: the model, the input, the context."""
 
 import json
 import re

@@ -1,9 +1,7 @@
-"""Who may begin now: places are shared out among keys (hosts, domains), so that no key holds up the others.
+"""Fairness: how many places one key (a host, a domain, a handler) may hold, so that none delays the others.
 
 The one rule of fairness, kept apart from what waits and runs. Times are seconds of any clock that never
 goes back.
-
-Times are seconds of any clock that never goes back.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Keys of the Standard Webhooks scheme: how each is written, and what each can do.
+"""Signatures of Standard Webhooks: how keys are written, how a delivery is signed and verified.
 
 A shared secret (`whsec_`) signs and verifies with HMAC-SHA256, version `v1`. A private key (`whsk_`) signs
 and its public key (`whpk_`) verifies with Ed25519, version `v1a`. After the prefix stands standard base64.

@@ -1,4 +1,4 @@
-"""The handler of the demonstration: a real HTTP server that verifies what it is sent."""
+"""What the demonstration runs: `outkeep up` as a process, and a handler that verifies what it is sent."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What Python source defines, told without running it."""
+"""What `outkeep doctor` looks at, beyond the checks that it shares."""
 
 import ast
 import asyncio

@@ -1,4 +1,4 @@
-"""What stands in RQ's lists, and doing again what ended there."""
+"""What stands in RQ's queues and registries about our jobs, and running again what ended there."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Puts back into Redis, in one step for each prediction, what can be read from its manifest and outcomes."""
+"""Restore from storage what Redis has lost, in one step for each prediction."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

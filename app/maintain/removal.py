@@ -1,10 +1,11 @@
-"""What this host alone holds of a prediction: downloads that wait for the storage, deliveries for Redis.
-
-A note holds when that was, and nothing else. It stands for longer than reconciliation looks back.
+"""Remove everything of a prediction: jobs, files, record, and what this host alone holds of it.
 
 First a mark: from then on no delivery about it is taken for new, and no job is made for it. Then go its jobs,
 its files, and last of all the manifest. What is being removed stands on a list in Redis until nothing is left
 and no job of it runs, so that the sweep ends what a crash has cut off.
+
+The note that something was removed holds when that was, and nothing else. It stands for longer than
+reconciliation looks back.
 """
 
 import re

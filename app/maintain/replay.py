@@ -1,4 +1,4 @@
-"""What was given up and waits for somebody: dead letters, and predictions that could not be kept.
+"""Notify handlers again of what is stored, and list what has failed and waits for somebody.
 
 Storage and the handlers file are enough to tell again, so it works with an emptied Redis, and years later.
 """

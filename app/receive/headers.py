@@ -1,4 +1,4 @@
-"""Bearer tokens: reading one from a request, and comparing it with ours."""
+"""Headers of requests and answers: bearer tokens, allowed hosts, and what stands on every answer."""
 
 import hashlib
 import hmac

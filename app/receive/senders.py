@@ -1,4 +1,4 @@
-"""Deliveries with a good signature and another time: our clock is off, or somebody sends old ones again."""
+"""Who may send: Replicate with a signature, Cog with a token; and how far the clock of a sender is off."""
 
 import logging
 from collections import deque

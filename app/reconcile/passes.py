@@ -1,4 +1,4 @@
-"""Failures of the storage that end nothing: what comes behind is done first, and then they are raised.
+"""A pass over Replicate's lists: find what ended and never arrived, and accept it.
 
 A pass asks for what fell silent, lists what was created since the last complete pass, skips what is here, and
 fetches the rest one by one, the most urgent first. It may be killed anywhere: what it took in is known to the

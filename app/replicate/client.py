@@ -1,4 +1,4 @@
-"""Cut what is long out of a list of the API while it comes in: a page may hold a hundred outputs, inline.
+"""Replicate's API, read only: single objects, and lists whose long values are cut while they come in.
 
 A page is `{"next": …, "results": [{"id": …, "output": …}, …]}`. Each value in an item that takes more than
 `LONG` bytes, or nests deeper than `DEEP` levels, becomes null, so that a page is small whatever stands in it;

@@ -1,4 +1,4 @@
-"""Creating predictions and uploading their files, by Replicate's official client.
+"""Create predictions and upload their files with Replicate's official client, within its rate limit.
 
 Answers are judged by our own rules, so that a refusal comes in the words of the API and a 429 with its wait.
 They are read raw: the models of the client refuse real objects, and what was created must be known.

@@ -1,4 +1,4 @@
-"""The protocol of aiohttp's client, for hosts and handlers whose answers are not quite HTTP.
+"""HTTP to addresses that others chose: each address is checked before it is connected to.
 
 A name is looked up once; of its addresses only those that were checked and found good are connected to, so a
 name that changes between check and connect gains nothing. aiohttp does not ask its resolver about literal

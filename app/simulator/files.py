@@ -1,4 +1,4 @@
-"""The file host: contents by URL, as `replicate.delivery` serves them."""
+"""Files of the simulator: outputs as `replicate.delivery` serves them, uploads, inputs that are fetched."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Every prediction and training of the simulator, and the tasks that bring them to life."""
+"""The predictions and trainings of the simulator, what brings them to life, and their streams."""
 
 import asyncio
 import base64

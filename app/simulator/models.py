@@ -1,4 +1,4 @@
-"""Small real files, the same bytes for the same arguments: pictures, sounds, archives."""
+"""The models of the simulator: what they take, how long they run, and the small real files they make."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""How the API says no: `application/problem+json`, and 401 to whoever lacks the token."""
+"""Requests to the simulated API: how they are read, counted and refused."""
 
 import hmac
 import re

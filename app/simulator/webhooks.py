@@ -1,4 +1,4 @@
-"""The log of webhook attempts, which another thread can watch."""
+"""Webhooks of the simulator: signed, retried as Replicate does, and listed for tests."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""A store that lets us wait in vain is left alone for a while, so that what can be done without it is done.
+"""The store of outputs and manifests, local or in a bucket; one that does not answer is left alone a while.
 
 Each `Storage` notes that for itself. Nothing is refused for a store that answers, whatever it says.
 """

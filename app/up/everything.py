@@ -1,4 +1,4 @@
-"""One `outkeep up` per data folder: a lock that the kernel frees however its holder ends."""
+"""`outkeep up`: everything in one terminal, once for each data folder."""
 
 import fcntl
 import logging

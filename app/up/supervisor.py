@@ -1,4 +1,4 @@
-"""What the supervisor keeps running: anything that can be launched, watched and ended."""
+"""Starts children, restarts what dies, and stops all of them in order."""
 
 import os
 import signal

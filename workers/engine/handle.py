@@ -1,4 +1,4 @@
-"""A job of the user's: only functions that the handlers file names run, each within its memory.
+"""The worker that runs functions of the user's: one process forked for each job, with limits.
 
 One process watches, and forks another (the work-horse) for each job. What RQ leaves open is closed here: a
 work-horse ends with its parent, however that dies, so that a job does not run on beside its second run; and

@@ -1,4 +1,4 @@
-"""A temporary file, counted and hashed while it is written; the event loop never waits for the disk.
+"""Bring one file here: from its host, from our own storage, or from Replicate's files; counted and hashed.
 
 Replicate's OpenAPI document (2026-03-16) says that `GET /v1/files/{id}` describes a file, and that
 `GET /v1/files/{id}/download` gives it to whoever has a signature. What the latter says to the token of the

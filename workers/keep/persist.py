@@ -1,4 +1,4 @@
-"""What follows once a prediction is stored: the record moves on, and a job for each handler tells of it."""
+"""The persist job: load the event, fetch and store its files, write the manifest, enqueue notifications."""
 
 import asyncio
 import logging

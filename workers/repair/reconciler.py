@@ -1,4 +1,4 @@
-"""When Replicate is asked for what was created here without a webhook: soon, and less often as it grows old.
+"""The threads that ask Replicate: passes over its lists, and polling of what was created here.
 
 One process at a time asks for what is due. While nothing is awaited, all that happens is a look at one key.
 """

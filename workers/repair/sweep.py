@@ -1,4 +1,4 @@
-"""What the sweep does in Redis, each in one step that looks again: the world has moved on since it looked.
+"""Repairs in Redis: records without a job, jobs in no list, jobs that ended without a word.
 
 The sweep does not act on what it read: for each gap that was found a script in Redis looks again and mends in
 one step. So it may run twice, at the same time, and die anywhere.

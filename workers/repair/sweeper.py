@@ -1,4 +1,4 @@
-"""Notices that Redis has come back without what it held, and rebuilds that from the storage, once."""
+"""The thread that repairs once a minute, and rebuilds a Redis that has come back without its data."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""One signed POST to a handler."""
+"""One attempt to notify a handler: a signed POST, and what its answer means."""
 
 import asyncio
 import logging

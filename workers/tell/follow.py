@@ -1,4 +1,4 @@
-"""Links to stored files that carry their own permission, for events.
+"""Create one follow-up prediction for each prediction and handler, with links to stored files or uploads.
 
 Three memories keep it so: the outcome file beside the parent's manifest, which also the arrival of the
 follow-up writes; the intent in Redis, written before the API is asked; and Replicate's own list, where a run
