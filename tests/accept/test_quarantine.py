@@ -23,10 +23,19 @@ from app.accept.quarantine import COUNTED_FOR, INLINE, LIFE, SMALLEST, Aside, Qu
 from app.accept.spool import MAX_BATCH, MAX_FAILURES
 from app.core.errors import Transient, Unusable
 from app.core.manifest import Source
-from app.core.names import Kind, quarantine_body_name, quarantine_name, record_key
+from app.core.names import (
+    NOTIFY_QUEUE,
+    PERSIST_QUEUE,
+    Kind,
+    quarantine_body_name,
+    quarantine_name,
+    record_key,
+)
+from app.deployment import connect, prepare
 from app.maintain.removal import Removal
 from app.storage.store import Storage
-from tests.receive.web import Web, in_thread, prediction, wait_until
+from tests.receive.web import Web, environment, in_thread, prediction, wait_until
+from workers.repair.sweeper import sweeper_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ID = "ype2b3w02xrme0cqadzrms82nm"
@@ -237,6 +246,22 @@ def test_what_was_set_aside_long_ago_goes_although_nothing_new_comes(folder: Pat
     shelf.tidy()
 
     assert sizes(folder) == {}
+
+
+def test_the_sweep_of_the_worker_that_stores_tidies_it(
+    valkey_url: str, redis: Redis, tmp_path: Path, folder: Path
+) -> None:
+    now = datetime.now(UTC)
+    for days in (0, 20, LIFE.days + 2, 400):
+        at = now - timedelta(days=days)
+        quarantine(folder, at).put(aside(b"\xff%d" % days, at))
+    deployment = connect(*prepare(environment(valkey_url, tmp_path), receives=False))
+    for queue in (NOTIFY_QUEUE, PERSIST_QUEUE):
+        assert len(sizes(folder / "quarantine")) == 2 * 4
+        sweeper_of(queue, deployment, ()).tidy()
+
+    days = {path.parent.name for path in (folder / "quarantine").rglob("*.json")}
+    assert days == {(now - timedelta(days=ago)).date().isoformat() for ago in (0, 20)}
 
 
 @pytest.mark.parametrize("off", [-56 * 365.0, -31.0, -1.0, 1.0, 31.0, 365.0])

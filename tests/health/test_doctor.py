@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rq import Worker
@@ -125,6 +126,18 @@ def test_a_sound_deployment_passes_and_one_without_workers_fails(valkey: OwnValk
     )
     assert report.line("workers of notify").startswith("fail ")
     assert report.line("scheduler").startswith("fail scheduler: none for persist, notify, handle: ")
+
+
+def test_a_redis_that_fills_up_is_named(valkey: OwnValkey, tmp_path: Path) -> None:
+    """Beside 64 MiB connections and scripts weigh little."""
+    valkey.start()
+    valkey.redis.set("weight", "x" * (64 << 20))
+    settings = environment(valkey.url, tmp_path)
+    used = int(str(cast(dict[str, object], valkey.redis.info("memory"))["used_memory"]))
+    for room, level in ((10.0, None), (1.2, "warn"), (1.02, "fail")):
+        valkey.redis.config_set("maxmemory", int(used * room))
+        found = doctor(tmp_path, **settings).of("redis memory")
+        assert [line[:4] for line in found] == ([] if level is None else [level]), found
 
 
 def test_a_worker_that_was_killed_is_not_counted(valkey: OwnValkey, tmp_path: Path) -> None:

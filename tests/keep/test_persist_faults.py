@@ -4,12 +4,13 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from redis import Redis
 
 from app.core.lifecycle import State
-from app.core.names import Kind
+from app.core.names import Kind, record_key
 from app.core.policy import HELD_FOR, NOT_YET_THERE, Tries
 from app.simulator import Simulator
 from tests.keep.desk import ID, PNG, WAV, Desk
@@ -519,6 +520,48 @@ def test_temporary_files_that_cannot_be_written_are_our_trouble_not_the_files(
     desk.temporary.mkdir()
     assert desk.work() is None
     assert codes(desk) == [None]
+
+
+def test_what_is_noted_of_a_file_is_small_however_long_its_url_and_its_place_are(desk: Desk) -> None:
+    """Where it came from stands in the event: the record holds a hash of that, until all files have ended."""
+
+    async def scenario() -> None:
+        async with raw_host(GOOD) as good, raw_host(BROKEN, GOOD) as bad:
+            desk.trust(*origin(good, bad))
+            urls = [
+                url_of(good) + "?" + "q" * 7000,
+                url_of(good, "n" * 2000 + ".png"),
+                "data:image/png;base64," + "QUFB" * 20_000,
+                "data:text/plain," + "%41" * 20_000,
+                url_of(good) + "#" + "f" * 30_000,
+            ]
+            output = {"k" * 900: {"l" * 100: urls}, "again": url_of(bad)}
+            desk.receive(output)
+            assert isinstance(await desk.run(), float)
+            noted = [value for key, value in raw(desk).items() if key.startswith(b"kept:")]
+            assert len(noted) == len(urls)
+            assert max(map(len, noted)) < 512
+
+            desk.forward(60)
+            assert await desk.run() is None
+            assert len(good.heads) == 3, "what was noted is recalled, and not asked for again"
+            files = desk.manifest()["files"]
+            assert [file["source"] for file in files if not file["source"].startswith("data:")] == [
+                *(url for url in urls if not url.startswith("data:")),
+                output["again"],
+            ]
+            place = f"/output/{'k' * 900}/{'l' * 100}"
+            assert [file["pointer"] for file in files] == [
+                *(f"{place}/{number}" for number in range(len(urls))),
+                "/output/again",
+            ]
+
+    asyncio.run(scenario())
+
+
+def raw(desk: Desk) -> dict[bytes, bytes]:
+    """The record as it stands in Redis."""
+    return cast(dict[bytes, bytes], desk.redis.hgetall(record_key(Kind.PREDICTION, ID)))
 
 
 def test_a_record_that_vanishes_during_a_run_does_not_come_back_in_pieces(desk: Desk) -> None:

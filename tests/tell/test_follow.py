@@ -55,7 +55,7 @@ from tests.engine.worker_process import ROOT, wait_until
 from tests.keep.desk import Quick
 from tests.wrong_clock import WrongClock
 from workers.services import Jobs, notify_jobs
-from workers.tell.attempt import Delivery
+from workers.tell.attempt import MAX_DETAIL, Delivery
 from workers.tell.follow import DEEPEST, SETTLE
 
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
@@ -656,6 +656,19 @@ def test_bad_input_is_a_dead_letter_in_the_words_of_the_api(studio: Studio) -> N
     assert attempt["error"] == "api_rejected"
     assert "- input.scale: must be less than or equal to 1" in attempt["detail"]
     assert studio.redis.get(follow_up_key(*PLACE)) is None
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 422])
+@pytest.mark.parametrize("sign", ["x", "\N{CAT}", '"', "\n", "- input: "])
+def test_of_what_the_api_says_a_few_hundred_signs_are_kept(studio: Studio, status: int, sign: str) -> None:
+    studio.api.mishaps = [refuses(status, sign * 5_000)]
+    job = studio.tell()
+    studio.work()
+    [attempt] = studio.attempts()
+    assert attempt["error"]
+    assert len(attempt["detail"]) <= MAX_DETAIL
+    job.refresh()  # type: ignore[no-untyped-call]
+    assert len(json.dumps(job.meta)) < 8 * MAX_DETAIL
 
 
 def test_a_refused_token_is_tried_again_and_never_shown(studio: Studio) -> None:
