@@ -7,7 +7,7 @@ expire; one without does.
 ACCEPT = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 mark of this delivery,
 --       where there is a job 5 job, 6 queue of the job, 7 RQ's set of queues, 8 its failed jobs;
---       the last two: where it is awaited, and where it is not
+--       the last three: what merely runs, where it is awaited, and where it is not
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id or '',
 --       7 channel, 8 state 'running', 9 state 'received', 10 its score where it is awaited ('': it is not),
 --       11 whether handlers are to be told ('': nobody), 12 state of what was passed by, 13 state to tell it,
@@ -15,7 +15,8 @@ ACCEPT = """
 --       15 whether no more than Cog's token vouches for it ('': not so),
 --       16 context ('': none), 17 parent ('': none), 18 who tells of these: 'run' (we), 'api' or 'url',
 --       19 whether the event comes with it ('': it is only asked whether it is a repeat),
---       20 how many arguments are fields of the record, then those, then the fields of the job
+--       20 how many predictions that merely run are remembered,
+--       21 how many arguments are fields of the record, then those, then the fields of the job
 local record = redis.call('HMGET', KEYS[1], 'state', 'rank', 'source', 'context', 'context_from')
 local state, finish, cog = record[1], ARGV[1] == 'finish', ARGV[15] ~= ''
 -- A signature covers no path: what was sent to one must not count once more on another.
@@ -59,9 +60,9 @@ end
 local news = over and finish and ARGV[11] ~= '' and redis.call('HDEL', KEYS[1], 'quiet') == 1
 local again = news and state == ARGV[12]
 if again then redis.call('HSET', KEYS[1], 'state', ARGV[13]) end
-local last = 20 + tonumber(ARGV[20])
+local last = 21 + tonumber(ARGV[21])
 if outcome == 'accepted' or outcome == 'progress' then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 21, last))
+  redis.call('HSET', KEYS[1], unpack(ARGV, 22, last))
   if takes then
     redis.call('HDEL', KEYS[1], 'context', 'parent')
     if ARGV[16] ~= '' then redis.call('HSET', KEYS[1], 'context', ARGV[16]) end
@@ -87,6 +88,24 @@ if outcome == 'progress' and ARGV[10] ~= '' then
 elseif finish and not cog then
   redis.call('ZREM', KEYS[#KEYS - 1], ARGV[3])
   redis.call('ZREM', KEYS[#KEYS], ARGV[3])
+end
+-- Whoever may send can tell of any number that merely run: those go that were not heard of for longest.
+local running = KEYS[#KEYS - 2]
+if finish then
+  redis.call('ZREM', running, ARGV[3])
+elseif outcome == 'progress' and ARGV[6] == '' and ARGV[18] == 'url' and not firm then
+  redis.call('ZADD', running, ARGV[5], ARGV[3])
+  local surplus = redis.call('ZCARD', running) - ARGV[20]
+  for _, member in ipairs(surplus > 0 and redis.call('ZRANGE', running, 0, surplus - 1) or {}) do
+    local key = string.sub(KEYS[1], 1, -1 - #ARGV[3]) .. member
+    local one = redis.call('HMGET', key, 'state', 'source', 'context_from', 'outline')
+    redis.call('ZREM', running, member)
+    if one[1] == ARGV[8] and (one[2] == 'cog') == cog and one[3] ~= 'run' and not one[4] then
+      redis.call('DEL', key)
+      redis.call('ZREM', KEYS[2], member)
+      redis.call('ZREM', KEYS[#KEYS - 1], member)
+    end
+  end
 end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
 local waits = outcome == 'accepted' or again or (finish and state == ARGV[9])

@@ -36,6 +36,8 @@ from app.core.names import (
     NOTIFY_QUEUE,
     RECORDS,
     REFUSED,
+    RUNNING,
+    RUNNING_OF_COG,
     Kind,
     delivery_key,
     record_key,
@@ -69,6 +71,12 @@ MAX_MODEL = 256
 
 MAX_QUERY = 16 << 10
 """Bytes of the JSON of a webhook URL's parameters: twice what most servers take of a URL."""
+
+MOST_RUNNING = 20_000
+"""Predictions with no more than progress that are remembered; those go that were not heard of for longest."""
+
+COG_PART = 4
+"""Of Cog, one in so many of these: a token displaces nothing that is signed."""
 
 _REMOVED, _TO_BE_TOLD, _OVERRULED = -1, -2, -3
 """What `MOVE` answers when it does nothing."""
@@ -149,10 +157,11 @@ class Record:
 class Records:
     """Records over one Redis connection. Methods block; errors are redis-py's, except where said."""
 
-    def __init__(self, connection: Redis, *, ttl: int) -> None:
+    def __init__(self, connection: Redis, *, ttl: int, most_running: int = MOST_RUNNING) -> None:
         """Keep records for `ttl` seconds after their latest change; with an event in them, until stored."""
         self._redis = connection
         self._ttl = ttl
+        self._most_running = most_running
         self._accept = hashlib.sha1(ACCEPT.encode(), usedforsecurity=False).hexdigest()
         self._move = connection.register_script(MOVE)
         self._keep = connection.register_script(KEEP)
@@ -190,15 +199,17 @@ class Records:
         if job is not None:
             keys += [job.key, *queues.keys(job.origin, self._redis)]
             job_fields = queues.fields(job)
+        of_cog = source == "cog"
+        keys.append(RUNNING_OF_COG if of_cog else RUNNING)
         keys += [AWAITED_HERE, AWAITED] if arrival.is_asked_for else [AWAITED, AWAITED_HERE]
         arguments = [
             arrival.move, arrival.rank, member, self._ttl, now.timestamp(), job.id if job else "",
             EVENTS, State.RUNNING, State.RECEIVED, _score(arrival, now), "" if arrival.receipt.quiet else "1",
             *map(str, origins(Move.TELL)), target(Move.TELL),
-            self._delivery_ttl(arrival) if webhook_id else "", "1" if source == "cog" else "",
+            self._delivery_ttl(arrival) if webhook_id else "", "1" if of_cog else "",
             json.dumps(context) if context is not None else "", arrival.receipt.parent or "",
             _WHO_TELLS.get(source, "url"), "" if arrival.is_repeat else "1",
-            len(fields), *fields, *job_fields,
+            self._most_running // (COG_PART if of_cog else 1), len(fields), *fields, *job_fields,
         ]  # fmt: skip
         pipeline.evalsha(self._accept, len(keys), *keys, *arguments)
 

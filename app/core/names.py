@@ -151,6 +151,9 @@ AWAITED_HERE = "outkeep:awaited-here"
 """Sorted set of `record_member`s: what was created here without a webhook, scored by when it is asked for
 next (Unix seconds)."""
 
+RUNNING, RUNNING_OF_COG = "outkeep:running", "outkeep:running-of-cog"
+"""Sorted sets of `record_member`s of which no more than progress was sent, scored by when (Unix seconds)."""
+
 FIRST_START = "outkeep:first-start"
 """When Outkeep first ran on this Redis (Unix seconds); never changed. See `IDENTITY_NAME`."""
 

@@ -30,6 +30,8 @@ from app.core.names import (
     RECORDS,
     REMOVALS,
     REMOVED,
+    RUNNING,
+    RUNNING_OF_COG,
     Kind,
     awaited_member,
     folder_name,
@@ -117,7 +119,7 @@ AT_ONCE = 100
 
 _BEGIN = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 what is being removed,
---       5 what is awaited, 6 what was created here and is awaited
+--       5 what is awaited, 6 what was created here and is awaited, then where it may merely run
 -- ARGV: 1 member of index and list, 2 how long the mark stands (s), 3 now (s), 4 channel,
 --       5 the only state in which the record may be ('': any), then how it may be called where it is awaited
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -127,7 +129,7 @@ redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[5], unpack(ARGV, 6))
-redis.call('ZREM', KEYS[6], ARGV[1])
+for at = 6, #KEYS do redis.call('ZREM', KEYS[at], ARGV[1]) end
 redis.call('PUBLISH', ARGV[4], ARGV[1])
 return 1
 """
@@ -241,6 +243,7 @@ class Removal:
     def _mark(self, kind: Kind, prediction_id: str, *, only: State | None) -> bool:
         mark = removed_key(kind, prediction_id)
         keys = [record_key(kind, prediction_id), RECORDS, mark, REMOVALS, AWAITED, AWAITED_HERE]
+        keys += [RUNNING, RUNNING_OF_COG]
         now = self._clock().timestamp()
         member = record_member(kind, prediction_id)
         awaited = [awaited_member(kind, prediction_id, web=web) for web in (False, True)]

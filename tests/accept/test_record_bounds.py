@@ -2,22 +2,46 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from redis import Redis
 
-from app.accept.records import MAX_MODEL, MAX_QUERY, Records
+from app.accept import queues
+from app.accept.records import (
+    COG_PART,
+    MAX_MODEL,
+    MAX_QUERY,
+    MOST_RUNNING,
+    Accepted,
+    Arrival,
+    Records,
+)
 from app.core.context import context_keys, seal, shortened
 from app.core.findings import Level
 from app.core.findings import memory as judged
-from app.core.names import Kind
+from app.core.manifest import Receipt
+from app.core.names import (
+    AWAITED,
+    AWAITED_HERE,
+    RECORDS,
+    RUNNING,
+    RUNNING_OF_COG,
+    Kind,
+    record_key,
+)
+from app.core.prediction import parse
 from app.health.checks import memory
+from app.maintain.removal import Removal
+from app.storage.store import Storage
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import SECRET_KEY, WEBHOOK, Web, in_thread, prediction, signed
 
 ID = "ype2b3w02xrme0cqadzrms82nm"
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LONG = "x" * (8 << 20)
 BOUND = 64 << 10
 """Bytes that all that one delivery leaves in Redis may take, but for the body of an end."""
@@ -124,6 +148,103 @@ def test_a_thousand_large_progress_events_leave_redis_small(web: Web, redis: Red
     for number in range(40):
         assert web.outcome(prediction(f"p{number}", status="processing", model="x" * (1 << 20))) == "progress"
     assert held(redis) < 40 * 4096
+
+
+def running(identity: str, receipt: Receipt, status: str = "processing") -> Arrival:
+    return Arrival(parse(prediction(identity, status=status), Kind.PREDICTION), b"", receipt, None)
+
+
+SENT = Receipt(NOW, None, query={"order": "17"})
+OF_COG = Receipt(NOW, None, source="cog")
+
+
+def kept(redis: Redis) -> set[str]:
+    """The ids of all records."""
+    return {key.decode().rpartition(":")[2] for key in redis.scan_iter("outkeep:record:*")}
+
+
+@pytest.mark.parametrize("receipt", [SENT, OF_COG, replace(SENT, context={"a": "b"})])
+@pytest.mark.parametrize("at_once", [1, 7, 100])
+@pytest.mark.parametrize("most", [4, 40])
+def test_only_so_many_predictions_that_merely_run_are_remembered_those_heard_of_last(
+    redis: Redis, receipt: Receipt, at_once: int, most: int
+) -> None:
+    records = Records(redis, ttl=60, most_running=most)
+    sent = [running(f"p{number}", receipt) for number in range(100)]
+    for first in range(0, 100, at_once):
+        now = NOW + timedelta(seconds=first)
+        assert set(records.accept(sent[first : first + at_once], now)) == {Accepted.PROGRESS}
+        # One that is heard of again and again stays.
+        again = prediction("p0", status="processing", output=["x"] * (first + 1))
+        later = now + timedelta(milliseconds=1)
+        records.accept([Arrival(parse(again, Kind.PREDICTION), b"", receipt, None)], later)
+
+    share = most // COG_PART if receipt is OF_COG else most
+    assert len(kept(redis)) == share
+    assert share == 1 or "p0" in kept(redis)
+    if at_once == 1 and share > 1:
+        assert kept(redis) == {"p0", *(f"p{number}" for number in range(101 - share, 100))}
+    for index in (RECORDS, AWAITED, RUNNING, RUNNING_OF_COG):
+        assert redis.zcard(index) <= share
+
+
+def test_what_ended_or_was_begun_here_or_waits_in_a_spool_does_not_go_for_what_runs(
+    redis: Redis,
+) -> None:
+    records = Records(redis, ttl=60, most_running=8)
+
+    def end(identity: str) -> Arrival:
+        body = prediction(identity)
+        job = queues.persist_job(redis, Kind.PREDICTION, identity, timeout=60)
+        return Arrival(parse(body, Kind.PREDICTION), body, SENT, job)
+
+    own = Receipt(NOW, None, source="run", context={"order": 1})
+    firm = [
+        end("ended"),
+        replace(running("begun", own, "starting"), is_asked_for=True),
+        replace(end("spooled"), body=b"", outline=b"{}"),
+        running("late", SENT),
+        end("late"),
+        running("both", OF_COG),  # and Replicate tells of it, too
+        running("both", SENT),
+        running("begun", SENT),
+    ]
+    records.accept(firm, NOW)
+    before = {
+        name: redis.hgetall(record_key(Kind.PREDICTION, name))
+        for name in ("ended", "late", "spooled", "begun")
+    }
+    for number in range(100):
+        records.accept([running(f"p{number}", OF_COG)], NOW + timedelta(seconds=number))
+    assert "both" in kept(redis), "what only a token vouches for displaces nothing that is signed"
+    for number in range(100, 200):
+        records.accept([running(f"p{number}", SENT)], NOW + timedelta(seconds=number))
+
+    assert {name: redis.hgetall(record_key(Kind.PREDICTION, name)) for name in before} == before
+    assert all(before.values())
+    assert len(kept(redis)) == len(before) + 8 + 8 // COG_PART
+    assert redis.zcard(AWAITED_HERE) == 1
+    outcomes = records.accept([running("p0", SENT), end("p0"), end("p0")], NOW)
+    assert outcomes == ["progress", "accepted", "duplicate"]
+
+
+def test_a_removal_leaves_no_trace_among_what_runs(redis: Redis, tmp_path: Path) -> None:
+    records = Records(redis, ttl=60)
+    records.accept([running("p1", SENT), running("p2", OF_COG)], NOW)
+    removal = Removal(redis, Storage((tmp_path / "outputs").as_uri()), ttl=60, clock=lambda: NOW)
+    for number in (1, 2):
+        removal.remove(removal.search(Kind.PREDICTION, f"p{number}"))
+    assert redis.exists(RUNNING, RUNNING_OF_COG) == 0
+
+
+def test_a_flood_of_progress_takes_no_more_than_some_megabytes(redis: Redis) -> None:
+    """By a holder of Cog's token, with parameters as long as they may be."""
+    records = Records(redis, ttl=86400)
+    receipt = replace(OF_COG, query={"a": "x" * 100})
+    for first in range(0, MOST_RUNNING // COG_PART + 2000, 1000):
+        records.accept([running(f"p{first + number}", receipt) for number in range(1000)], NOW)
+    assert redis.zcard(RUNNING_OF_COG) == MOST_RUNNING // COG_PART == len(kept(redis))
+    assert held(redis) < 8 << 20
 
 
 @pytest.mark.parametrize(
