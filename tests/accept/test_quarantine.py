@@ -260,8 +260,8 @@ def test_the_sweep_of_the_worker_that_stores_tidies_it(
         assert len(sizes(folder / "quarantine")) == 2 * 4
         sweeper_of(queue, deployment, ()).tidy()
 
-    days = {path.parent.name for path in (folder / "quarantine").rglob("*.json")}
-    assert days == {(now - timedelta(days=ago)).date().isoformat() for ago in (0, 20)}
+    left = {path.parent.name for path in (folder / "quarantine").rglob("*.json")}
+    assert left == {(now - timedelta(days=ago)).date().isoformat() for ago in (0, 20)}
 
 
 @pytest.mark.parametrize("off", [-56 * 365.0, -31.0, -1.0, 1.0, 31.0, 365.0])
