@@ -1,5 +1,6 @@
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -493,6 +494,63 @@ def test_only_so_many_sources_are_looked_at_and_that_there_are_more_is_said() ->
     assert len(find([LINK] * (MAX_LINKS + 1), RULES).links) == MAX_LINKS
     assert find([LINK] * MAX_SPOTS, RULES).is_all
     assert not find([*[LINK] * MAX_SPOTS, URL], RULES).is_all
+
+
+@pytest.mark.parametrize("sign", ["k", "/", "é"])
+def test_a_long_key_is_not_spelled_for_each_file_below_it(sign: str) -> None:
+    output = {sign * (1 << 20): [URL] * 1500}
+    began = time.process_time()
+    found = find(output, RULES).files
+    assert time.process_time() - began < 1.5, "to spell it once takes milliseconds"
+    assert [file.pointer for file in found] == ["/output"] * 1500
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda number: [URL] * number,
+        lambda number: " ".join([URL] * number),
+        lambda number: {f"{URL}{one}": None for one in range(number)},
+        lambda number: ["words ", *[URL, " and "] * number],
+        lambda number: [[DATA]] * number,
+    ],
+)
+def test_only_so_many_sources_are_replaced_and_the_others_stay(many: Callable[[int], Any]) -> None:
+    asked: list[str] = []
+    replaced(many(MAX_SPOTS + 50), asked.append)
+    assert len(asked) == MAX_SPOTS
+
+
+def test_of_a_text_only_so_many_sources_are_left_when_it_is_bare() -> None:
+    assert bare(" ".join([URL] * (MAX_SPOTS + 50))).count(URL) == MAX_SPOTS
+
+
+@pytest.mark.parametrize(
+    ("output", "source"),
+    [
+        (f"{URL[:-4]} {{}}.png", None),
+        (f"see ({URL[:-4]} {{}}.png) there", URL[:-4]),
+        (f'see "{URL[:-4]} {{}}.png" there', URL[:-4]),
+        ('see "data:text/plain,a {} b" there', "data:text/plain,a"),
+        ("see (data:text/plain,a {} b) there", "data:text/plain,a"),
+    ],
+)
+def test_what_is_quoted_holds_blanks_up_to_a_length(output: str, source: str | None) -> None:
+    ((_, short),) = files(output.format("x " * 100))
+    assert "x" in short
+    assert len(short) > 200
+    ((_, long),) = files(output.format("x " * 40_000))
+    assert long == (source or URL[:-4])
+
+
+@pytest.mark.parametrize(
+    ("sign", "link"), [("é", "="), ("\u4e00", "/"), ("—", "?"), ("\N{CAT}", "&"), ("ü", "%")]
+)
+def test_names_before_words_that_are_not_set_apart_are_read_once(sign: str, link: str) -> None:
+    text = "see " + f"https://a/b.png{sign}{link}" * 8_000
+    began = time.process_time()
+    assert sum(1 for _ in find_spots(text)) > 0
+    assert time.process_time() - began < 1.0, "it takes some hundredths of a second"
 
 
 @pytest.mark.parametrize(

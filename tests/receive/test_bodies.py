@@ -11,7 +11,7 @@ from redis import Redis
 from app.accept.quarantine import Quarantine
 from app.core.prediction import parse
 from app.core.signature import verify
-from app.receive.bodies import LARGE, apart
+from app.receive.bodies import apart
 from tests.receive.web import WEBHOOK, Web, in_thread, prediction
 
 WORK = (verify, parse, Quarantine.put)
@@ -39,6 +39,7 @@ def web(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
         threading.setprofile(None)
 
 
+LARGE = 1 << 20
 LONG = "x" * (LARGE + 1)
 BODIES = [
     (prediction("a", logs=LONG), "accepted"),

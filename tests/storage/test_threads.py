@@ -125,10 +125,18 @@ def test_an_object_that_hangs_holds_up_no_other_and_is_not_asked_for_again(
         while (found := await ask(storage, stuck[0])) == "storage_silent":  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
         assert found == b"1"
-        for name in stuck[1:]:
-            (tmp_path / name).open("wb").close()
 
-    asyncio.run(scenario())
+    async def bounded() -> None:
+        try:
+            async with asyncio.timeout(60):
+                await scenario()
+        finally:
+            for name in stuck:  # so that what hangs ends, also when this fails
+                pipe = os.open(tmp_path / name, os.O_RDWR)
+                (tmp_path / name).unlink()
+                os.close(pipe)
+
+    asyncio.run(bounded())
 
 
 def test_while_all_threads_hang_nobody_waits(storage: Storage, release: threading.Event) -> None:
