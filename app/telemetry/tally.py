@@ -86,9 +86,7 @@ class Tally:
                 pipeline.execute()
         except RedisError as error:
             log.debug("counts wait for Redis: %s", type(error).__name__)
-            with self._lock:
-                for field, amount in batch.items():
-                    self._waiting[field] += amount
+            self._change(batch, 1)
 
     @contextmanager
     def flushing(self, redis: Redis, folder: Path | None = None) -> Iterator["Tally"]:
@@ -123,11 +121,16 @@ class Tally:
 
     def _take_over(self, kept: "Kept") -> None:
         for path, counts in kept.left_behind():
-            with self._lock:
-                for field, amount in counts.items():
-                    self._waiting[field] += amount
-            kept.save(self.waiting())
-            path.unlink(missing_ok=True)
+            self._change(counts, 1)
+            if not (kept.save(self.waiting()) and _removed(path)):
+                self._change(counts, -1)  # it waits there for a disk that takes files
+
+    def _change(self, counts: Mapping[str, int], sign: int) -> None:
+        with self._lock:
+            for field, amount in counts.items():
+                self._waiting[field] += sign * amount
+                if not self._waiting[field]:
+                    del self._waiting[field]
 
     def _field(self, counter: Counter, labels: tuple[object, ...]) -> str:
         values = [str(value) if _VALUE.fullmatch(str(value)) else OTHER for value in labels]
@@ -151,17 +154,20 @@ class Kept:
         self._path = folder / f"{uuid4().hex}.counts"
         self._file: IO[str] | None = None
 
-    def save(self, counts: Mapping[str, int]) -> None:
-        """Keep these instead of what was kept before."""
+    def save(self, counts: Mapping[str, int]) -> bool:
+        """Keep these instead of what was kept before; False if the disk does not take them."""
         try:
             if counts:
                 self._write(json.dumps(counts))
             elif self._file is not None:
+                self._file.truncate(0)  # it may not be possible to remove it
                 self._path.unlink(missing_ok=True)
                 self._file.close()
                 self._file = None
         except OSError as error:
             log.debug("counts wait in memory alone: %s", error)
+            return False
+        return True
 
     def close(self) -> None:
         """Leave the file to whoever comes next."""
@@ -192,6 +198,15 @@ class Kept:
         if self._file is not None:
             self._file.close()
         self._file = file
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("counts that were left behind stay there: %s", error)
+        return False
+    return True
 
 
 def _read(file: IO[str]) -> dict[str, int]:

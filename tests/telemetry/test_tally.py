@@ -1,8 +1,11 @@
 """Counts of a process on their way to Redis."""
 
+import errno
 import json
 import subprocess
 import sys
+import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -15,8 +18,9 @@ from redis.retry import Retry
 from app.core.names import COUNTERS
 from app.core.vocabulary import BYTES, HOUR_LEFT, NOTIFIED, RECEIVED, REFUSED
 from app.receive.listening import free_port
-from app.telemetry.tally import MOST_SERIES, Tally
-from tests.receive.web import wait_until
+from app.telemetry.tally import FOLDER, MOST_SERIES, Kept, Tally
+from tests.engine.worker_process import ROOT
+from tests.receive.web import clean_environment, environment, wait_until
 
 
 def counts(redis: Redis) -> dict[str, int]:
@@ -153,3 +157,82 @@ def test_counts_that_cannot_be_read_stop_nobody(redis: Redis, tmp_path: Path, te
     with Tally().flushing(redis, tmp_path) as tally:
         tally.add(REFUSED, "bad_signature")
         wait_until(lambda: counts(redis) == {'outkeep_refusals_total{reason="bad_signature"}': 1})
+
+
+def test_what_many_find_at_once_is_taken_over_by_one_of_them(tmp_path: Path) -> None:
+    """One may have opened a file that another one has just taken over, removed and let go."""
+    for number in range(300):
+        (tmp_path / f"{number}.counts").write_text(json.dumps({f"field{number}": 1}))
+    start = threading.Barrier(8)
+    found: list[str] = []
+
+    def take(_: int) -> None:
+        start.wait()
+        for path, counts in Kept(tmp_path).left_behind():
+            found.append(*counts)
+            path.unlink()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, range(8)))
+    assert Counter(found) == {f"field{number}": 1 for number in range(300)}
+
+
+ON_A_BAD_DISK = """
+import errno, sys
+from pathlib import Path
+from redis import Redis
+from app.core.vocabulary import RECEIVED
+from app.telemetry.tally import Tally
+from tests import kernel
+
+getattr(kernel, sys.argv[3])(*(int(one) for one in sys.argv[4:]))
+with Tally().flushing(Redis.from_url(sys.argv[1]), Path(sys.argv[2])) as tally:
+    for _ in sys.stdin:
+        tally.add(RECEIVED, "accepted")
+"""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("forbid_removals",),
+        ("forbid_new_files", errno.ENOSPC),
+        ("forbid_new_files", errno.EROFS),
+        ("forbid_new_files", errno.EDQUOT),
+        ("forbid_new_files", errno.EACCES),
+    ],
+)
+def test_what_was_left_behind_waits_where_the_disk_does_not_do_its_part(
+    redis: Redis, valkey_url: str, tmp_path: Path, fault: tuple[str | int, ...]
+) -> None:
+    """And is neither lost nor counted again and again; what the process itself counts goes on."""
+    left = tmp_path / "dead.counts"
+    left.write_text('{"planted": 5}')
+    command = [sys.executable, "-c", ON_A_BAD_DISK, valkey_url, str(tmp_path), *map(str, fault)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert child.stdin is not None
+        for number in range(1, 4):  # each is another turn
+            child.stdin.write("\n")
+            child.stdin.flush()
+            wait_until(lambda: counts(redis) == {'outkeep_deliveries_total{outcome="accepted"}': number})  # noqa: B023 - asked at once
+        child.stdin.close()
+    assert left.read_text() == '{"planted": 5}'
+    with Tally().flushing(redis, tmp_path):
+        wait_until(lambda: counts(redis).get("planted") == 5)
+        wait_until(lambda: not left.exists())
+
+
+@pytest.mark.parametrize("process", [["serve"], ["work", "persist"], ["work", "notify"]])
+def test_each_process_that_counts_takes_over_what_lies_in_its_data(
+    redis: Redis, valkey_url: str, tmp_path: Path, process: list[str]
+) -> None:
+    left = tmp_path / FOLDER / "dead.counts"
+    left.parent.mkdir()
+    left.write_text('{"planted": 5}')
+    settings = clean_environment(environment(valkey_url, tmp_path, PORT="0"))
+    with subprocess.Popen([sys.executable, "-m", "app.cli", *process], cwd=ROOT, env=settings) as running:
+        try:
+            wait_until(lambda: counts(redis).get("planted") == 5)
+            wait_until(lambda: not left.exists())
+        finally:
+            running.terminate()
