@@ -216,6 +216,9 @@ VARIABLES: dict[str, str] = {
 }
 """Environment variable → attribute of `Settings`."""
 
+SIZES = ("OUTKEEP_MAX_BODY", "OUTKEEP_MAX_FILE", "OUTKEEP_DISK_FLOOR")
+"""Variables that hold a size."""
+
 STORE_SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -271,6 +274,17 @@ def examine(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
         problems += [f"{name}: {reason}" for name, reason in wrong.items()]
         settings = Settings.model_validate({key: value for key, value in values.items() if key not in wrong})
     return settings, problems
+
+
+def doubts(environment: Mapping[str, str]) -> list[str]:
+    """What is accepted, and can hardly be meant: one line for each such setting."""
+    values, _ = _read(environment)
+    found = {name: str(values.get(name, "")).strip() for name in SIZES}
+    return [
+        f"{name}: a number alone is bytes, and {text} of them are hardly meant; write a unit: {text}MiB"
+        for name, text in found.items()
+        if notation.lacks_unit(text)
+    ]
 
 
 def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:

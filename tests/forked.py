@@ -27,8 +27,8 @@ from app.cli.root import COMMANDS
 ROOT = Path(__file__).parent.parent
 INHERITED = 3
 """Standard input, output and errors."""
-START_ONLY = ("PYTHON", "LC_", "LANG")
-"""What Python reads only when it starts."""
+START_ONLY = ("PYTHON", "LC_", "LANG", "LD_")
+"""What Python, or the system, reads only when it starts."""
 
 
 def run_command(

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import time
 
 import click
 
@@ -98,7 +97,7 @@ def link(prediction_id: str, name: str | None, *, kind: str | None, as_json: boo
     if not ID.fullmatch(prediction_id):
         raise click.BadParameter("an id has 1 to 64 letters, digits, '_' or '-'")
     settings = load(os.environ)
-    storage = open_storage(settings)
+    storage, clock = open_storage(settings)
     found = [storage.read_manifest(one, prediction_id) for one in ([Kind(kind)] if kind else Kind)]
     manifests = [manifest for manifest in found if manifest is not None]
     if not manifests:
@@ -109,7 +108,7 @@ def link(prediction_id: str, name: str | None, *, kind: str | None, as_json: boo
     if name is not None and name not in names:
         there = ", ".join(names[:-1]) or "none"
         raise Permanent("unknown", f"{prediction_id} has no stored file {name}; there are: {there}")
-    keys, now = link_keys(deployment.signing_keys(settings)), time.time()
+    keys, now = link_keys(deployment.signing_keys(settings)), clock.time()
     if settings.public_url is None:
         say(f"outkeep: OUTKEEP_PUBLIC_URL is not set; only this host reaches {settings.own_url}", err=True)
     for one in [name] if name else names:

@@ -5,7 +5,7 @@ import json
 import os
 from contextlib import closing, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -16,13 +16,14 @@ from app import deployment
 from app.accept.inbox import connect
 from app.accept.records import Record, Records
 from app.cli.terminal import say, table
+from app.clock import Clock, clock_of
 from app.core import notation
 from app.core.errors import ConfigurationError
 from app.core.hosts import AllowedHosts, HostRules
 from app.core.manifest import format_time
 from app.core.names import QUARANTINE
 from app.maintain.replay import failures
-from app.settings import VARIABLES, Settings, load
+from app.settings import VARIABLES, Settings, doubts, load
 from app.storage.identity import require
 from app.storage.store import Storage
 
@@ -59,7 +60,9 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
     if failed:
         _list_failures(settings, limit, as_json=as_json)
         return
-    wanted = (record for record in open_records(settings).newest() if record.lost or not lost)
+    redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    newest = Records(redis, ttl=settings.record_ttl).newest()
+    wanted = (record for record in newest if record.lost or not lost)
     records = list(itertools.islice(wanted, limit))
     if as_json:
         for record in records:
@@ -67,7 +70,8 @@ def ls(*, limit: int, lost: bool, failed: bool, quarantine: bool, as_json: bool)
         return
     if not records:
         click.echo("nothing was lost" if lost else "nothing yet", err=True)
-    rows = [_row(record, datetime.now(UTC)) for record in records]
+    now = clock_of(redis)()  # by which it was written when they came
+    rows = [_row(record, now) for record in records]
     table(["ID", "KIND", "STATUS", "STATE", "FILES", "LOST", "AGE", "MODEL"], rows)
 
 
@@ -83,14 +87,15 @@ def config(*, as_json: bool) -> None:
     settings, _, problems = deployment.prove(os.environ, receives=True)
     blamed = {problem.partition(":")[0].removesuffix("_FILE") for problem in problems}
     wrong = {name for name in blamed if _origin(name) != "default"}
+    unsure = doubts(os.environ)
     rows = [(name, _shown(settings, name), _origin(name)) for name in VARIABLES]
     rows = [(name, "(refused)" if name in wrong else value, origin) for name, value, origin in rows]
     if as_json:
         found = {name: {"value": value, "from": origin} for name, value, origin in rows}
-        click.echo(json.dumps({"settings": found, "problems": problems}, indent=1))
+        click.echo(json.dumps({"settings": found, "problems": problems, "doubts": unsure}, indent=1))
     else:
         table(["SETTING", "VALUE", "FROM"], [[name, value or "-", origin] for name, value, origin in rows])
-        for problem in problems:
+        for problem in problems + unsure:
             say(f"outkeep: {problem}", err=True)
     if problems:
         raise SystemExit(2)
@@ -102,16 +107,20 @@ def open_records(settings: Settings) -> Records:
     return Records(connect(url, timeout=TIMEOUT), ttl=settings.record_ttl)
 
 
-def open_storage(settings: Settings) -> Storage:
-    """The storage, for what needs no Redis. Raises `ConfigurationError` where one answers and has another."""
-    storage = Storage(settings.storage_url)
+def open_storage(settings: Settings) -> tuple[Storage, Clock]:
+    """The storage, for what needs no Redis, and the clock of the one that answers, else of this host.
+
+    Raises `ConfigurationError` where one answers and has another storage.
+    """
+    storage, clock = Storage(settings.storage_url), Clock()
     try:
         redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
     except ConfigurationError:
-        return storage
+        return storage, clock
     with closing(redis), suppress(RedisError):
+        clock.ask(redis)
         require(redis, storage)
-    return storage
+    return storage, clock
 
 
 def summary(record: Record) -> dict[str, Any]:

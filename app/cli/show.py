@@ -76,8 +76,8 @@ def _records(settings: Settings, prediction_id: str) -> dict[Kind, Record | None
     try:
         records = open_records(settings)
         return {kind: records.get(kind, prediction_id) for kind in Kind}
-    except ConfigurationError:
-        reason = f"no embedded server answers on {settings.data}"
+    except ConfigurationError as error:
+        reason = error.problems[0]
     except RedisError as error:
         reason = f"Redis does not answer ({type(error).__name__})"
     say(f"{reason}: shown from storage alone", err=True)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 from pydantic import ByteSize
@@ -41,8 +41,8 @@ def verify(ids: tuple[str, ...], *, since: str | None, all_of_it: bool, as_json:
     for one in ids:
         if not ID.fullmatch(one):
             raise click.BadParameter(f"an id has 1 to 64 letters, digits, '_' or '-': {one!r}")
-    moment = None if since is None else parse_moment(since, datetime.now(UTC))
-    storage = open_storage(load(os.environ))
+    storage, clock = open_storage(load(os.environ))
+    moment = None if since is None else parse_moment(since, clock())
     verifier = Verifier(storage, moment)
     count = {"predictions": 0, "files": 0, "bytes": 0, "odd": 0}
     with Progress("verified", lambda: len(set(ids)) or _many(storage, moment)) as progress:

@@ -86,6 +86,12 @@ def size(text: str) -> int:
     return found
 
 
+def lacks_unit(text: str) -> bool:
+    """Whether a size is so small a number alone that its unit was forgotten: it would be bytes."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    return match is not None and match[2] is None and 0 < float(match[1]) < _BYTES["mib"]
+
+
 def cancel_after(text: str) -> str:
     """A duration of 5 s to 24 h as Replicate's header `Cancel-After` has it, `1h30m`; raises `Permanent`."""
     seconds = duration(text)

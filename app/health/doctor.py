@@ -39,7 +39,7 @@ from app.health.unmended import unmended
 from app.maintain.backlog import queues_of_users
 from app.receive.keyring import fetch_secret
 from app.reconcile import memory as reconcile_memory
-from app.settings import Settings, examine
+from app.settings import Settings, doubts, examine
 from app.storage.identity import Identity, lost
 from app.storage.store import Storage
 from app.valkey import running as embedded_trace
@@ -124,6 +124,7 @@ _NAMES = {
 def diagnose(environment: Mapping[str, str], code: Path) -> list[Finding]:
     """Run every check over the deployment that `environment` describes; `code` holds the user's functions."""
     settings, handlers, findings = _configuration(environment)
+    findings += [Finding(Level.WARN, "sizes", doubt) for doubt in doubts(environment)]
     blamed = [one.detail.partition(":")[0] for one in findings if one.level is Level.FAIL]
     wrong = {name.removesuffix("_FILE") for name in blamed}
     findings += [one for one in _credentials(settings) if not wrong & _NAMES.get(one.check, set())]

@@ -318,6 +318,7 @@ REDIS = {"REDIS_URL": "redis://127.0.0.1:9", "OUTKEEP_SECRET_KEY": SECRET_KEY}
     ("command", "settings"),
     [
         ("ls", {}),
+        ("show x", {}),
         ("rm x --yes", {}),
         ("healthcheck persist", {}),
         ("replay --failed", {}),

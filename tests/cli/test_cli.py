@@ -1,12 +1,13 @@
 """The command, as people type it: processes, exit codes, and one clear line for each mistake."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -19,15 +20,25 @@ from app.accept.records import Records
 from app.cli.root import COMMANDS as LISTED
 from app.cli.root import cli
 from app.core.context import Lineage, followed
-from app.core.manifest import KeptFile, Manifest, Receipt
-from app.core.names import Kind
+from app.core.manifest import KeptFile, Manifest, Receipt, format_time
+from app.core.names import Kind, record_key
 from app.core.prediction import parse
 from app.receive.listening import free_port
 from app.simulator.models import MODELS
 from app.storage.store import Storage
 from tests.forked import run_command
 from tests.own_valkey import own_valkey
-from tests.receive.web import SECRET, SECRET_KEY, Web, clean_environment, environment, in_thread, prediction
+from tests.receive.web import (
+    SECRET,
+    SECRET_KEY,
+    Web,
+    clean_environment,
+    environment,
+    in_thread,
+    prediction,
+    wait_until,
+)
+from tests.wrong_clock import WrongClock
 
 NOW = datetime(2026, 3, 16, tzinfo=UTC)
 COMMANDS = sorted(cli.commands)
@@ -541,14 +552,43 @@ def test_link_gives_fresh_links_to_what_is_stored(settings: dict[str, str], web:
     assert "OUTKEEP_PUBLIC_URL is not set" in outkeep("link", "kept", settings=settings).stderr
 
 
+@pytest.mark.parametrize("days", [-30.0, -5.0, 0.25, 3.0, 10.0, 400.0])
+def test_ages_links_and_since_go_by_the_clock_of_redis(
+    settings: dict[str, str], web: Web, redis: Redis, tmp_path: Path, days: float
+) -> None:
+    host = WrongClock(tmp_path, days * 86400)
+    wrong = settings | host.environment | {"OUTKEEP_PUBLIC_URL": f"http://127.0.0.1:{web.port}"}
+    now, storage = datetime.now(UTC), Storage((web.folder / "outputs").as_uri())
+    web.outcome(prediction("old"))
+    before = now - timedelta(minutes=150)
+    redis.hset(record_key(Kind.PREDICTION, "old"), "received_at", format_time(before))
+    assert " 2 h\n" in outkeep("ls", settings=wrong).stdout
+
+    for name, ago in (("old", 4 * 86400), ("young", 0)):
+        parsed = parse(prediction(name), Kind.PREDICTION)
+        file = KeptFile("/output", "https://x/a.png", "output-0.png", "image/png", 3, "0" * 64)
+        at = now - timedelta(seconds=ago)
+        storage.put_bytes(f"predictions/{name}/output-0.png", b"png")
+        storage.commit(Manifest(parsed, (file,), None, Receipt(at, "msg_1"), at))
+        path = web.folder / f"outputs/predictions/{name}/prediction.json"
+        os.utime(path, (at.timestamp(), at.timestamp()))
+    since = outkeep("verify", "--since", "2d", "--json", settings=wrong).stdout.splitlines()[-1]
+    assert json.loads(since)["predictions"] == 1
+    with urlopen(outkeep("link", "young", settings=wrong).stdout.strip()) as answer:
+        assert answer.read() == b"png"
+
+
 def test_a_simulator_says_when_a_webhook_fails(tmp_path: Path) -> None:
     port = free_port()
     options = ["--token", "t", "--pace", "0", "--port", str(port)]
     command = [sys.executable, "-m", "app.cli", "simulate", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    said = tmp_path / "said"
+    with (
+        said.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as running,
+    ):
         try:
             assert running.stdout is not None
-            assert running.stderr is not None
             while not running.stdout.readline().startswith("OUTKEEP_OUTPUT_HOSTS"):
                 pass
             hook = f"http://127.0.0.1:{free_port()}/webhooks/replicate?outkeep_context=canary"
@@ -559,10 +599,11 @@ def test_a_simulator_says_when_a_webhook_fails(tmp_path: Path) -> None:
             )
             with urlopen(request) as answer:
                 identity = json.load(answer)["id"]
-            line = next(line for line in running.stderr if line.startswith("webhook "))
+            wait_until(lambda: "; tried again\n" in said.read_text())
+            line = next(line for line in said.read_text().splitlines() if line.startswith("webhook "))
             assert f"webhook 'completed' of {identity} to {hook.partition('?')[0]}: " in line
             assert "ClientConnectorError" in line
-            assert line.endswith("; tried again\n")
+            assert line.endswith("; tried again")
         finally:
             running.kill()
 
@@ -635,10 +676,11 @@ def test_show_says_that_it_saw_the_storage_alone(settings: dict[str, str], tmp_p
     elsewhere = {name: value for name, value in settings.items() if name != "REDIS_URL"}
 
     done = outkeep("show", "x", settings={**elsewhere, "OUTKEEP_DATA": str(tmp_path)})
+    said = f"REDIS_URL: not set, and no embedded server answers on {tmp_path}"
 
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"no embedded server answers on {tmp_path}: shown from storage alone",
+        f"{said}; set it, or start `outkeep up`: shown from storage alone",
         "outkeep: nothing is known of x",
     ]
 
@@ -727,6 +769,36 @@ def test_config_speaks_json_and_ends_with_2_when_something_is_wrong(tmp_path: Pa
     told = {problem.partition(":")[0] for problem in json.loads(wrong.stdout)["problems"]}
     assert told == {*mistakes, "REPLICATE_WEBHOOK_SECRET"}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "doubted"),
+    [
+        ("OUTKEEP_MAX_BODY", "32", True),
+        ("OUTKEEP_MAX_FILE", "10", True),
+        ("OUTKEEP_DISK_FLOOR", "5", True),
+        ("OUTKEEP_MAX_BODY", " 1.5 ", True),
+        ("OUTKEEP_MAX_FILE", "1000000", True),
+        ("OUTKEEP_MAX_BODY", "1048576", False),
+        ("OUTKEEP_MAX_BODY", "32B", False),
+        ("OUTKEEP_MAX_FILE", "10 gb", False),
+        ("OUTKEEP_DISK_FLOOR", "0", False),
+        ("OUTKEEP_DISK_FLOOR", "5368709120", False),
+    ],
+)
+def test_a_size_whose_unit_was_forgotten_is_warned_of(
+    tmp_path: Path, name: str, text: str, *, doubted: bool
+) -> None:
+    (tmp_path / "size").write_text(f"{text}\n")
+    said = f"{name}: a number alone is bytes, and {text.strip()} of them are hardly meant; "
+    for setting in ({name: text}, {f"{name}_FILE": str(tmp_path / "size")}):
+        settings = {"REPLICATE_WEBHOOK_SECRET": SECRET, **setting}
+        shown = outkeep("config", settings=settings, cwd=tmp_path)
+        assert (shown.returncode, said in shown.stderr) == (0, doubted)
+        document = json.loads(outkeep("config", "--json", settings=settings, cwd=tmp_path).stdout)
+        assert (document["problems"], len(document["doubts"])) == ([], doubted)
+        examined = outkeep("doctor", settings=settings, cwd=tmp_path).stdout
+        assert (f"warn sizes: {said}" in examined) is doubted
 
 
 def test_healthcheck_tells_life_from_death(settings: dict[str, str]) -> None:

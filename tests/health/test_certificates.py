@@ -11,7 +11,7 @@ import pytest
 
 from app.core.bucket_faults import redis_fault
 from tests.certificates import DAY, Authority, authority
-from tests.receive.web import clean_environment, environment, in_thread
+from tests.receive.web import clean_environment, environment, in_thread, wait_until
 from tests.small_s3 import small_s3
 
 LONG = timedelta(days=30)
@@ -110,6 +110,32 @@ def test_commands_name_the_certificate_of_redis_too(ca: Authority, tmp_path: Pat
     assert done.returncode in {1, 2}
     [line] = done.stderr.splitlines()
     assert line.startswith("outkeep: Redis: its certificate is of a CA that is not known here; name its CA")
+
+
+@pytest.mark.parametrize("queue", ["persist", "handle"])
+@pytest.mark.parametrize("server", [name for name in SERVERS if name != "trusted"])
+def test_workers_that_wait_name_the_certificate_of_redis_too(
+    ca: Authority, tmp_path: Path, server: str, queue: str
+) -> None:
+    context, words = SERVERS[server]
+    query = "" if server == "unknown" else f"?ssl_ca_certs={ca.file}"
+    said = tmp_path / "said"
+    with small_s3(context(ca)) as listening, said.open("wb") as log:
+        url = f"rediss://{listening.s3.endpoint.partition('//')[2]}/0{query}"
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "work", queue],
+            env=clean_environment(environment(url, tmp_path, LOG_FORMAT="json")),
+            stdout=log,
+            stderr=log,
+        )
+        with worker:
+            try:
+                wait_until(lambda: "waiting for Redis: " in said.read_text())
+            finally:
+                worker.kill()
+    [line] = [line for line in said.read_text().splitlines() if "waiting for Redis: " in line]
+    assert words in line
+    assert ("ssl_ca_certs=" in line) is (server == "unknown")
 
 
 def test_a_file_of_cas_that_cannot_be_read_is_named(ca: Authority, tmp_path: Path) -> None:
