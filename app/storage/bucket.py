@@ -288,7 +288,10 @@ class Bucket:
         if self._bulk_proven:
             return True
         name = f"{CHECKS}/{secrets.token_hex(8)}"
-        self.put_bytes(name, _PROBE)
+        try:
+            self.put_bytes(name, _PROBE)
+        except (BaseError, OSError):
+            return False  # it is full, perhaps: to remove, one by one, is what makes room
         try:
             obstore.delete(self.store, [name])
         except MISSING as error:

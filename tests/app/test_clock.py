@@ -128,6 +128,16 @@ def test_a_host_whose_clock_is_off_is_listed_until_it_is_right_again(
     assert set(redis.hkeys("outkeep:clocks")) == {b"here:1", b"here:2"}
 
 
+@pytest.mark.parametrize(
+    ("ago", "shown"), [(0, True), (20, True), (40, False), (90, False), (3600, False), (-5, True)]
+)
+def test_who_has_said_nothing_for_half_a_minute_is_no_longer_listed(
+    redis: Redis, ago: int, *, shown: bool
+) -> None:
+    redis.hset("outkeep:clocks", "here:1", f"30.0 {redis.time()[0] - ago}")
+    assert clocks_off(redis) == ({"here": 30.0} if shown else {})
+
+
 def test_an_answer_that_took_long_moves_no_clock_that_knows_the_time(valkey_url: str) -> None:
     """It may have been meant for any moment since it was asked for."""
     holds: list[float] = []

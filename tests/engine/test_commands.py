@@ -1,13 +1,18 @@
 """What RQ's own functions tell our workers, in peace and after whatever the wire to Redis went through."""
 
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from rq.command import (
     send_command,
     send_kill_horse_command,
@@ -30,6 +35,7 @@ from tests.engine.worker_process import (
     wait_until,
 )
 from tests.redis_proxy import Partition
+from workers.engine.patient_worker import AGAIN, QUIET, SILENCE, Commands
 
 
 def name_of(redis: Redis, process: "subprocess.Popen[bytes]") -> str:
@@ -163,3 +169,44 @@ def test_the_forking_worker_hears_them_too(
         send_shutdown_command(redis, name)
         assert process.wait(60) == 0
     assert len(handling.horses(tmp_path)) == 1
+
+
+def test_a_quiet_connection_is_asked_whether_it_lives_and_kept(redis: Redis) -> None:
+    heard: list[dict[str, Any]] = []
+    commands = Commands(redis, "quiet", heard.append)
+
+    def connections() -> set[str]:
+        listed = cast(list[dict[str, str]], redis.client_list(_type="pubsub"))
+        return {one["id"] for one in listed}
+
+    commands.obey()
+    known, began = connections(), time.monotonic()
+    assert len(known) == 1
+    while time.monotonic() - began < SILENCE + QUIET:
+        commands.obey(timeout=1)
+    assert connections() == known
+    redis.publish("quiet", "go")
+    commands.obey(timeout=10)
+    assert [one["data"] for one in heard] == [b"go"]
+    commands.close()
+
+
+def test_a_redis_that_hangs_up_is_not_called_again_and_again() -> None:
+    calls: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    calls.append(listener.accept()[0])
+                    calls[-1].close()
+
+        answering = threading.Thread(target=hang_up, daemon=True)
+        answering.start()
+        client = Redis(port=listener.getsockname()[1], retry=Retry(NoBackoff(), 0))
+        commands, began = Commands(client, "x", print), time.monotonic()
+        for _ in range(20):
+            commands.obey(timeout=0.1)
+        assert 1 <= len(calls) <= 2 + (time.monotonic() - began) / AGAIN
+        listener.shutdown(socket.SHUT_RDWR)
+        answering.join()

@@ -35,7 +35,7 @@ from app.maintain.rebuild import Rebuild, Restoration, Wanted
 from app.maintain.removal import LIFE, PATIENCE, Found, LocalCopies, Removal, RemovedNotes, erase
 from app.maintain.replay import Outcome, Replay
 from app.storage.store import folders
-from tests.bucket import S3
+from tests.bucket import S3, Asked, FaultyProxy, Refusal
 from tests.cli.test_cli import complaints, outkeep
 from tests.kept import TTL, Deployment
 from tests.receive.web import clean_environment, environment, in_thread, prediction, wait_until
@@ -487,3 +487,37 @@ def test_a_full_storage_gets_room_and_the_missing_note_is_said_and_made_up_for(
     removal(past).resume()  # as the sweep does, once there is room
     assert RemovedNotes(past.storage, lambda: past.now).has(*PLACE)
     assert past.redis.zcard(REMOVALS) == 0
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(507, "XMinioStorageFull"),
+        Refusal(507),
+        Refusal(403, "QuotaExceeded"),
+        Refusal(400, "XMinioAdminBucketQuotaExceeded"),
+        Refusal(409, "InsufficientCapacity"),
+        Refusal(413, "EntityTooLarge"),
+    ],
+    ids=str,
+)
+def test_a_full_bucket_gets_room_and_the_note_is_written_at_once(
+    redis: Redis, proxy: FaultyProxy, tmp_path: Path, refusal: Refusal
+) -> None:
+    past = Deployment(redis, tmp_path, NOW, ("gallery", "mail"), storage=proxy.s3.url)
+    past.keep(ID)
+
+    def full(asked: Asked) -> Refusal | None:
+        """Nothing is taken until something was removed: then there is room."""
+        removed = any(one.method == "DELETE" or "?delete" in one.path for one in proxy.asked)
+        return refusal if asked.method == "PUT" and not removed else None
+
+    proxy.asked.clear()
+    proxy.rule = full
+    removed = removal(past).remove(removal(past).find(*PLACE))
+    proxy.mend()
+
+    assert removed.unnoted == ""
+    assert list(past.storage.names(f"predictions/{ID}")) == []
+    assert RemovedNotes(past.storage, lambda: past.now).has(*PLACE)
+    assert redis.zcard(REMOVALS) == 0

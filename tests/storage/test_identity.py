@@ -34,6 +34,7 @@ from app.storage.store import Storage
 from tests.kept import TTL, Deployment
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import clean_environment, environment, wait_until
+from tests.redis_proxy import rewriting
 from tests.wrong_clock import WrongClock
 from workers.repair.sweeper import Epochs
 
@@ -203,6 +204,29 @@ def test_a_redis_that_is_emptied_again_meanwhile_is_rebuilt_again(past: Deployme
     epochs(past).run()
     assert set(past.queued()) == {notify_job_id("gallery", Kind.PREDICTION, name) for name in names}
     assert not Identity(past.redis, past.storage).is_lost()
+
+
+def test_what_another_process_has_rebuilt_meanwhile_is_not_rebuilt_again(
+    past: Deployment, valkey_url: str
+) -> None:
+    epochs(past).run()
+    past.keep("p1", ago=60, told=False)
+    past.redis.flushall()
+    ended: list[bytes] = []
+
+    def ask(question: bytes) -> bytes:
+        """Just before our turn is asked for, that of another process ends."""
+        if REBUILD_TURN.encode() in question and not ended:
+            ended.append(question)
+            other = Identity(past.redis, past.storage)
+            other.look()
+            other.renew()
+        return question
+
+    with rewriting(valkey_url.removeprefix("unix://"), bytes, ask) as url, Redis.from_url(url) as wire:
+        Epochs(wire, past.storage, past.handlers, ttl=TTL, clock=lambda: past.now).run()
+    assert ended
+    assert past.queued() == []
 
 
 def test_what_rebuilds_by_itself_is_bounded(past: Deployment) -> None:
