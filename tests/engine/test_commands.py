@@ -176,8 +176,7 @@ def test_a_quiet_connection_is_asked_whether_it_lives_and_kept(redis: Redis) -> 
     commands = Commands(redis, "quiet", heard.append)
 
     def connections() -> set[str]:
-        listed = cast(list[dict[str, str]], redis.client_list(_type="pubsub"))
-        return {one["id"] for one in listed}
+        return {one["id"] for one in redis.client_list(_type="pubsub")}
 
     commands.obey()
     known, began = connections(), time.monotonic()
