@@ -15,7 +15,8 @@ from rq.job import Job, JobStatus
 
 from app.accept import queues
 from app.core.names import HANDLE_QUEUE
-from tests.engine.worker_process import ROOT, has, wait_until
+from tests.engine import test_handle_crashes as handling
+from tests.engine.worker_process import FAST, ROOT, has, wait_until
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import clean_environment, environment
 from tests.redis_proxy import Partition
@@ -237,3 +238,45 @@ def known(redis: Redis) -> int:
     with contextlib.suppress(RedisError):
         return int(redis.scard("rq:workers"))
     return 0
+
+
+NOT_SAVED = ("was not begun, or its end not saved", "failed to persist failure of job")
+"""What we say of a run whose end Redis does not take, and what RQ says."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [full, read_only, locked, killed, unsaved])
+def test_a_function_that_ends_while_redis_does_not_serve_ends_no_worker_and_runs_again(
+    valkey: OwnValkey, tmp_path: Path, fault: Fault
+) -> None:
+    log = tmp_path / "log"
+    with handling.worker(valkey.url, tmp_path, **FAST) as process:
+        job = handling.enqueue(valkey.redis, "hold", str(tmp_path))
+        wait_until(lambda: handling.horses(tmp_path))
+        with fault(valkey):
+            (tmp_path / "go").touch()
+            wait_until(lambda: any(words in log.read_text() for words in NOT_SAVED))
+        wait_until(has(job, JobStatus.FINISHED))
+        assert process.poll() is None
+        handling.assert_clean(valkey.redis)
+    assert "process_crashed" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+@pytest.mark.parametrize("fault", [full, read_only, locked, killed, unsaved])
+def test_the_forking_worker_ends_in_good_order_while_redis_does_not_serve(
+    valkey: OwnValkey, tmp_path: Path, fault: Fault, *, busy: bool
+) -> None:
+    log = tmp_path / "log"
+    with handling.worker(valkey.url, tmp_path, **FAST) as process:
+        wait_until(lambda: known(valkey.redis) == 1)
+        if busy:
+            handling.enqueue(valkey.redis, "hold", str(tmp_path))
+            wait_until(lambda: handling.horses(tmp_path))
+        with fault(valkey):
+            wait_until(lambda: '"event": "redis_lost"' in log.read_text())
+            process.terminate()
+            (tmp_path / "go").touch()
+            assert process.wait(60) == 0
+    assert "Traceback" not in log.read_text()

@@ -16,7 +16,7 @@ from rq.job import Job, JobStatus
 
 from app.accept import queues
 from app.accept.records import Accepted, Arrival
-from app.core.errors import Removed
+from app.core.errors import Removed, StorageFailure
 from app.core.manifest import Receipt
 from app.core.names import (
     FOLLOW_UPS_OPEN,
@@ -489,18 +489,17 @@ def test_a_full_storage_gets_room_and_the_missing_note_is_said_and_made_up_for(
     assert past.redis.zcard(REMOVALS) == 0
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        Refusal(507, "XMinioStorageFull"),
-        Refusal(507),
-        Refusal(403, "QuotaExceeded"),
-        Refusal(400, "XMinioAdminBucketQuotaExceeded"),
-        Refusal(409, "InsufficientCapacity"),
-        Refusal(413, "EntityTooLarge"),
-    ],
-    ids=str,
-)
+NO_ROOM = [
+    Refusal(507, "XMinioStorageFull"),
+    Refusal(507),
+    Refusal(403, "QuotaExceeded"),
+    Refusal(400, "XMinioAdminBucketQuotaExceeded"),
+    Refusal(409, "InsufficientCapacity"),
+    Refusal(413, "EntityTooLarge"),
+]
+
+
+@pytest.mark.parametrize("refusal", NO_ROOM, ids=str)
 def test_a_full_bucket_gets_room_and_the_note_is_written_at_once(
     redis: Redis, proxy: FaultyProxy, tmp_path: Path, refusal: Refusal
 ) -> None:
@@ -521,3 +520,25 @@ def test_a_full_bucket_gets_room_and_the_note_is_written_at_once(
     assert list(past.storage.names(f"predictions/{ID}")) == []
     assert RemovedNotes(past.storage, lambda: past.now).has(*PLACE)
     assert redis.zcard(REMOVALS) == 0
+
+
+@pytest.mark.parametrize("refusal", NO_ROOM, ids=str)
+def test_in_a_full_bucket_the_manifest_goes_first_so_that_half_a_prediction_is_never_taken_for_whole(
+    redis: Redis, proxy: FaultyProxy, tmp_path: Path, refusal: Refusal
+) -> None:
+    past = Deployment(redis, tmp_path, NOW, ("gallery", "mail"), storage=proxy.s3.url)
+    past.keep(ID)
+    removals: list[Asked] = []
+
+    def cut_off(asked: Asked) -> Refusal | None:
+        """Nothing is taken, and only one object can be removed."""
+        if asked.method == "DELETE":
+            removals.append(asked)
+        return refusal if asked.method == "PUT" or len(removals) > 1 else None
+
+    proxy.rule = cut_off
+    with pytest.raises(StorageFailure):
+        removal(past).remove(removal(past).find(*PLACE))
+    proxy.mend()
+    assert past.storage.read_manifest(*PLACE) is None
+    assert list(past.storage.names(f"predictions/{ID}")) != []

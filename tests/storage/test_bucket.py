@@ -126,6 +126,30 @@ def test_where_two_write_at_once_and_silently_the_better_manifest_is_left(
 
 
 @pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(501, "NotImplemented"),
+        Refusal(400, "InvalidArgument"),
+        Refusal(405, "MethodNotAllowed"),
+        Refusal(411, "MissingContentLength"),
+        Refusal(403, "SignatureDoesNotMatch"),
+    ],
+    ids=str,
+)
+def test_where_conditions_are_refused_what_another_one_writes_meanwhile_is_not_taken_for_ours(
+    through: Storage, proxy: FaultyProxy, refusal: Refusal
+) -> None:
+    def intrude(asked: Asked) -> Refusal | None:
+        if asked.method == "GET" and "claim" in asked.path:
+            proxy.target.ask("PUT", asked.path, b"theirs")
+        return refusal if "if-none-match" in asked.headers else None
+
+    proxy.rule = intrude
+    assert through.create("claim", b"ours") is False
+    assert through.get("claim") == b"theirs"
+
+
+@pytest.mark.parametrize(
     ("refusal", "code"),
     [
         (Refusal(403, "AccessDenied"), "storage_denied"),
