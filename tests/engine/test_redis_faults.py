@@ -263,8 +263,11 @@ def test_a_function_that_ends_while_redis_does_not_serve_ends_no_worker_and_runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
-@pytest.mark.parametrize("fault", [full, read_only, locked, killed, unsaved])
+@pytest.mark.parametrize(
+    ("fault", "busy"),
+    [(full, True), (full, False), (read_only, True), (read_only, False), (locked, True), (locked, False),
+     (killed, True)],
+)  # fmt: skip
 def test_the_forking_worker_ends_in_good_order_while_redis_does_not_serve(
     valkey: OwnValkey, tmp_path: Path, fault: Fault, *, busy: bool
 ) -> None:
