@@ -660,15 +660,25 @@ def test_bad_input_is_a_dead_letter_in_the_words_of_the_api(studio: Studio) -> N
 
 @pytest.mark.parametrize("status", [400, 402, 403, 422])
 @pytest.mark.parametrize("sign", ["x", "\N{CAT}", '"', "\n", "- input: "])
-def test_of_what_the_api_says_a_few_hundred_signs_are_kept(studio: Studio, status: int, sign: str) -> None:
+def test_of_what_the_api_says_a_few_hundred_signs_are_kept(
+    studio: Studio, status: int, sign: str, caplog: pytest.LogCaptureFixture
+) -> None:
     studio.api.mishaps = [refuses(status, sign * 5_000)]
-    job = studio.tell()
+    studio.tell()
     studio.work()
     [attempt] = studio.attempts()
-    assert attempt["error"]
-    assert len(attempt["detail"]) <= MAX_DETAIL
-    job.refresh()  # type: ignore[no-untyped-call]
-    assert len(json.dumps(job.meta)) < 8 * MAX_DETAIL
+    assert len(attempt["detail"]) < MAX_DETAIL, "it is not cut where it is kept"
+    assert max(len(line.getMessage()) for line in caplog.records) < 2 * MAX_DETAIL
+
+
+def test_of_what_a_template_lacks_a_few_hundred_signs_are_kept(studio: Studio) -> None:
+    studio.handlers = studio.handlers.replace("files[0].url", f"input.{'member_' * 500}")
+    job = studio.tell()
+    studio.work()
+    assert job.get_status() == JobStatus.FAILED
+    [attempt] = studio.attempts()
+    assert attempt["error"] == "input_unresolved"
+    assert len(attempt["detail"]) == MAX_DETAIL
 
 
 def test_a_refused_token_is_tried_again_and_never_shown(studio: Studio) -> None:
