@@ -202,6 +202,9 @@ def test_what_ended_or_was_begun_here_or_waits_in_a_spool_does_not_go_for_what_r
     firm = [
         end("ended"),
         replace(running("begun", own, "starting"), is_asked_for=True),
+        running("noted", SENT, "starting"),  # a webhook was faster than we
+        replace(running("noted", own), is_asked_for=True),
+        running("spooled", SENT),
         replace(end("spooled"), body=b"", outline=b"{}"),
         running("late", SENT),
         end("late"),
@@ -212,7 +215,7 @@ def test_what_ended_or_was_begun_here_or_waits_in_a_spool_does_not_go_for_what_r
     records.accept(firm, NOW)
     before = {
         name: redis.hgetall(record_key(Kind.PREDICTION, name))
-        for name in ("ended", "late", "spooled", "begun")
+        for name in ("ended", "late", "spooled", "begun", "noted")
     }
     for number in range(100):
         records.accept([running(f"p{number}", OF_COG)], NOW + timedelta(seconds=number))
@@ -223,7 +226,7 @@ def test_what_ended_or_was_begun_here_or_waits_in_a_spool_does_not_go_for_what_r
     assert {name: redis.hgetall(record_key(Kind.PREDICTION, name)) for name in before} == before
     assert all(before.values())
     assert len(kept(redis)) == len(before) + 8 + 8 // COG_PART
-    assert redis.zcard(AWAITED_HERE) == 1
+    assert redis.zcard(AWAITED_HERE) == 2
     outcomes = records.accept([running("p0", SENT), end("p0"), end("p0")], NOW)
     assert outcomes == ["progress", "accepted", "duplicate"]
 
