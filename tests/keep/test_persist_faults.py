@@ -11,6 +11,7 @@ from redis import Redis
 
 from app.core.lifecycle import State
 from app.core.names import Kind, record_key
+from app.core.outputs import SHOWN
 from app.core.policy import HELD_FOR, NOT_YET_THERE, Tries
 from app.simulator import Simulator
 from tests.keep.desk import ID, PNG, WAV, Desk
@@ -286,6 +287,19 @@ def test_a_refused_host_is_loud_names_the_setting_and_is_kept_once_that_is_mende
 
     asyncio.run(scenario())
     assert codes(desk) == [None]
+
+
+def test_lines_of_the_log_show_the_beginning_of_a_long_place(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ["k" * 900, "é" * 400, "/" * 400]
+    desk.keep_inputs()
+    given = dict.fromkeys(keys, "https://replicate.delivery:444/a.png")
+    desk.receive(dict.fromkeys(keys, "https://files.example.com/a.png"), input=given)
+    assert desk.work() is None
+    shown = [vars(line)["pointer"] for line in caplog.records if "pointer" in vars(line)]
+    assert {pointer.split("/")[1] for pointer in shown} == {"input", "output"}
+    assert {len(pointer) for pointer in shown} == {SHOWN}
 
 
 @pytest.mark.parametrize(
