@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 from redis import Redis
 
+from app.receive import listening
 from tests.bucket import S3, FaultyProxy, faulty_proxy, s3_server
 from tests.own_valkey import own_valkey
 
@@ -27,6 +28,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
+    # Tests beside these choose ports at the same time, and use them a little later.
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    each = len(listening.PORTS) // max(1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    listening.PORTS = listening.PORTS[number * each : (number + 1) * each]
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "%s could not be read for the rebuild: %s": "manifest_unreadable",
     "counts wait for Redis: %s": "counts_delayed",
     "counts wait in memory alone: %s": "counts_delayed",
+    "counts that were left behind stay there: %s": "counts_delayed",
     "the process crashed": "process_crashed",
 }
 """What a module gives to the logger, before anything is filled in → the name of the event."""

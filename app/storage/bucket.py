@@ -251,7 +251,7 @@ class Bucket:
             after, count = last, 0
             pages = obstore.list(self.store, prefix=prefix, offset=after)
             for meta in (self._entry(meta) for page in pages for meta in page):
-                if not meta["path"].startswith(f"{prefix}/"):
+                if prefix and not meta["path"].startswith(f"{prefix}/"):
                     continue
                 if after is not None and meta["path"] <= after:
                     message = f"the storage lists only the first {count or PAGE} objects of {prefix}/"

@@ -332,9 +332,10 @@ def test_a_killed_receiver_feeds_back_after_its_restart(valkey: OwnValkey, tmp_p
 def test_the_spool_is_fed_back_oldest_first(valkey: OwnValkey, tmp_path: Path) -> None:
     valkey.start()
     names = [f"p{number}" for number in range(2 * MAX_BATCH)]
+    begun = datetime.now(UTC) - timedelta(seconds=1000)
     with closing(Spool(tmp_path / "spool", disk_floor=0)) as spool:
         for number, name in sorted(enumerate(names), key=lambda one: one[0] * 37 % 101):
-            at = datetime.now(UTC) - timedelta(seconds=1000 - number)
+            at = begun + timedelta(seconds=number)
             keep(spool, spooled(prediction(name), at=at), identity=name)
     with in_thread(valkey.url, tmp_path):
         wait_until(lambda: drained(tmp_path))
@@ -456,9 +457,10 @@ def test_a_receiver_that_ends_leaves_the_rest_of_the_spool_where_it_is(
     def clock() -> datetime:
         # First for abandoned drafts, then for each delivery of the first batch.
         if next(asked) and not stopping:
-            stopping.append(threading.Thread(target=drainer.stop))
-            stopping[0].start()
+            ending = threading.Thread(target=drainer.stop)
+            ending.start()
             wait_until(drainer._stopping.is_set)
+            stopping.append(ending)
         return NOON
 
     storage, records = Storage((tmp_path / "outputs").as_uri()), Records(redis, ttl=60)

@@ -423,35 +423,36 @@ def test_a_text_and_bytes_of_any_shape_do_so_too(shape: str, size: int) -> None:
 
 
 OURS = {
-    *("addresses", "awaited", "bucket_faults", "certificates", "downstream", "errors", "findings", "fleet"),
     *(
-        "job_findings",
-        "keys",
+        "addresses",
+        "bucket_faults",
+        "errors",
+        "findings",
+        "fleet",
         "lifecycle",
-        "models",
         "names",
         "notation",
         "policy",
-        "presentation",
-        "repairs",
     ),
-    *("shares", "source", "targets", "tries", "vocabulary"),
+    *("presentation", "shares", "vocabulary"),
 }
 """Modules that take what the operator, the system or we have written, or what is bounded before."""
 
 OUR_OWN = {
-    *("answers.require_complete", "answers.too_large", "context.context_keys"),
-    *("handlers.calls", "handlers.job_queues", "handlers.needs_token", "handlers.parse", "hosts.is_host"),
+    *(
+        "answers.require_complete",
+        "answers.too_large",
+        "context.context_keys",
+        "handlers.calls",
+        "handlers.make",
+    ),
+    *("handlers.job_queues", "handlers.mistakes", "handlers.needs_token", "handlers.parse", "hosts.is_host"),
     *("links.derive", "links.file_path", "links.fingerprint", "links.link_keys", "links.parse_secret_keys"),
     *("links.sign_path", "links.signed_url", "manifest.farewell", "media.is_inline_safe", "media.media_type"),
-    *(
-        "outcomes.document",
-        "progress.bar",
-        "reconciling.heard_at",
-        "reconciling.mark_of",
-        "reconciling.since",
-    ),
-    *("signature.sign", "signature.signed_headers"),
+    *("outcomes.document", "reconciling.asked_again_in", "reconciling.heard_at", "reconciling.mark_of"),
+    *("reconciling.since", "request.parse_model", "request.parse_runnable", "signature.generate_secret"),
+    *("signature.parse_signing_keys", "signature.parse_verifying_keys", "signature.sign"),
+    "signature.signed_headers",
 }
 """Functions that do so."""
 

@@ -15,7 +15,7 @@ from app.core.lifecycle import CLAIM_AFTER, Move, Repair, State
 from app.core.names import CLAIMS, Kind, claim_name, record_key
 from app.maintain.replay import Replay
 from app.storage.store import Storage
-from tests.bucket import FaultyProxy, Refusal
+from tests.bucket import Asked, FaultyProxy, Refusal
 from tests.keep.desk import ID, PNG, Desk
 from workers.repair.files import LOOK_EVERY, StrayClaims
 
@@ -43,6 +43,11 @@ def receive(desk: Desk) -> dict[str, Any]:
     assert desk.redis.hget(KEY, "body") is None
     assert len(claims(desk)) == 1
     return received
+
+
+def removal(asked: Asked) -> Refusal | None:
+    """Removing is refused, whichever way it is asked for."""
+    return Refusal(403, "AccessDenied") if asked.method == "DELETE" or "delete" in asked.path else None
 
 
 def claims(desk: Desk) -> list[str]:
@@ -135,7 +140,7 @@ def test_a_body_that_cannot_be_removed_holds_up_nothing_and_is_swept_later(
     away: Desk, proxy: FaultyProxy
 ) -> None:
     receive(away)
-    proxy.rule = lambda asked: Refusal(403, "AccessDenied") if "delete" in asked.path else None
+    proxy.rule = removal
     assert away.work() is None
     assert len(claims(away)) == 1
     proxy.mend()

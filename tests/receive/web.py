@@ -151,6 +151,7 @@ def in_process(
         try:
             web = Web(port, folder)
             wait_until(lambda: process.poll() is not None or _lives(web))
+            assert process.poll() is None, (folder / "serve.log").read_text()
             yield web, process
         finally:
             process.kill()

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from app.accept.inbox import connect
 from app.accept.spool import Spool
+from app.core.errors import OutkeepError, Transient
 from app.core.names import PERSIST_QUEUE
 from app.core.reconciling import TAKEN
 from app.deployment import Deployment
@@ -23,7 +24,6 @@ from app.reconcile import memory as reconcile_memory
 from app.reconcile.memory import Memory
 from app.reconcile.passes import Pace, Reconciler, Report, reconciler_of
 from app.replicate.created_here import CreatedHere
-from app.telemetry.logs import Trouble
 from app.telemetry.tally import Tally
 
 LOOK = 2.0
@@ -37,6 +37,32 @@ OTHERS = 0.5
 
 INTERVAL = 0.1
 """Seconds between two calls: 600 a minute, beside the 1,200 of a pass, of the 3,000 that Replicate allows."""
+
+
+class Trouble:
+    """Of the work called `work`, which is begun again after `seconds`."""
+
+    def __init__(self, work: str, seconds: float) -> None:
+        self._work = work
+        self._seconds = seconds
+        self._code = ""
+
+    def begins(self, error: Exception) -> None:
+        """Say why nothing is done, as long as that does not change."""
+        code = error.code if isinstance(error, OutkeepError) else type(error).__name__
+        if code != self._code:
+            expected = isinstance(error, OutkeepError | RedisError)
+            level = logging.WARNING if isinstance(error, Transient | RedisError) else logging.ERROR
+            facts = {"code": code, "seconds": self._seconds}
+            trace = None if expected else error
+            log.log(level, "%s is put off: %s", self._work, error, extra=facts, exc_info=trace)
+        self._code = code
+
+    def ends(self) -> None:
+        """Say that the work goes on, if it did not."""
+        if self._code:
+            log.info("%s goes on", self._work)
+        self._code = ""
 
 
 class Asking:
