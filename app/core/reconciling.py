@@ -59,9 +59,9 @@ class Found(StrEnum):
 
 
 TAKEN = frozenset({Found.NEW, Found.LATE})
+"""What was accepted."""
 SEEN_AGAIN = frozenset({Found.KNOWN, Found.RUNNING, Found.EXPECTED})
 """What each pass meets again, so that to count it says nothing."""
-"""What was accepted."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ PART = 4
 """A key gets one place in so many, and as many again are never given away: for what needs no place."""
 
 SOONEST, LATEST = 2.0, 60.0
-"""When what was turned away for longer than a moment comes again."""
+"""When what was turned away for longer than a moment comes again; RQ's scheduler looks once a second."""
 
 _BRIEF = 0.001
 _SMOOTH = 0.3
@@ -70,17 +70,12 @@ class Shares:
             self._lines = {one: it for one, it in self._lines.items() if it.running or it.booked > now}
 
 
-"""At most one slot in so many belongs to one handler."""
-
 TIMEOUTS = 5
 """Attempts in a row that got no answer in time, after which a handler is only probed."""
 
 PROBE_EVERY = 30.0
-
-"""When a job that was put back comes again; RQ's scheduler looks once a second."""
-
 LATEST_PROBED = 300.0
-"""The same while a handler is only probed: coming back in vain costs some twenty commands of Redis."""
+"""`LATEST` while a handler is only probed: coming back in vain costs some twenty commands of Redis."""
 
 
 def share_of(slots: int) -> int:

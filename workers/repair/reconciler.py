@@ -27,7 +27,7 @@ from app.replicate.created_here import CreatedHere
 from app.telemetry.tally import Tally
 
 LOOK = 2.0
-"""Seconds between two looks at what is awaited: no more than the shortest wait before something is due."""
+"""Seconds between two looks, at what is awaited and at whose turn it is: nothing that is due waits longer."""
 
 AGAIN = 5.0
 """Seconds after which it is tried again when the API, Redis or the storage fails."""
@@ -115,8 +115,6 @@ class Asking:
 
 EVERY = 60.0
 """Seconds from the end of one complete pass to the begin of the next, whoever makes it."""
-
-"""Seconds between two looks at whose turn it is: after a start nobody has to wait for a minute."""
 
 PATIENCE = 60.0
 """Seconds that a pass waits, once Redis answers, for what is in the spool of this host."""
