@@ -263,6 +263,24 @@ def test_a_function_that_ends_while_redis_does_not_serve_ends_no_worker_and_runs
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", [full, read_only, locked, forbidden, killed, stopped, unsaved])
+def test_a_forking_worker_that_waits_for_jobs_waits_for_redis_too(
+    valkey: OwnValkey, tmp_path: Path, fault: Fault
+) -> None:
+    log = tmp_path / "log"
+    with handling.worker(valkey.url, tmp_path, **FAST) as process:
+        wait_until(lambda: known(valkey.redis) == 1)
+        with fault(valkey):
+            wait_until(lambda: '"event": "redis_lost"' in log.read_text())
+        wait_until(lambda: '"event": "redis_found"' in log.read_text() or process.poll() is not None)
+        assert process.poll() is None
+        job = handling.enqueue(valkey.redis, "hold", str(tmp_path))
+        (tmp_path / "go").touch()
+        wait_until(has(job, JobStatus.FINISHED))
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "busy"),
     [(full, True), (full, False), (read_only, True), (read_only, False), (locked, True), (locked, False),
