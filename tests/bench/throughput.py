@@ -127,7 +127,7 @@ def _delivery(webhook: Webhook, now: datetime, output: Any) -> bytes:
     return "\r\n".join(head).encode() + body
 
 
-async def flood(port: int, requests: Sequence[bytes]) -> None:
+async def flood(port: int, requests: Sequence[bytes], connections: int = CONNECTIONS) -> None:
     """Send all of them over a number of connections; each must be answered with 202."""
     left = iter(requests)
 
@@ -141,7 +141,7 @@ async def flood(port: int, requests: Sequence[bytes]) -> None:
             await reader.readexactly(int(length))
         writer.close()
 
-    await asyncio.gather(*(send_some() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(send_some() for _ in range(connections)))
 
 
 def accepting(server: Server) -> Pace:

@@ -236,7 +236,7 @@ def test_with_port_0_all_agree_on_a_port(tmp_path: Path) -> None:
         up.launch()
         until(lambda: "receiving on" in up.text(), "the receiver runs")
         [port] = set(re.findall(r"receiving on http://127\.0\.0\.1:(\d+)/", up.text()))
-        assert int(port) in range(20_000, 32_000), "no other program may be given it before the receiver has it"
+        assert int(port) in range(20_000, 32_000), "no other program may be given it before"
         assert up.stop() == 0
     finally:
         up.clear()
