@@ -26,6 +26,19 @@ MAX_BATCH_BYTES = 8 << 20
 Command = Sequence[str | bytes | int | float]
 """As it goes over the wire: `("HGET", key, "state")`."""
 
+_WHERE = {
+    "host",
+    "port",
+    "path",
+    "db",
+    "username",
+    "password",
+    "credential_provider",
+    "protocol",
+    "client_name",
+}
+"""Options of a client that say which Redis it means, and as whom."""
+
 _INCOMPLETE = object()
 
 
@@ -48,11 +61,16 @@ class Wire(asyncio.Protocol):
         self._connection: Any  # its streams abort the transport when they are forgotten
 
     @classmethod
-    async def connect(cls, url: str, within: float = TIMEOUT) -> "Wire":
-        """A new connection whose every step took less than `within` seconds; raises redis' errors."""
-        pool: Any = redis.asyncio.ConnectionPool.from_url(url)
-        pool.connection_kwargs |= {"socket_connect_timeout": within, "socket_timeout": within}
-        connection = pool.make_connection()
+    async def connect(cls, beside: Redis, within: float = TIMEOUT) -> "Wire":
+        """A new connection to where `beside` leads; no step takes `within` seconds. Raises redis' errors."""
+        pool = beside.connection_pool
+        options = {
+            name: value
+            for name, value in pool.connection_kwargs.items()
+            if name in _WHERE or name.startswith("ssl_")
+        }
+        kind = getattr(redis.asyncio.connection, pool.connection_class.__name__)
+        connection: Any = kind(**options, socket_connect_timeout=within, socket_timeout=within)
         await connection.connect()
         wire = cls(connection._parser.parse_error)  # noqa: SLF001  # a test of ours tells when it moves
         transport = connection._writer.transport  # noqa: SLF001
@@ -133,13 +151,13 @@ class GroupCommit:
 
     Nothing is sent twice: when a batch got no answer, its calls raise redis' ConnectionError or
     TimeoutError, and may have been carried out all the same. While Redis takes no connections, calls wait
-    for up to `PATIENCE` seconds. It belongs to the loop that it is first used on.
+    for up to `PATIENCE` seconds. It belongs to the loop that it is first used on. Of `client`, which may be
+    used elsewhere, it takes the address and how answers are read.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, patience: float = PATIENCE) -> None:
-        self._url = url
+    def __init__(self, client: Redis, *, timeout: float = TIMEOUT, patience: float = PATIENCE) -> None:
+        self._client = client
         self._timeout, self._patience = timeout, patience
-        self._client = Redis.from_url(url)  # never connected: it knows how answers are read
         self._wire: Wire | None = None
         self._waiting: deque[_Request] = deque()
         self._sent: list[_Request] = []
@@ -249,7 +267,7 @@ class GroupCommit:
         pause, deadline = 0.1, asyncio.get_running_loop().time() + self._patience
         while True:
             try:
-                self._wire = await Wire.connect(self._url, self._timeout)
+                self._wire = await Wire.connect(self._client, self._timeout)
             except (RedisError, OSError) as error:
                 if asyncio.get_running_loop().time() + pause < deadline:
                     await asyncio.sleep(pause)

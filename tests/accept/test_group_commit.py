@@ -20,7 +20,7 @@ COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 
 @asynccontextmanager
 async def opened(url: str, *, answers: float = 5, patience: float = 0.5) -> AsyncIterator[GroupCommit]:
-    commit = GroupCommit(url, timeout=answers, patience=patience)
+    commit = GroupCommit(Redis.from_url(url), timeout=answers, patience=patience)
     yield commit
     await commit.close()
 
