@@ -43,8 +43,9 @@ $(NODE): requirements-node.lock tests/node/package-lock.json tests/node/receiver
 	  ci --omit=optional --no-audit --no-fund --silent
 	@touch $@
 
+# On a terminal it goes on until Ctrl-C, so that what it has kept can be looked at.
 demo: setup
-	$(BIN)/outkeep demo
+	$(BIN)/outkeep demo $$(test -t 1 && echo --stay)
 
 # What the tests would fetch themselves is fetched first: they run side by side, twice as many as there are cores.
 test: setup nginx cog node

@@ -151,10 +151,10 @@ def simulate(host: str, port: int, secret: str | None, token: str | None, pace: 
     """Run a local Replicate: predictions, output files and signed webhooks, for development without paying.
 
     Any model, owner/name, makes a picture, and so does any deployment. What else a model can do show those
-    of the owner outkeep: llama (streamed text), caption (text), images, separate, files, nested, mixed, names
-    and inline (other shapes of output), copy (gives its file `image` back), community (runs by its version
-    only), nothing, fails, aborts, slow and train. `seconds` and `num_outputs` in the input say how long it
-    takes and how much it makes.
+    of the owner outkeep: llama (streamed text), caption (text), animation, music, video, images, separate,
+    files, nested, mixed, names and inline (other shapes of output), copy (gives its file `image` back),
+    community (runs by its version only), nothing, fails, aborts, slow and train. `seconds`, `num_outputs` and
+    `seed` in the input say how long it takes, how much it makes and how that looks.
 
     \b
     Example:

@@ -32,11 +32,14 @@ _STEPS = (State.RECEIVED, State.STORED, State.DISPATCHED)
 """What is shown of a prediction, in this order; a fast one may pass several between two looks."""
 
 _ORDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "an image": ("outkeep/image", {"prompt": "a lighthouse at dusk"}),
-    "four images": ("outkeep/images", {"prompt": "the four seasons", "num_outputs": 4}),
+    "an image": ("outkeep/image", {"prompt": "mountains at dusk", "seed": 4}),
+    "four images": ("outkeep/images", {"prompt": "a winter night, a forest in spring", "num_outputs": 4}),
     "a text, word by word": ("outkeep/llama", {"prompt": "a haiku about keeping things"}),
-    "files in an object": ("outkeep/files", {}),
-    "two sounds": ("outkeep/separate", {}),
+    "files in an object": ("outkeep/files", {"prompt": "the sea in summer"}),
+    "an animation": ("outkeep/animation", {"prompt": "a river that flows for ever"}),
+    "music": ("outkeep/music", {"prompt": "a slow evening"}),
+    "a video": ("outkeep/video", {"prompt": "a ball before mountains at sunset"}),
+    "two sounds": ("outkeep/separate", {"prompt": "a duet"}),
 }
 """What is created: a label → the simulated model and its input."""
 

@@ -1,12 +1,8 @@
-"""The models of the simulator: what they take, how long they run, and the small real files they make."""
+"""The models of the simulator: what they take, how long they run, and what they make."""
 
 import io
-import math
-import struct
 import tarfile
-import wave
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,41 +10,9 @@ from typing import Any
 
 from app.core.errors import Rejected
 from app.core.names import Kind
-
-_SAMPLE_RATE = 8000
-
-
-def png(text: str, *, side: int = 128) -> bytes:
-    """A square RGB picture of `side` pixels: a gradient between two colours chosen by `text`."""
-    digest = sha256(text.encode()).digest()
-    left, right = digest[:3], digest[3:6]
-    row = bytes(
-        (left[channel] * (side - 1 - x) + right[channel] * x) // (side - 1)
-        for x in range(side)
-        for channel in range(3)
-    )
-    rows = b"".join(b"\0" + row for _ in range(side))
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def wav(frequency: float, *, seconds: float = 0.25) -> bytes:
-    """A tone of `frequency` hertz: mono, 16 bits, 8 kHz."""
-    count = int(_SAMPLE_RATE * seconds)
-    turn = 2 * math.pi * frequency / _SAMPLE_RATE
-    samples = (int(12000 * math.sin(turn * index)) for index in range(count))
-    target = io.BytesIO()
-    with wave.open(target, "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(_SAMPLE_RATE)
-        sound.writeframes(struct.pack(f"<{count}h", *samples))
-    return target.getvalue()
+from app.simulator.film import mp4
+from app.simulator.music import samples, wav
+from app.simulator.pictures import animation, png, waveform
 
 
 def zip_archive(files: Mapping[str, bytes]) -> bytes:
@@ -197,8 +161,14 @@ def _prompt(given: Object) -> str:
     return str(given.get("prompt", ""))
 
 
+def _theme(given: Object, *more: object) -> str:
+    """What decides how an output looks and sounds."""
+    seed = [given["seed"]] if "seed" in given else []
+    return "#".join(map(str, (_prompt(given), *seed, *more)))
+
+
 def _picture(given: Object, index: int = 0, name: str | None = None) -> Media:
-    content = png(f"{_prompt(given)}#{index}")
+    content = png(_theme(given, index))
     return Media(name or f"out-{index}.png", content, "image/png")
 
 
@@ -206,12 +176,24 @@ def _pictures(given: Object, default: int = 4) -> list[Media]:
     return [_picture(given, index) for index in range(_count(given, default))]
 
 
-def _tone(name: str, frequency: float) -> Media:
-    return Media(f"{name}.wav", wav(frequency), "audio/wav")
+def _sound(given: Object, name: str, base: float) -> Media:
+    return Media(f"{name}.wav", wav(samples(_theme(given, name), base=base)), "audio/wav")
+
+
+def _separate(given: Object) -> Object:
+    return {"vocals": _sound(given, "vocals", 440), "bass": _sound(given, "bass", 110)}
+
+
+def _music(given: Object) -> Object:
+    heard = samples(_theme(given))
+    return {
+        "audio": Media("music.wav", wav(heard), "audio/wav"),
+        "waveform": Media("waveform.png", waveform(heard, _theme(given)), "image/png"),
+    }
 
 
 def _inline(given: Object) -> Media:
-    return Media("out.png", png(_prompt(given)), "image/png", inline=True)
+    return Media("out.png", png(_theme(given), side=128), "image/png", inline=True)
 
 
 def _tokens(given: Object) -> list[str]:
@@ -259,7 +241,12 @@ MODELS: Mapping[str, Model] = {
     "outkeep/images": Model(_pictures, schema=_URIS),
     "outkeep/llama": Model(_tokens, streams=True, schema=_TEXTS),
     "outkeep/caption": Model(lambda given: f"caption: {_prompt(given)}", schema={"type": "string"}),
-    "outkeep/separate": Model(lambda _: {"vocals": _tone("vocals", 440), "drums": _tone("drums", 110)}),
+    "outkeep/animation": Model(
+        lambda given: Media("out.png", animation(_theme(given)), "image/png"), schema=_URI
+    ),
+    "outkeep/music": Model(_music),
+    "outkeep/separate": Model(_separate),
+    "outkeep/video": Model(lambda given: Media("out.mp4", mp4(_theme(given)), "video/mp4"), schema=_URI),
     "outkeep/files": Model(lambda given: [{"file": item} for item in _pictures(given, 2)]),
     "outkeep/nested": Model(lambda given: [[item] for item in _pictures(given, 2)]),
     "outkeep/mixed": Model(_mixed),

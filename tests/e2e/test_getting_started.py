@@ -17,7 +17,7 @@ from replicate.exceptions import ModelError
 from replicate.helpers import FileOutput
 
 from app.simulator import Simulator
-from app.simulator import models as media
+from app.simulator import pictures as media
 from app.simulator.models import version_id
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, running_up

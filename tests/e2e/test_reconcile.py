@@ -17,7 +17,7 @@ from app.core.manifest import format_time
 from app.core.names import IDENTITY_NAME, RECONCILE_TURN, RECONCILED, Kind
 from app.reconcile.memory import Memory
 from app.simulator import Simulator
-from app.simulator import models as media
+from app.simulator import pictures as media
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, until
 from tests.e2e.test_demo import OUTKEEP

@@ -15,7 +15,7 @@ import pytest
 
 from app.core.names import Kind, record_key
 from app.simulator import Simulator
-from app.simulator import models as media
+from app.simulator import pictures as media
 from app.simulator.models import version_id
 from tests.api_host import Hanging, api_host, lost
 from tests.e2e.canary import leaks
