@@ -14,6 +14,7 @@ from tests.engine.worker_process import (
     enqueue,
     has,
     open_gate,
+    require_cleaned,
     running,
     runs,
     wait_until,
@@ -120,11 +121,7 @@ def test_when_the_host_of_redis_steps_no_job_runs_twice_and_those_of_the_dead_co
             assert_clean(redis)
 
 
-# Where the worker was frozen, at times no maintenance comes within a minute: the cause is not known yet.
-@pytest.mark.parametrize(
-    "frozen",
-    ["redis", pytest.param("worker", marks=pytest.mark.soak), pytest.param("both", marks=pytest.mark.soak)],
-)
+@pytest.mark.parametrize("frozen", ["redis", "worker", "both"])
 def test_what_stood_still_for_long_is_not_taken_for_dead_by_itself(tmp_path: Path, frozen: str) -> None:
     """As a machine that is suspended: nobody could send a heartbeat, and whoever wakes up first cleans up."""
     with own_valkey() as valkey:
@@ -144,10 +141,3 @@ def test_what_stood_still_for_long_is_not_taken_for_dead_by_itself(tmp_path: Pat
             wait_until(lambda: all(has(job, JobStatus.FINISHED)() for job in jobs))
             assert {runs(redis, job) for job in jobs} == {1}
             assert_clean(redis)
-
-
-def require_cleaned(redis: Redis, *, times: int) -> None:
-    """Wait until maintenance of some worker has run so often: it takes a lock in Redis each time."""
-    for _ in range(times):
-        redis.delete("rq:clean_registries:sample")
-        wait_until(lambda: redis.exists("rq:clean_registries:sample"))

@@ -19,7 +19,7 @@ from rq.job import Job, JobStatus
 
 from app.accept import queues
 from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
-from tests.engine.worker_process import FAST, ROOT, failure, has, status, wait_until
+from tests.engine.worker_process import FAST, ROOT, failure, has, require_cleaned, status, wait_until
 from tests.own_valkey import own_valkey
 from tests.wrong_clock import WrongClock
 
@@ -256,8 +256,7 @@ def test_while_its_clock_is_far_off_it_takes_no_job_and_ends_the_one_it_has(
         waiting = enqueue(redis, "hold", str(second))
         wait_until(lambda: "take no jobs" in (tmp_path / "log").read_text())
         finish(first, running)
-        redis.delete("rq:clean_registries:handle")
-        wait_until(lambda: redis.exists("rq:clean_registries:handle"))  # it goes round, and takes none
+        require_cleaned(redis, queue="handle")  # it goes round, and takes none
         assert (status(waiting), horses(second)) == (JobStatus.QUEUED, [])
         host.step_to(0)
         wait_until(lambda: horses(second))
@@ -282,7 +281,7 @@ def test_a_job_that_runs_when_the_host_of_redis_steps_runs_on(tmp_path: Path, se
                 wait_until(lambda: valkey.redis.hexists(key, "last_heartbeat"))
             (tmp_path / "other").mkdir()
             with worker(valkey.url, tmp_path / "other", host=host, **FAST):
-                wait_until(lambda: valkey.redis.exists("rq:clean_registries:handle"))
+                require_cleaned(valkey.redis, queue="handle")
                 finish(tmp_path, job)
             assert len(horses(tmp_path)) == 1
             assert_clean(valkey.redis)

@@ -41,6 +41,13 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> fl
         time.sleep(0.02)
 
 
+def require_cleaned(redis: Redis, *, times: int = 1, queue: str = QUEUE) -> None:
+    """Wait until maintenance of some worker has run so often: it removes what has expired."""
+    for _ in range(times):
+        redis.zadd(f"rq:finished:{queue}", {"expired": 1})
+        wait_until(lambda: redis.zscore(f"rq:finished:{queue}", "expired") is None)
+
+
 class WorkerProcess:
     """One worker process; its output is in `log`."""
 
