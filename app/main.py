@@ -49,6 +49,9 @@ from app.telemetry.interrupts import Ending
 from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
+from app.web.dashboard import Dashboard
+from app.web.session import Sessions
+from app.web.sign_in import SignIn
 
 CLAIM_PATIENCE = 2.0
 """Seconds that a sender waits for the storage to take a large body, before the spool takes it."""
@@ -109,7 +112,11 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
 
     closes = (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close)
     app = Starlette(
-        routes=[*_webhooks(deployment, limits, receiver, lateness, ring), *_routes(files, health, metrics)],
+        routes=[
+            *_webhooks(deployment, limits, receiver, lateness, ring),
+            *_routes(files, health, metrics),
+            *_web(deployment, redis),
+        ],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
         lifespan=_lifespan(
             inbox,
@@ -211,6 +218,15 @@ def _routes(files: Files, health: Health, metrics: Metrics) -> list[Route]:
         Route("/readyz", health.ready, methods=["GET"]),
         Route("/metrics", metrics.serve, methods=["GET"]),
     ]
+
+
+def _web(deployment: Deployment, redis: Redis) -> list[Route]:
+    """Pages and API; nothing without an admin token."""
+    settings = deployment.settings
+    if settings.admin_token is None:
+        return []
+    sessions = Sessions(settings.admin_token, deployment.secret_keys, redis, deployment.clock.time)
+    return [*SignIn(sessions).routes(), *Dashboard(sessions).routes()]
 
 
 def serve(deployment: Deployment) -> None:

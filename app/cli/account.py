@@ -1,8 +1,12 @@
-"""Commands that make addresses and secrets: secret, url, link."""
+"""Commands that make addresses and secrets: secret, url, link, open."""
 
 import asyncio
 import json
 import os
+import sys
+from http import HTTPStatus
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
 
 import click
 
@@ -17,6 +21,7 @@ from app.core.request import parse_context
 from app.core.signature import generate_secret
 from app.receive.keyring import fetch_secret
 from app.settings import load
+from app.web.signing import SIGN_IN, sign_in_url
 
 TIMEOUT = 15.0
 
@@ -114,3 +119,43 @@ def link(prediction_id: str, name: str | None, *, kind: str | None, as_json: boo
     for one in [name] if name else names:
         url = signed_url(settings.base_url, manifests[0].prediction.kind, prediction_id, one, keys, now=now)
         say(json.dumps({"name": one, "url": url}) if as_json else url)
+
+
+@click.command("open", short_help="Open the dashboard, by a link that signs in once.")
+@click.option("--print", "only_print", is_flag=True, help="Print the link, and open no browser.")
+@click.option("--json", "as_json", is_flag=True, help="As a JSON object; opens no browser.")
+def open_dashboard(*, only_print: bool, as_json: bool) -> None:
+    """Print a link that signs in to the dashboard of this host, once and within an hour, and open it.
+
+    \b
+    Examples:
+      outkeep open
+      ssh example.com outkeep open --print
+    """
+    settings = load(os.environ)
+    keys = deployment.signing_keys(settings)
+    # Browsers go to no address that stands for every interface.
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    url = settings.model_copy(update={"host": everywhere.get(settings.host, settings.host)}).own_url
+    _require_dashboard(url)
+    _, clock = open_storage(settings)
+    link = sign_in_url(url, keys, now=clock.time())
+    click.echo(json.dumps({"url": link}) if as_json else link)
+    if not (only_print or as_json) and sys.stdout.isatty():
+        click.launch(link)
+
+
+def _require_dashboard(url: str) -> None:
+    """Raise `Permanent` unless a dashboard answers; proxies of the environment do not lead to this host."""
+    opener = build_opener(ProxyHandler({}))
+    try:
+        opener.open(f"{url}{SIGN_IN}", timeout=TIMEOUT).close()
+    except HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.NOT_FOUND:
+            cure = "set OUTKEEP_ADMIN_TOKEN where it runs, or start `outkeep up` on a loopback address"
+            raise Permanent("dashboard_off", f"the dashboard of {url} is off; {cure}") from None
+        raise Permanent("dashboard_off", f"{url} answered {error.code}; is this Outkeep?") from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise Permanent("dashboard_off", f"{url} does not answer ({reason}); start `outkeep up`") from None

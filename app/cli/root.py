@@ -21,6 +21,7 @@ COMMANDS = {
     "healthcheck": ("run:healthcheck", "Tell whether a part of this host lives; for containers."),
     "link": ("account:link", "Print fresh links to the stored files of a prediction."),
     "ls": ("look:ls", "List what was received, the latest change first."),
+    "open": ("account:open_dashboard", "Open the dashboard, by a link that signs in once."),
     "rebuild": ("rebuild:rebuild", "Restore from storage what Redis has lost."),
     "reconcile": ("reconcile:reconcile", "Find what finished at Replicate and never arrived."),
     "replay": ("replay:replay", "Tell handlers again, from what is stored."),

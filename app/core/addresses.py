@@ -98,6 +98,14 @@ def is_private(address: Address) -> bool:
     return address.scope_id is None and any(address in network for network in _PRIVATE_V6)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address or name to listen on is reached from this host alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().removesuffix(".") == "localhost"
+
+
 def sender(address: str) -> str:
     """Whom an address stands for: all of a network of 64 bits in IPv6, where each host has as many."""
     try:

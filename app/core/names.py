@@ -234,6 +234,11 @@ def delivery_key(prediction_id: str, webhook_id: str) -> str:
     return f"outkeep:delivery:{digest.hexdigest()[:32]}"
 
 
+def used_link_key(once: str) -> str:
+    """Set when a link has signed somebody in; expires after the link."""
+    return f"outkeep:used-link:{once}"
+
+
 def handler_key(handler: str) -> str:
     """Hash: how a handler fares (fields: see `app.maintain.handler_states`)."""
     return f"outkeep:handler:{handler}"

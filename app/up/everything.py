@@ -6,19 +6,22 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_urlsafe
 
+from app.core.addresses import is_loopback
 from app.core.errors import Permanent
 from app.core.handlers import Handler, job_queues
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
-from app.deployment import prepare
+from app.deployment import own_keys, prepare
 from app.receive.listening import IN_USE, free_port, listen
 from app.settings import Settings
 from app.telemetry import logs as telemetry
 from app.telemetry.redaction import secrets_of
 from app.up.supervisor import Change, Child, Supervisor
 from app.valkey.server import Embedded
+from app.web.signing import sign_in_url
 
 LOCK = "up.lock"
 
@@ -90,7 +93,31 @@ def run(environment: Mapping[str, str]) -> int:
         if settings.port == 0:
             # All of them must mean the same port, also in the links that handlers get.
             environment = {**environment, "PORT": str(port), "PORT_FILE": ""}
+        environment = {**environment, **_own_token(settings, port)}
         return Supervisor(_children(environment, handlers), foundation=foundation, on_change=_report).run()
+
+
+def _own_token(settings: Settings, port: int) -> dict[str, str]:
+    """Say where the dashboard is; without a token of the user's, the setting of one for the life of `up`.
+
+    Only on a loopback address: there whoever can use the link that is printed is on this host already.
+    """
+    url = settings.model_copy(update={"port": port}).own_url
+    if settings.admin_token is not None:
+        _say(f"The dashboard: {settings.public_url or url}/")
+        return {}
+    if not is_loopback(settings.host):
+        return {}
+    link = sign_in_url(url, settings.secret_keys or own_keys(settings.data), now=time.time())
+    _say(f"The dashboard, by a link that is good once (`outkeep open` makes another):\n    {link}")
+    return {"OUTKEEP_ADMIN_TOKEN": token_urlsafe(32), "OUTKEEP_ADMIN_TOKEN_FILE": ""}
+
+
+def _say(text: str) -> None:
+    # To people, and not into the log, where a link that signs somebody in has no business.
+    with suppress(OSError):
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
 
 def _children(environment: Mapping[str, str], handlers: Sequence[Handler]) -> list[Child]:
