@@ -34,7 +34,7 @@ from app.valkey.processes import bounded, in_child
 from workers.engine import handle
 from workers.engine.async_worker import AsyncWorker
 from workers.repair.reconciler import reconciling
-from workers.repair.sweeper import sweeper_of
+from workers.repair.sweep import sweeper_of
 from workers.services import ASYNCHRONOUS
 
 OURS = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)

@@ -125,22 +125,17 @@ class Spool:
         """Forget a delivery that was fed back; raises `OSError`."""
         path.unlink(missing_ok=True)
 
-    def abandoned(self, now: float) -> Iterator[Path]:
-        """The drafts of processes that died while they wrote: nobody was told 2xx for them.
+    def tidy(self, now: float) -> None:
+        """Remove the drafts of processes that died while they wrote: nobody was told 2xx for them.
 
         `now` is the Unix time. A draft bears the time of this host first, then that of its receipt; where
-        the two clocks differ, both must say that it is old.
+        the two clocks differ, both must say that it is old. One that cannot be removed harms nobody.
         """
         now = min(now, time.time())
         for draft in self._scan(_DRAFT):
             if now - draft.received_at.timestamp() > ABANDONED:
-                yield draft.path
-
-    def tidy(self, now: float) -> None:
-        """Remove abandoned drafts; where that is not possible, they harm nobody."""
-        for path in self.abandoned(now):
-            with suppress(OSError):
-                path.unlink()
+                with suppress(OSError):
+                    draft.path.unlink()
 
     def trouble(self) -> str | None:
         """Why a delivery could not be written now; None when it could."""

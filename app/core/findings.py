@@ -218,32 +218,38 @@ def sweep(age: float | None) -> Finding:
     return Finding(Level.OK, "sweep", f"{max(age, 0):.0f} s ago")
 
 
-GAPS = {
-    Repair.JOB_MADE: "predictions that ended have no job that works on them",
-    Repair.JOB_REQUEUED: "jobs stand in no list of RQ, so none of them would run",
-    Repair.RECORD_FAILED: "predictions are called received, and their jobs gave up",
-    Repair.RECORD_LISTED: "predictions that are worked on are missing in `outkeep ls`",
-    Repair.RECORD_UNLISTED: "predictions are listed whose records have expired",
-    Repair.OUTPUT_SOUGHT: "outputs that were refused are permitted now, and not fetched yet",
-    Repair.WORKER_DROPPED: "dead workers are still registered",
-    Repair.FILE_REMOVED: "temporary files on this host were left by killed processes",
-    Repair.REMOVAL_ENDED: "predictions were to be removed, and not all of them is gone",
-    Repair.CLAIM_REMOVED: "large bodies wait in the storage for nobody",
+REPAIRS = {
+    Repair.JOB_MADE: "predictions that had ended had no job that worked on them",
+    Repair.JOB_REQUEUED: "jobs stood in no list of RQ, so none of them would have run",
+    Repair.RECORD_FAILED: "predictions were called received, and their jobs had given up",
+    Repair.RECORD_LISTED: "predictions that are worked on were missing in `outkeep ls`",
+    Repair.RECORD_UNLISTED: "predictions were listed whose records have expired",
+    Repair.OUTPUT_SOUGHT: "outputs that were refused are permitted now, and fetched",
+    Repair.WORKER_DROPPED: "dead workers were still registered",
+    Repair.FILE_REMOVED: "temporary files were left by killed processes",
+    Repair.REMOVAL_ENDED: "predictions were to be removed, and not all of them was gone",
+    Repair.CLAIM_REMOVED: "large bodies waited in the storage for nobody",
 }
-"""What is wrong until the sweep has made a repair."""
+"""What was wrong before the sweep made a repair."""
+
+LATELY = 3600.0
+"""For so long a repair is told."""
 
 _NAMED = 3
 
 
-def gaps(found: Mapping[Repair, Sequence[str]]) -> list[Finding]:
-    """Warn of what the sweep would mend now: by repair, the ids, job ids, workers or paths."""
-    findings = []
-    for repair, names in found.items():
-        if names:
-            more = ", …" if len(names) > _NAMED else ""
-            detail = f"{len(names)} {GAPS[repair]} ({', '.join(names[:_NAMED])}{more}); the sweep mends that"
-            findings.append(Finding(Level.WARN, "gaps", detail))
-    return findings or [Finding(Level.OK, "gaps", "none: the sweep has nothing to mend")]
+def repairs(made: Mapping[Repair, tuple[int, float]]) -> list[Finding]:
+    """Warn of what the sweep has repaired lately: how many, and how many seconds ago."""
+    findings = [
+        Finding(
+            Level.WARN,
+            "repairs",
+            f"{count} {REPAIRS[repair]}; repaired {max(age, 0):.0f} s ago (the log names them: `{repair}`)",
+        )
+        for repair, (count, age) in sorted(made.items())
+        if age < LATELY
+    ]
+    return findings or [Finding(Level.OK, "repairs", "none within the last hour")]
 
 
 def disk(place: str, free: int, floor: int) -> Finding:

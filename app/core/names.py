@@ -138,11 +138,14 @@ EVENTS = "outkeep:events"
 SWEPT = "outkeep:swept"
 """When the last sweep ended (Unix seconds)."""
 
+REPAIRED = "outkeep:repairs"
+"""Hash: repair → how many the sweep made when it last made any, and when (`<count> <Unix seconds>`)."""
+
 WRITE_PROBE = "outkeep:write-probe"
 """Written to learn whether Redis takes writes; expires at once."""
 
 SWEEP_TURN = "outkeep:sweep-turn"
-"""Set by the process that sweeps now; expires before the next sweep is due."""
+"""Lease of the process that sweeps now; expires before the next sweep is due."""
 
 AWAITED = "outkeep:awaited"
 """Sorted set of `awaited_member`s whose end is awaited, scored by when they were last heard of (seconds)."""

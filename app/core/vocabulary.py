@@ -105,7 +105,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "the handler answered 410 and is switched off until `outkeep handlers enable %s`": "handler_off",
     "wrong admin tokens: this address has to wait for a minute": "tokens_refused",
     # the sweep
-    "mended: %s": "mended",
+    "repaired: %s": "mended",
     "the sweep is put off: %s": "sweep_delayed",
     "removed, since it is older than OUTKEEP_RETENTION": "prediction_retired",
     "removed what is older than OUTKEEP_RETENTION": "retention_removed",
@@ -216,7 +216,7 @@ REMOVED: Final = Counter(
 )
 REPAIRS: Final = Counter(
     "outkeep_repairs_total",
-    "What the sweep has mended, by repair.",
+    "What the sweep has repaired, by repair.",
     ("repair",),
     tuple((repair,) for repair in Repair),
 )

@@ -27,7 +27,8 @@ from app.core import findings as rules
 from app.core.errors import Permanent
 from app.core.findings import OURS, UNTOLD_AFTER, Finding, Level
 from app.core.fleet import Process, compared
-from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, SWEPT, WRITE_PROBE
+from app.core.lifecycle import Repair
+from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, REPAIRED, SWEPT, WRITE_PROBE
 from app.deployment import find_redis
 from app.health.presence import others
 from app.maintain.handler_states import HandlerStates
@@ -179,7 +180,7 @@ def _rest(
         *rules.clocks(clocks_off(redis)),
         *workers(redis, users, now),
         scheduler(redis, users),
-        _sweep(redis, now),
+        *swept(redis, now),
         *ages(redis, now, users),
         *dead_letters(redis, users),
         *untold_ends(redis, users, now),
@@ -232,9 +233,15 @@ def _clock(redis: Redis) -> Finding:
     return rules.clock(middle - (seconds + microseconds / 1e6))
 
 
-def _sweep(redis: Redis, now: datetime) -> Finding:
+def swept(redis: Redis, now: datetime) -> list[Finding]:
+    """When the last sweep ended, and what it has repaired lately."""
     at = cast(bytes | None, redis.get(SWEPT))
-    return rules.sweep(None if at is None else now.timestamp() - float(at))
+    made = {}
+    for repair, note in cast(dict[bytes, bytes], redis.hgetall(REPAIRED)).items():
+        with suppress(ValueError):  # whoever can write to Redis can write anything
+            count, repaired_at = map(int, note.split())
+            made[Repair(repair.decode())] = (count, now.timestamp() - repaired_at)
+    return [rules.sweep(None if at is None else now.timestamp() - float(at)), *rules.repairs(made)]
 
 
 def _switched_off(redis: Redis, handlers: Sequence[str]) -> Iterator[Finding]:

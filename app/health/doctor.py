@@ -35,7 +35,6 @@ from app.deployment import Deployment
 from app.health import presence
 from app.health.checks import check_redis
 from app.health.readiness import disk, spooled
-from app.health.unmended import unmended
 from app.maintain.backlog import queues_of_users
 from app.receive.keyring import fetch_secret
 from app.reconcile import memory as reconcile_memory
@@ -196,7 +195,7 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
         with closing(connect(url, timeout=TIMEOUT)) as redis:
             names, users = [handler.name for handler in handlers], _users(redis, handlers)
             own = presence.process_of(Deployment(settings, url, keys, tuple(handlers)), DOCTOR)
-            findings = [*check_redis(redis, own, names, users), *unmended(redis, settings, users)]
+            findings = check_redis(redis, own, names, users)
             findings += _identity(redis, settings)
             if settings.api_token is not None:
                 age = reconcile_memory.age(redis, clock_of(redis).time())

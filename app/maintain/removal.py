@@ -237,7 +237,9 @@ class Removal:
 
     def resume(self) -> list[Found]:
         """End removals that were begun a while ago; what was still there."""
-        places = [split_member(member) for member in unended(self._redis, self._clock())]
+        limit = self._clock().timestamp() - PATIENCE
+        members = self._redis.zrangebyscore(REMOVALS, "-inf", limit, start=0, num=AT_ONCE)
+        places = [split_member(member.decode()) for member in cast(list[bytes], members)]
         return [found for place in places if (found := self.remove(Found(*place)))]
 
     def _mark(self, kind: Kind, prediction_id: str, *, only: State | None) -> bool:
@@ -272,13 +274,6 @@ class Removal:
         except StorageFailure as error:
             return error.message
         return ""
-
-
-def unended(redis: Redis, now: datetime) -> list[str]:
-    """Removals (`<kind>:<id>`) that were begun a while ago, and of which something may be left."""
-    limit = now.timestamp() - PATIENCE
-    members = cast(list[bytes], redis.zrangebyscore(REMOVALS, "-inf", limit, start=0, num=AT_ONCE))
-    return [member.decode() for member in members]
 
 
 def erase(storage: Storage, kind: Kind, prediction_id: str, now: datetime) -> None:

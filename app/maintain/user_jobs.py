@@ -21,6 +21,7 @@ from app.accept.queues import USERS_RETRIES, queue
 from app.core.names import COUNTERS, JOB_TOLD, split_handle_job_id
 from app.core.outcomes import Told
 from app.core.vocabulary import NOTIFIED
+from app.maintain.backlog import telling_queues
 from app.storage import told as outcome_files
 from app.storage.store import Storage
 from app.telemetry.logs import cleaned
@@ -122,6 +123,15 @@ def tell(redis: Redis, storage: Storage, job_id: str, end: End) -> None:
     if redis.eval(_MARK, 1, Job.key_for(job_id), JOB_TOLD, end.word):
         redis.hincrby(COUNTERS, series(NOTIFIED, [place[0], end.outcome]), 1)
         _say(job_id, end, why)
+
+
+def tell_ends(redis: Redis, storage: Storage) -> None:
+    """Write the outcomes that are missing; raises redis-py's errors and the storage's.
+
+    Over all queues there are: handlers may have named others when the jobs were made.
+    """
+    for job_id, end in untold(redis, telling_queues(redis)):
+        tell(redis, storage, job_id, end)
 
 
 def _say(job_id: str, end: End, why: str | None) -> None:

@@ -27,7 +27,7 @@ from app.core.names import (
     split_awaited,
 )
 from app.core.reconciling import Awaited, Origin
-from app.maintain.turns import turn
+from app.maintain.lease import leased
 from app.storage.identity import Identity
 from app.storage.store import Storage
 
@@ -122,7 +122,7 @@ class Memory:
     @contextmanager
     def turn(self) -> Iterator[bool]:
         """Whether it is ours to reconcile until the end of the block; it is given back then."""
-        with turn(self._redis, RECONCILE_TURN) as ours:
+        with leased(self._redis, RECONCILE_TURN) as ours:
             yield ours
 
 

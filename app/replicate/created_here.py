@@ -11,7 +11,7 @@ from redis import Redis
 
 from app.core.names import ASKING_TURN, AWAITED_HERE, Kind, record_member, split_member
 from app.core.reconciling import Awaited, Origin
-from app.maintain.turns import turn
+from app.maintain.lease import leased
 
 
 class CreatedHere:
@@ -41,5 +41,5 @@ class CreatedHere:
     @contextmanager
     def turn(self) -> Iterator[bool]:
         """Whether it is ours to ask until the end of the block."""
-        with turn(self._redis, ASKING_TURN) as ours:
+        with leased(self._redis, ASKING_TURN) as ours:
             yield ours

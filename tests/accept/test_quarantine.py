@@ -35,7 +35,7 @@ from app.deployment import connect, prepare
 from app.maintain.removal import Removal
 from app.storage.store import Storage
 from tests.receive.web import Web, environment, in_thread, prediction, wait_until
-from workers.repair.sweeper import sweeper_of
+from workers.repair.sweep import sweeper_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ID = "ype2b3w02xrme0cqadzrms82nm"

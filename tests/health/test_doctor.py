@@ -115,7 +115,7 @@ def test_a_sound_deployment_passes_and_one_without_workers_fails(valkey: OwnValk
         assert report.code == 0
         assert report.line("workers of persist") == "ok   workers of persist: 1 running"
         assert report.line("sweep").startswith("ok ")
-        assert report.line("gaps") == "ok   gaps: none: the sweep has nothing to mend"
+        assert report.line("repairs") == "ok   repairs: none within the last hour"
         for process in running.values():
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0

@@ -17,7 +17,7 @@ from app.maintain.replay import Replay
 from app.storage.store import Storage
 from tests.bucket import Asked, FaultyProxy, Refusal
 from tests.keep.desk import ID, PNG, Desk
-from workers.repair.files import LOOK_EVERY, StrayClaims
+from workers.repair.files import LIST_EVERY, OrphanedBodies
 
 TTL = 86400
 KEY = record_key(Kind.PREDICTION, ID)
@@ -54,8 +54,8 @@ def claims(desk: Desk) -> list[str]:
     return list(desk.storage.names(CLAIMS))
 
 
-def strays(desk: Desk, *, later: float = 0.0, held_for: float = TTL) -> StrayClaims:
-    return StrayClaims(desk.storage, desk.records, held_for=held_for, now=lambda: time.time() + later)
+def orphans(desk: Desk, *, later: float = 0.0, held_for: float = TTL) -> OrphanedBodies:
+    return OrphanedBodies(desk.storage, desk.records, held_for=held_for, now=lambda: time.time() + later)
 
 
 def test_the_manifest_holds_the_object_exactly_and_the_body_is_gone(desk: Desk) -> None:
@@ -145,8 +145,8 @@ def test_a_body_that_cannot_be_removed_holds_up_nothing_and_is_swept_later(
     assert len(claims(away)) == 1
     proxy.mend()
 
-    assert strays(away).run() == {Repair.CLAIM_REMOVED: 0}
-    assert strays(away, later=CLAIM_AFTER + 1).run() == {Repair.CLAIM_REMOVED: 1}
+    assert orphans(away).run() == {Repair.CLAIM_REMOVED: 0}
+    assert orphans(away, later=CLAIM_AFTER + 1).run() == {Repair.CLAIM_REMOVED: 1}
     assert claims(away) == []
 
 
@@ -163,7 +163,7 @@ def test_what_was_given_up_keeps_its_body_and_can_be_replayed(desk: Desk, redis:
     received = receive(desk)
     desk.records.move(Kind.PREDICTION, ID, Move.FAIL, desk.now, {"error": "job_failed"})
     assert redis.ttl(KEY) == -1
-    assert strays(desk, later=100 * TTL).run() == {Repair.CLAIM_REMOVED: 0}
+    assert orphans(desk, later=100 * TTL).run() == {Repair.CLAIM_REMOVED: 0}
 
     replayed = list(Replay(redis, desk.storage, desk.records, [], None).one(ID))
     assert [one.job for one in replayed] == [f"persist-prediction-{ID}"]
@@ -176,17 +176,17 @@ def test_a_body_without_a_record_stays_as_long_as_its_delivery_may_come_again(de
     desk.storage.put_bytes(orphan, b"{}")
     desk.storage.put_bytes(f"{CLAIMS}/not-ours.txt", b"")
 
-    assert strays(desk, later=CLAIM_AFTER + 1).run() == {Repair.CLAIM_REMOVED: 0}
-    assert strays(desk, later=TTL + 1).run() == {Repair.CLAIM_REMOVED: 1}
+    assert orphans(desk, later=CLAIM_AFTER + 1).run() == {Repair.CLAIM_REMOVED: 0}
+    assert orphans(desk, later=TTL + 1).run() == {Repair.CLAIM_REMOVED: 1}
     assert claims(desk) == [f"{CLAIMS}/not-ours.txt"]
 
 
 def test_the_storage_is_looked_at_once_in_a_while(desk: Desk) -> None:
     now = [time.time() + 2 * TTL]
-    sweep = StrayClaims(desk.storage, desk.records, held_for=TTL, now=lambda: now[0])
+    sweep = OrphanedBodies(desk.storage, desk.records, held_for=TTL, now=lambda: now[0])
     sweep.run()
     desk.storage.put_bytes(claim_name(Kind.PREDICTION, "orphan", "0" * 64), b"{}")
 
     assert sweep.run() == {}
-    now[0] += LOOK_EVERY
+    now[0] += LIST_EVERY
     assert sweep.run() == {Repair.CLAIM_REMOVED: 1}

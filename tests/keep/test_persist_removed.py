@@ -9,11 +9,10 @@ from redis import Redis
 
 from app.core.names import REMOVALS, Kind, manifest_name, removed_name
 from app.maintain.removal import PATIENCE, Removal
-from app.maintain.strays import Strays
 from tests.keep.desk import ID, PNG, Desk
 from tests.keep.test_persist import committed, handlers
 from tests.raw_host import ok, raw_host
-from workers.repair.files import Leftovers
+from workers.repair.files import LocalFiles
 
 PLACE = (Kind.PREDICTION, ID)
 GOOD = ok(PNG)
@@ -35,16 +34,7 @@ def remove(desk: Desk) -> None:
 
 def tidy(desk: Desk) -> None:
     """What the sweep does on the host that has downloads which wait."""
-    is_removed = desk.records.is_removed
-    strays = Strays(
-        desk.temporary,
-        desk.outputs,
-        held_for=1e9,
-        is_known=is_removed,
-        is_removed=is_removed,
-        is_kept=desk.records.is_kept,
-    )
-    Leftovers(desk.temporary, strays).run()
+    LocalFiles(desk.temporary, desk.outputs, desk.records, held_for=1e9).run()
 
 
 def assert_gone(desk: Desk) -> None:

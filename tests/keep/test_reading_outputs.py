@@ -17,7 +17,7 @@ from app.core.lifecycle import Repair, State
 from app.core.names import Kind, persist_job_id
 from tests.keep.desk import ID, PNG, Desk
 from tests.raw_host import ok, raw_host
-from workers.repair.sweep import Refused
+from workers.repair.inconsistencies import Consistency, RefusedOutputs
 
 LINK = "https://en.wikipedia.org/wiki/Cat"
 REFUSED = "https://files.example.com/cat.png"
@@ -105,7 +105,8 @@ def test_a_refused_host_is_named_once_for_all_its_files(desk: Desk, caplog: pyte
 def sought(desk: Desk, **rules: str) -> int:
     """How many predictions the sweep of a process that has just started takes up again."""
     hosts = HostRules.parse(rules.get("hosts", desk.hosts))
-    refused = Refused(desk.redis, desk.storage, hosts, ttl=86400, clock=lambda: desk.now)
+    consistency = Consistency(desk.redis, ttl=86400, clock=lambda: desk.now)
+    refused = RefusedOutputs(consistency, desk.records, desk.storage, hosts, clock=lambda: desk.now)
     first, second = refused.run(), refused.run()
     assert second[Repair.OUTPUT_SOUGHT] == 0
     return first[Repair.OUTPUT_SOUGHT]

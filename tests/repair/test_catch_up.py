@@ -22,7 +22,7 @@ from app.health.presence import Presence
 from app.storage.identity import Identity
 from tests.kept import TTL, Deployment, handlers_text
 from workers.engine.steady_worker import Pace, SteadyWorker
-from workers.repair.sweeper import CatchUp
+from workers.repair.recovery import CatchUp
 
 
 @pytest.fixture

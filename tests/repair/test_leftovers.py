@@ -7,13 +7,14 @@ from pathlib import Path
 import obstore
 import pytest
 from obstore.store import LocalStore
+from redis import Redis
 
+from app.accept.records import Records
 from app.core.lifecycle import HALF_WRITTEN_AFTER, STRAY_AFTER, Repair
-from app.core.names import Kind
-from app.maintain.strays import Strays
+from app.core.names import Kind, record_key, removed_key
 from tests.keep.test_scratch import holder
 from tests.receive.web import wait_until
-from workers.repair.files import WALK_EVERY, Leftovers
+from workers.repair.files import WALK_EVERY, LocalFiles
 
 WEEK = 7 * 86400.0
 
@@ -21,22 +22,26 @@ WEEK = 7 * 86400.0
 class Disk:
     """Two folders, and a clock that stands still until it is told otherwise."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, redis: Redis) -> None:
         self.temporary, self.outputs = folder / "tmp", folder / "outputs"
         self.now = time.time()
-        self.known: set[tuple[Kind, str]] = set()
-        self.gone: set[tuple[Kind, str]] = set()
-        self.kept: set[tuple[Kind, str]] = set()
-        strays = Strays(
-            self.temporary,
-            self.outputs,
-            held_for=WEEK,
-            is_known=lambda *place: place in self.known,
-            is_removed=lambda *place: place in self.gone,
-            is_kept=lambda *place: place in self.kept,
-            now=lambda: self.now,
+        self.redis = redis
+        self.files = LocalFiles(
+            self.temporary, self.outputs, Records(redis, ttl=60), held_for=WEEK, now=lambda: self.now
         )
-        self.leftovers = Leftovers(self.temporary, strays, now=lambda: self.now)
+
+    def record(self, state: str, **fields: str) -> None:
+        """The record of `abc`, to which a parked download belongs."""
+        time = "2026-03-01T12:00:00.000Z"
+        known = {
+            "status": "succeeded",
+            "updated_at": time,
+            "received_at": time,
+            "source": "webhook",
+            "query": "{}",
+        }
+        items = [part for pair in (known | fields | {"state": state}).items() for part in pair]
+        self.redis.hset(record_key(Kind.PREDICTION, "abc"), items=items)
 
     def put(self, path: Path, *, age: float) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,12 +50,12 @@ class Disk:
         return path
 
     def removed(self) -> int:
-        return self.leftovers.run()[Repair.FILE_REMOVED]
+        return self.files.run()[Repair.FILE_REMOVED]
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    return Disk(tmp_path)
+def disk(tmp_path: Path, redis: Redis) -> Disk:
+    return Disk(tmp_path, redis)
 
 
 def test_folders_that_do_not_exist_yet_hold_nothing(disk: Disk) -> None:
@@ -59,16 +64,11 @@ def test_folders_that_do_not_exist_yet_hold_nothing(disk: Disk) -> None:
     assert not disk.outputs.exists()
 
 
-def test_a_remote_store_has_no_folder_to_walk(tmp_path: Path) -> None:
-    strays = Strays(
-        tmp_path,
-        None,
-        held_for=WEEK,
-        is_known=lambda *_: True,
-        is_removed=lambda *_: False,
-        is_kept=lambda *_: False,
-    )
-    assert Leftovers(tmp_path, strays).run()[Repair.FILE_REMOVED] == 0
+def test_a_remote_store_has_no_folder_to_walk(disk: Disk, redis: Redis) -> None:
+    half = disk.put(disk.outputs / "predictions/abc/output-0.png#1", age=WEEK)
+    remote = LocalFiles(disk.temporary, None, Records(redis, ttl=60), held_for=WEEK)
+    assert remote.run()[Repair.FILE_REMOVED] == 0
+    assert half.exists()
 
 
 def test_the_folder_of_a_killed_process_goes_while_others_run(disk: Disk) -> None:
@@ -96,20 +96,28 @@ def test_old_downloads_go_and_young_ones_stay(disk: Disk) -> None:
     assert sorted(disk.temporary.iterdir()) == sorted(young)
 
 
-def test_a_download_whose_prediction_still_waits_for_the_storage_stays_however_old(disk: Disk) -> None:
-    disk.put(disk.temporary / "held.prediction.abc.0.d1e2", age=10 * WEEK)
-    disk.known.add((Kind.PREDICTION, "abc"))
-    assert disk.removed() == 0
-    disk.known.clear()
-    assert disk.removed() == 1
-
-
-def test_a_download_of_what_another_host_has_stored_meanwhile_goes(disk: Disk) -> None:
-    disk.put(disk.temporary / "held.prediction.abc.0.d1e2", age=1)
-    disk.known.add((Kind.PREDICTION, "abc"))
-    assert disk.removed() == 0
-    disk.kept.add((Kind.PREDICTION, "abc"))
-    assert disk.removed() == 1
+@pytest.mark.parametrize(
+    ("record", "age", "goes"),
+    [
+        ({"state": "received"}, 10 * WEEK, False),
+        (None, 10 * WEEK, True),
+        (None, 1, False),
+        ({"state": "dispatched", "files": "1", "lost": "0"}, 1, True),
+        ({"state": "dispatched", "files": "0", "lost": "1"}, 1, False),
+        ("removed", 1, True),
+    ],
+    ids=["it waits for the storage", "nobody knows it", "it may come", "another host has kept it",
+         "another host has lost something", "it was removed"],
+)  # fmt: skip
+def test_a_parked_download_stays_while_it_may_be_needed(
+    disk: Disk, record: "dict[str, str] | str | None", age: float, *, goes: bool
+) -> None:
+    disk.put(disk.temporary / "held.prediction.abc.0.d1e2", age=age)
+    if isinstance(record, dict):
+        disk.record(**record)
+    elif record:
+        disk.redis.set(removed_key(Kind.PREDICTION, "abc"), 1)
+    assert disk.removed() == goes
 
 
 def test_an_old_download_of_a_living_process_goes(disk: Disk) -> None:

@@ -202,6 +202,17 @@ def test_one_process_walks_at_a_time_and_then_none_for_an_hour(past: Deployment)
     assert second.run()[Kind.PREDICTION] == 1
 
 
+def test_a_process_whose_lease_has_passed_to_another_does_not_walk_on(past: Deployment) -> None:
+    for number in range(3):
+        keep(past, f"old-{number}", ago=AGE)
+    late, other = retention(past, piece=0), retention(past, piece=0)
+    assert late.run()[Kind.PREDICTION] == 1
+    past.redis.delete(RETENTION_TURN)  # as it expires
+    assert other.run()[Kind.PREDICTION] == 1
+    assert late.run() == Counter()
+    assert other.run()[Kind.PREDICTION] == 1
+
+
 def test_a_process_that_died_while_it_walked_is_replaced(past: Deployment) -> None:
     for number in range(2):
         keep(past, f"old-{number}", ago=AGE)

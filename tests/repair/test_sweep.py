@@ -1,10 +1,12 @@
 """The sweep on a real Valkey: every gap is made, and then closed."""
 
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,22 +17,25 @@ from rq.serializers import JSONSerializer
 
 from app.accept import queues
 from app.clock import Clock
+from app.core.findings import LATELY, REPAIRS
 from app.core.lifecycle import Move, Repair, State
 from app.core.names import (
     COUNTERS,
     NOTIFY_QUEUE,
     PERSIST_QUEUE,
     RECORDS,
+    REPAIRED,
     SWEPT,
     Kind,
     persist_job_id,
     record_key,
     record_member,
 )
+from app.health.checks import swept
 from tests.engine.worker_process import ROOT, wait_until
 from tests.keep.desk import ID, Desk
-from workers.repair.sweep import Sweep
-from workers.repair.sweeper import Sweeper
+from workers.repair.inconsistencies import Consistency
+from workers.repair.sweep import Sweeper
 
 PLACE = (Kind.PREDICTION, ID)
 MADE = 'outkeep_repairs_total{repair="job_made"}'
@@ -42,8 +47,8 @@ def desk(redis: Redis, tmp_path: Path) -> Desk:
     return Desk(redis, tmp_path)
 
 
-def sweep(desk: Desk) -> Sweep:
-    return Sweep(desk.redis, ttl=86400, clock=lambda: desk.now)
+def sweep(desk: Desk) -> Consistency:
+    return Consistency(desk.redis, ttl=86400, clock=lambda: desk.now)
 
 
 def job(redis: Redis) -> Job:
@@ -61,7 +66,7 @@ def end_job(redis: Redis, status: JobStatus) -> None:
     redis.hset(Job.key_for(JOB_ID), "status", status.value)
 
 
-def test_nothing_is_mended_where_nothing_is_wrong(desk: Desk) -> None:
+def test_nothing_is_repaired_where_nothing_is_wrong(desk: Desk) -> None:
     desk.receive(["https://replicate.delivery/a/b/out.png"])
     desk.forward(3600)
     assert sweep(desk).run() == Counter()
@@ -130,7 +135,7 @@ def test_a_job_that_turns_up_between_look_and_repair_is_left_where_it_is(desk: D
     sweeping = sweep(desk)
     sweeping.run()
     desk.forward(60)
-    [gap] = sweeping._gaps.look()
+    [lost] = sweeping.dry_run()
     lists = {"queue": queue.key, "taken": queue.intermediate_queue_key}
     sets = {
         "started": queue.started_job_registry.key,
@@ -142,7 +147,7 @@ def test_a_job_that_turns_up_between_look_and_repair_is_left_where_it_is(desk: D
     else:
         desk.redis.zadd(sets[where], {f"{found}:run" if where == "started" else found: 4e9})
 
-    assert not sweeping._mend(gap)
+    assert not sweeping.repair(lost)
 
     assert desk.told == ([found] if where == "queue" else [])
     desk.redis.delete(*lists.values(), *sets.values())
@@ -264,17 +269,17 @@ def test_sweeps_at_the_same_time_make_one_job_for_each_event(desk: Desk) -> None
     assert sorted(desk.waiting) == wanted
 
 
-def test_what_is_mended_is_logged_with_its_name(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_repaired_is_logged_with_its_name(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.receive("text")
     lose_job(desk.redis)
     desk.forward(61)
     sweep(desk).run()
     [line] = [record for record in caplog.records if record.name == "outkeep.sweep"]
-    assert line.getMessage() == "mended: job_made"
+    assert line.getMessage() == "repaired: job_made"
     assert (line.__dict__["repair"], line.__dict__["id"]) == ("job_made", ID)
 
 
-def test_one_process_at_a_time_sweeps_and_counts_what_it_mends(desk: Desk) -> None:
+def test_one_process_at_a_time_sweeps_and_counts_what_it_repairs(desk: Desk) -> None:
     runs: list[str] = []
 
     def part(name: str) -> Counter[Repair]:
@@ -283,12 +288,28 @@ def test_one_process_at_a_time_sweeps_and_counts_what_it_mends(desk: Desk) -> No
 
     first = Sweeper(desk.redis, clock=Clock(), shared=lambda: part("first"))
     second = Sweeper(desk.redis, clock=Clock(), shared=lambda: part("second"))
-    first.mend_together()
-    second.mend_together()
+    first.repair_together()
+    second.repair_together()
     assert runs == ["first"]
     assert desk.redis.hget(COUNTERS, MADE) == b"2"
     assert desk.redis.exists(SWEPT)
     assert 0 < desk.redis.pttl("outkeep:sweep-turn") <= 54_000
+
+
+def test_what_was_repaired_within_the_hour_is_told_by_the_doctor_and_nothing_older(desk: Desk) -> None:
+    def told(ago: float) -> list[str]:
+        last, *repairs = swept(desk.redis, datetime.now(UTC) + timedelta(seconds=ago))
+        assert last.check == "sweep"
+        return [f"{one.level} {one.check}: {one.detail}" for one in repairs]
+
+    made = Counter({Repair.JOB_MADE: 2, Repair.FILE_REMOVED: 0})
+    Sweeper(desk.redis, clock=Clock(), shared=lambda: made).repair_together()
+    desk.redis.hset(REPAIRED, mapping={"upset": "1 1", "worker_dropped": "x"})  # nobody of ours wrote that
+    assert [re.sub("[0-9]+ s", "N s", line) for line in told(60)] == [
+        f"warn repairs: 2 {REPAIRS[Repair.JOB_MADE]}; repaired N s ago (the log names them: `job_made`)"
+    ]
+    assert told(LATELY + 1) == ["ok repairs: none within the last hour"]
+    assert REPAIRS.keys() == set(Repair)
 
 
 def test_a_part_that_fails_keeps_neither_the_other_nor_itself_from_the_next_time(desk: Desk) -> None:
@@ -313,9 +334,9 @@ SWEEP_ONCE = """
 import sys
 from datetime import UTC, datetime
 from redis import Redis
-from workers.repair.sweep import Sweep
+from workers.repair.inconsistencies import Consistency
 redis = Redis.from_url(sys.argv[1])
-Sweep(redis, ttl=86400, clock=lambda: datetime.now(UTC)).run()
+Consistency(redis, ttl=86400, clock=lambda: datetime.now(UTC)).run()
 redis.set("done", 1)
 """
 

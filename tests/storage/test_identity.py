@@ -26,8 +26,8 @@ from app.core.names import (
     Kind,
     notify_job_id,
 )
+from app.maintain.lease import leased
 from app.maintain.rebuild import BATCH
-from app.maintain.turns import turn
 from app.receive.listening import free_port
 from app.storage.identity import Identity, read
 from app.storage.store import Storage
@@ -36,7 +36,7 @@ from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import clean_environment, environment, wait_until
 from tests.redis_proxy import rewriting
 from tests.wrong_clock import WrongClock
-from workers.repair.sweeper import Epochs
+from workers.repair.recovery import Epochs
 
 NOW = datetime(2026, 3, 16, 10, 0, tzinfo=UTC)
 OF_0_1 = {"first_start": "2026-01-01T00:00:00Z"}
@@ -177,7 +177,7 @@ def test_while_one_process_rebuilds_no_other_does_and_whoever_comes_later_need_n
     epochs(past).run()
     past.keep("p1", ago=60, told=False)
     past.redis.flushall()
-    with turn(past.redis, REBUILD_TURN) as ours:
+    with leased(past.redis, REBUILD_TURN) as ours:
         assert ours
         epochs(past).run()
         assert past.queued() == []

@@ -21,11 +21,11 @@ from app.core.manifest import KeptFile, Manifest, Receipt
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, Kind, handle_job_id, notify_job_id
 from app.deployment import Deployment
 from app.maintain.replay import Failure, Outcome, Replay, failures
+from app.maintain.user_jobs import tell_ends
 from app.settings import load
 from app.storage.store import Storage
 from tests.engine.worker_process import ROOT, failure, has, status, wait_until
 from tests.keep.desk import Quick
-from workers.repair.sweep import Ends
 from workers.services import Jobs, notify_jobs
 
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
@@ -211,7 +211,7 @@ class Workshop:
         return json.loads(path.read_text()) if path.exists() else None
 
     def sweep(self) -> None:
-        Ends(self.redis, self.storage).run()
+        tell_ends(self.redis, self.storage)
 
     def failures(self) -> list[Failure]:
         return list(failures(self.redis, Records(self.redis, ttl=60)))

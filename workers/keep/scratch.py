@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.errors import Permanent
-from app.maintain.strays import WORKER_PREFIX, abandoned, locked
+
+PREFIX = "worker-"
+"""How the names of these folders begin."""
 
 
 @contextmanager
@@ -22,9 +24,9 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Between a folder and its lock, or between the test of a lock and the removal, nobody may step in.
-        with locked(parent):
-            _sweep(parent)
-            folder = Path(tempfile.mkdtemp(prefix=WORKER_PREFIX, dir=parent))
+        with _locked(parent):
+            _remove_abandoned(parent)
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
             own = os.open(folder, os.O_RDONLY)
             fcntl.flock(own, fcntl.LOCK_EX)
     except OSError as error:
@@ -42,12 +44,35 @@ def remove_abandoned(parent: Path) -> list[Path]:
     """Remove the folders of processes that have died, and give their paths; raises OSError."""
     if not parent.is_dir():
         return []
-    with locked(parent):
-        return _sweep(parent)
+    with _locked(parent):
+        return _remove_abandoned(parent)
 
 
-def _sweep(parent: Path) -> list[Path]:
-    found = abandoned(parent)
+def _remove_abandoned(parent: Path) -> list[Path]:
+    found = [folder for folder in parent.glob(f"{PREFIX}*") if _is_abandoned(folder)]
     for folder in found:
         shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether nobody holds its lock: the kernel frees it however its process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)

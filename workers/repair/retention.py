@@ -2,12 +2,14 @@
 
 import logging
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from redis import Redis
+from redis.exceptions import LockError
+from redis.lock import Lock
 
 from app.accept.quarantine import is_older
 from app.core.errors import Permanent, Removed
@@ -55,13 +57,13 @@ class Retention:
         self._age = timedelta(seconds=age)
         self._clock = clock
         self._piece = piece
-        self._name = uuid.uuid4().hex
+        self._lease = self._new_lease()
         self._walk: Iterator[Counter[str]] | None = None
         self._traces: tuple[float, Traces] | None = None
 
     def run(self) -> Counter[str]:
-        """Walk a piece, if it is our turn; how many of what are gone. Raises what storage and Redis raise."""
-        if not self._has_turn():
+        """Walk a piece if we have the lease; what is gone, by kind. Raises errors of storage and Redis."""
+        if not self._has_lease():
             self._walk = None
             return Counter()
         removed: Counter[str] = Counter()
@@ -75,15 +77,20 @@ class Retention:
                     return removed
         finally:
             self._say(removed)
-        self._redis.set(RETENTION_TURN, "", ex=EVERY)
+        with suppress(LockError):  # it was lost meanwhile: whoever has it walks
+            self._lease.extend(EVERY, replace_ttl=True)
+        self._lease = self._new_lease()  # so that nobody has it until it expires
         return removed
 
-    def _has_turn(self) -> bool:
-        if self._redis.set(RETENTION_TURN, self._name, nx=True, ex=LEASE):
-            return True
-        if self._redis.get(RETENTION_TURN) != self._name.encode():
-            return False
-        return bool(self._redis.expire(RETENTION_TURN, LEASE))
+    def _new_lease(self) -> Lock:
+        lease: Lock = self._redis.lock(RETENTION_TURN, timeout=LEASE, thread_local=False)
+        return lease
+
+    def _has_lease(self) -> bool:
+        try:
+            return bool(self._lease.reacquire())
+        except LockError:
+            return bool(self._lease.acquire(blocking=False))
 
     def _steps(self) -> Iterator[Counter[str]]:
         limit = self._clock() - self._age
