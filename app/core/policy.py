@@ -45,21 +45,21 @@ NOT_YET_THERE = 60.0
 """Seconds after the end of a prediction in which some hosts answer 404 for files that are about to appear."""
 
 _ABSENT_DELAYS = (2.0, 4.5)
+_MOST_AHEAD, _MOST_BEHIND = timedelta(minutes=5), timedelta(hours=2)
 _FETCH_BASE = 2.0
 _FETCH_CAP = 120.0
 
 
-def keep_until(completed_at: datetime | None, received_at: datetime) -> datetime:
-    """When the outputs are gone.
+def believed(completed_at: datetime | None, received_at: datetime) -> datetime | None:
+    """`completed_at`, if it lies near the receipt: clocks differ and recordings hold absurd times."""
+    if completed_at is not None and -_MOST_AHEAD <= received_at - completed_at <= _MOST_BEHIND:
+        return completed_at
+    return None
 
-    `completed_at` is believed only near the receipt: clocks differ and recordings hold absurd times.
-    """
-    hour = timedelta(seconds=HOUR)
-    if completed_at is not None:
-        lead = received_at - completed_at
-        if -timedelta(minutes=5) <= lead <= timedelta(hours=2):
-            return completed_at + hour
-    return received_at + hour
+
+def keep_until(completed_at: datetime | None, received_at: datetime) -> datetime:
+    """When the outputs are gone."""
+    return (believed(completed_at, received_at) or received_at) + timedelta(seconds=HOUR)
 
 
 def attempt_timeout(remaining: float) -> float:

@@ -158,11 +158,15 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How often a value fell into which range; `buckets` are upper bounds, without the infinite one."""
+    """How often a value fell into which range; `buckets` are upper bounds, without the infinite one.
+
+    The sum is counted in whole parts, of which `parts` are 1.
+    """
 
     name: str
     help: str
-    buckets: tuple[int, ...]
+    buckets: tuple[float, ...]
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,27 @@ HOUR_LEFT: Final = Histogram(
     "Seconds that were left until Replicate deletes the files when a prediction was stored; 0: too late.",
     (0, 60, 300, 600, 1200, 1800, 2400, 3000, 3300, 3480, 3540, 3570, 3590),
 )
+_WAITS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1200, 3600)
+DELAYED: Final = Histogram(
+    "outkeep_webhook_delay_seconds",
+    "Seconds from the end of a prediction to its webhook; not where that time is absurd.",
+    _WAITS,
+    parts=1000,
+)
+COMPLETED_TO_STORED: Final = Histogram(
+    "outkeep_completed_to_stored_seconds",
+    "Seconds from the end of a prediction, or its receipt if that time is absurd, to its manifest.",
+    _WAITS,
+    parts=1000,
+)
+STORED_TO_NOTIFIED: Final = Histogram(
+    "outkeep_stored_to_notified_seconds",
+    "Seconds from the manifest until a handler took the event, replays left out.",
+    (*_WAITS, 18_000, 86_400, 259_200),
+    parts=1000,
+)
 
+BUILD: Final = Gauge("outkeep_build_info", "1, with the version that answers.", ("version", "python"))
 REDIS_UP: Final = Gauge("outkeep_redis_up", "Whether Redis answered; 0: counts may be behind.")
 QUEUED: Final = Gauge("outkeep_queue_jobs", "Jobs of a queue, by where they stand.", ("queue", "state"))
 OLDEST: Final = Gauge(
@@ -246,11 +270,11 @@ SPOOLED: Final = Gauge("outkeep_spool_deliveries", "Deliveries that wait on the 
 SPOOL_OLDEST: Final = Gauge("outkeep_spool_oldest_seconds", "Age of the oldest delivery in the spool.")
 
 COUNTERS: Final = (RECEIVED, REFUSED, STORED, FILES, BYTES, LOST, RETRIES, NOTIFIED, REMOVED, REPAIRS, FOUND)
-HISTOGRAMS: Final = (HOUR_LEFT,)
+HISTOGRAMS: Final = (HOUR_LEFT, DELAYED, COMPLETED_TO_STORED, STORED_TO_NOTIFIED)
 SKEW: Final = Gauge(
     "outkeep_clock_skew_seconds",
     "How far the clock of a host is ahead of that of Redis, of hosts that are off.",
     ("host",),
 )
 
-GAUGES: Final = (REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, DIFFERING, SPOOLED, SPOOL_OLDEST, SKEW)
+GAUGES: Final = (BUILD, REDIS_UP, QUEUED, OLDEST, WORKERS, RECORDS, DIFFERING, SPOOLED, SPOOL_OLDEST, SKEW)

@@ -1,5 +1,6 @@
 """`GET /metrics`: what all processes have counted in Redis, and what stands where at this moment."""
 
+import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -78,7 +79,8 @@ class Metrics:
             }
         registry = CollectorRegistry()
         known = {words.NOTIFIED: tuple(product(self.here.process.handlers, words.ATTEMPTED))}
-        registry.register(_Families(counts, gauges | self._spooled(), known))
+        build = {words.BUILD: {(self.here.process.version, platform.python_version()): 1.0}}
+        registry.register(_Families(counts, build | gauges | self._spooled(), known))
         return generate_latest(registry)
 
     def _differing(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
@@ -137,7 +139,7 @@ def _histogram(histogram: Histogram, counted: Counted) -> Metric:
     total = sum(number for name, _, number in counted if name == f"{histogram.name}_sum")
     buckets = list(zip(bounds, accumulate(inside.get(bound, 0) for bound in bounds), strict=True))
     family = HistogramMetricFamily(histogram.name, histogram.help)
-    family.add_metric([], buckets=buckets, sum_value=total)
+    family.add_metric([], buckets=buckets, sum_value=total / histogram.parts)
     return family
 
 

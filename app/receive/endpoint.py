@@ -25,8 +25,9 @@ from app.core.context import ContextKeys, gathered, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
 from app.core.manifest import Receipt
 from app.core.names import Kind
+from app.core.policy import believed
 from app.core.prediction import is_progress, parse
-from app.core.vocabulary import RECEIVED, REFUSED
+from app.core.vocabulary import DELAYED, RECEIVED, REFUSED
 from app.receive.bodies import TOO_LARGE, apart
 from app.receive.keyring import SECRET_MISSING
 from app.receive.senders import BAD_TOKEN, TOO_MANY_TOKENS, Authenticated, Sender
@@ -38,6 +39,7 @@ RETRY_AFTER = 2
 SPOOLED = "spooled"
 QUARANTINED = "quarantined"
 
+_TAKEN = frozenset({Accepted.ACCEPTED, SPOOLED})
 _UNREAD = frozenset(
     {TOO_LARGE, "content_encoding", "busy", "no_room", BAD_TOKEN, TOO_MANY_TOKENS, SECRET_MISSING}
 )
@@ -104,7 +106,10 @@ class Receiver:
         if outcome == Accepted.FOREIGN:
             await self._set_aside(request, delivery, kind, foreign(prediction.id))
             outcome = QUARANTINED
-        level = logging.INFO if outcome in {Accepted.ACCEPTED, SPOOLED} else logging.DEBUG
+        completed_at = believed(prediction.completed_at, now)
+        if outcome in _TAKEN and prediction.is_terminal and completed_at is not None:
+            self.tally.observe(DELAYED, max(0.0, (now - completed_at).total_seconds()))
+        level = logging.INFO if outcome in _TAKEN else logging.DEBUG
         facts = {
             "kind": kind,
             "id": prediction.id,

@@ -66,7 +66,7 @@ class Tally:
         bound = str(histogram.buckets[place]) if place < len(histogram.buckets) else "+Inf"
         with self._lock:
             self._waiting[f'{histogram.name}_bucket{{le="{bound}"}}'] += 1
-            self._waiting[f"{histogram.name}_sum"] += round(value)
+            self._waiting[f"{histogram.name}_sum"] += round(value * histogram.parts)
 
     def waiting(self) -> Mapping[str, int]:
         """What Redis was not told yet."""

@@ -259,7 +259,9 @@ def metric(run: Run, name: str) -> float:
 
 
 def test_log_and_metrics_tell_what_became_of_a_prediction(run: Run, downstream: Recorder) -> None:
-    run.deliver("kept", output=[f"{run.files.url}/200/a.png", f"{run.files.url}/404/b.png"])
+    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    files = [f"{run.files.url}/200/a.png", f"{run.files.url}/404/b.png"]
+    run.deliver("kept", output=files, completed_at=ended)
     run.deliver("kept", output=[])
     downstream.wait_for(lambda them: {one.path for one in them.of("kept")} == PATHS, "both handlers are told")
     for name in (
@@ -270,6 +272,9 @@ def test_log_and_metrics_tell_what_became_of_a_prediction(run: Run, downstream: 
         'outkeep_files_lost_total{code="not_found"}',
         'outkeep_notifications_total{handler="recorder",outcome="delivered"}',
         'outkeep_hour_left_seconds_bucket{le="+Inf"}',
+        'outkeep_webhook_delay_seconds_bucket{le="+Inf"}',
+        'outkeep_completed_to_stored_seconds_bucket{le="+Inf"}',
+        'outkeep_stored_to_notified_seconds_bucket{le="+Inf"}',
         'outkeep_queue_jobs{queue="notify",state="scheduled"}',
         'outkeep_workers{queue="persist"}',
     ):

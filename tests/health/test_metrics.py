@@ -103,6 +103,21 @@ def test_the_seconds_left_of_the_hour_are_a_histogram(redis: Redis) -> None:
     assert told["outkeep_hour_left_seconds_sum"] == 59 + 2 * 3595
 
 
+def test_waits_are_histograms_to_the_millisecond_and_the_build_is_named(redis: Redis) -> None:
+    tally = Tally()
+    for waited in (0.004, 0.25, 7200):
+        tally.observe(words.COMPLETED_TO_STORED, waited)
+    told = read(metrics_of(redis, tally))
+    assert [
+        told[f"outkeep_completed_to_stored_seconds_bucket le={le}"] for le in ("0.01", "0.25", "+Inf")
+    ] == [1, 2, 3]
+    assert told["outkeep_completed_to_stored_seconds_sum"] == 7200.254
+    assert (
+        told["outkeep_webhook_delay_seconds_count"] == told["outkeep_stored_to_notified_seconds_count"] == 0
+    )
+    assert [value for name, value in told.items() if name.startswith("outkeep_build_info ")] == [1]
+
+
 def test_depth_and_age_of_the_oldest_are_told_for_each_queue(redis: Redis) -> None:
     queues.enqueue_notify(redis, "gallery", Kind.PREDICTION, "abc")
     first = queues.queue("notify", redis).fetch_job("notify-gallery-prediction-abc")

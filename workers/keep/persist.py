@@ -31,10 +31,10 @@ from app.core.names import (
 )
 from app.core.outcomes import Told
 from app.core.outputs import OutputFile, joined_text
-from app.core.policy import Tries, keep_until, store_delay
+from app.core.policy import HOUR, Tries, keep_until, store_delay
 from app.core.prediction import parse
 from app.core.shares import Shares
-from app.core.vocabulary import BYTES, FILES, HOUR_LEFT, LOST, RETRIES, STORED
+from app.core.vocabulary import BYTES, COMPLETED_TO_STORED, FILES, HOUR_LEFT, LOST, RETRIES, STORED
 from app.maintain.backlog import Traces, forget
 from app.maintain.removal import erase
 from app.replicate.places import Places
@@ -328,8 +328,10 @@ class Persist:
         self.tally.add(BYTES, amount=sum(file.size or 0 for file in manifest.kept))
         for file in manifest.lost:
             self.tally.add(LOST, file.error)
+        left = run.ends - manifest.stored_at.timestamp()
+        self.tally.observe(COMPLETED_TO_STORED, max(0.0, HOUR - left))
         if run.files:
-            self.tally.observe(HOUR_LEFT, max(0.0, run.ends - self.clock().timestamp()))
+            self.tally.observe(HOUR_LEFT, max(0.0, left))
 
     def _forget(self, kind: Kind, prediction_id: str) -> None:
         """Leave nothing of what this run, or one before it, has stored of a prediction that was removed."""

@@ -127,13 +127,15 @@ class Attempt:
 class Result:
     """What followed from an attempt. `asked`: how many seconds the other side asks us to wait.
 
-    `child`: the follow-up prediction. `handed_on`: the outcome is that of the user's job.
+    `child`: the follow-up prediction. `handed_on`: the outcome is that of the user's job. `stored_at`: since
+    when there was something to tell.
     """
 
     status: int | None = None
     asked: float | None = None
     child: str | None = None
     handed_on: bool = False
+    stored_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -183,34 +185,36 @@ class Attempts:
                 if webhook.format == "replicate":
                     # It may be as large as what Replicate sent: few of those are in memory at a time.
                     async with self._room(delivery, self._telling):
-                        event = await self._built(delivery, events.as_replicate_sends_it)
-                        return Result(*await self.post.send(webhook, webhook_id, event))
-                return Result(*await self.post.send(webhook, webhook_id, await self._event(delivery)))
+                        event, stored_at = await self._built(delivery, events.as_replicate_sends_it)
+                        return Result(*await self.post.send(webhook, webhook_id, event), stored_at=stored_at)
+                event, stored_at = await self._event(delivery)
+                return Result(*await self.post.send(webhook, webhook_id, event), stored_at=stored_at)
             case Call() as call:
-                event = await self._event(delivery)
+                event, stored_at = await self._event(delivery)
                 names = {"handler": handler.name, "notify_id": delivery.job}
                 job = queues.handle_job(self.redis, call, event, **names)
                 # Known already: an earlier run of this job was killed after it had handed the event on.
                 await asyncio.to_thread(queues.enqueue, self.redis, job)
-                return Result(handed_on=True)
+                return Result(handed_on=True, stored_at=stored_at)
             case _:
                 if self.follow is None:
                     raise Permanent("api_refused", "REPLICATE_API_TOKEN is not set")
                 async with self._room(delivery, self._following):
                     manifest = await self._stored(partial(self._manifest, delivery), delivery)
-                    return Result(child=await self.follow.make(handler, manifest))
+                    child = await self.follow.make(handler, manifest)
+                    return Result(child=child, stored_at=manifest.stored_at)
 
-    async def _event(self, delivery: Delivery) -> dict[str, Any]:
-        """What the handler is told; of a large manifest no more than that stays in memory."""
+    async def _event(self, delivery: Delivery) -> tuple[dict[str, Any], datetime]:
+        """What the handler is told, and since when; of a large manifest no more than that stays in memory."""
         async with self._room(delivery, self._telling):
             return await self._built(delivery, events.build)
 
     async def _built(
         self, delivery: Delivery, build: Callable[[Manifest, events.Link], dict[str, Any]]
-    ) -> dict[str, Any]:
-        def read_and_build() -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], datetime]:
+        def read_and_build() -> tuple[dict[str, Any], datetime]:
             manifest = self._manifest(delivery)
-            return build(manifest, self.links(manifest))
+            return build(manifest, self.links(manifest)), manifest.stored_at
 
         return await self._stored(read_and_build, delivery)
 

@@ -14,11 +14,11 @@ from redis.exceptions import RedisError
 
 from app.core.errors import Permanent, Transient
 from app.core.manifest import format_time
-from app.core.names import Kind
+from app.core.names import Kind, notify_job_id
 from app.core.outcomes import Told
 from app.core.policy import UNKNOWN_PATIENCE, UNKNOWN_WAIT, notify_delay, put_off
 from app.core.shares import Downstream
-from app.core.vocabulary import NOTIFIED, RETRIES
+from app.core.vocabulary import NOTIFIED, RETRIES, STORED_TO_NOTIFIED
 from app.maintain.handler_states import HandlerStates
 from app.storage import told as outcome_files
 from app.storage.store import Storage
@@ -114,6 +114,10 @@ class Notify:
         await asyncio.to_thread(self._report, delivery, attempt, downstream)
         wait, outcome = self._decide(delivery, attempt, result, number=len(attempts))
         self.tally.add(NOTIFIED, delivery.handler, outcome or ("retried" if attempt.error else "handed_on"))
+        first = delivery.job == notify_job_id(delivery.handler, delivery.kind, delivery.id)
+        if attempt.error is None and result.stored_at is not None and first:
+            waited = self.clock() - result.stored_at
+            self.tally.observe(STORED_TO_NOTIFIED, max(0.0, waited.total_seconds()))
         if attempt.error is not None and outcome is None:
             self.tally.add(RETRIES, "notify", attempt.error)
         return wait, outcome
