@@ -79,8 +79,8 @@ class Metrics:
             }
         registry = CollectorRegistry()
         known = {words.NOTIFIED: tuple(product(self.here.process.handlers, words.ATTEMPTED))}
-        build = {words.BUILD: {(self.here.process.version, platform.python_version()): 1.0}}
-        registry.register(_Families(counts, build | gauges | self._spooled(), known))
+        build: Samples = {words.BUILD: {(self.here.process.version, platform.python_version()): 1.0}}
+        registry.register(_Families(counts, {**build, **gauges, **self._spooled()}, known))
         return generate_latest(registry)
 
     def _differing(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
