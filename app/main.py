@@ -49,9 +49,7 @@ from app.telemetry.interrupts import Ending
 from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
-from app.web.dashboard import Dashboard
-from app.web.session import Sessions
-from app.web.sign_in import SignIn
+from app.web.service import open_service
 
 CLAIM_PATIENCE = 2.0
 """Seconds that a sender waits for the storage to take a large body, before the spool takes it."""
@@ -110,22 +108,31 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     )
     drainer = Drainer(folder, patient, patient_records, waiting, deployment.clock, quarantine=quarantine)
 
-    closes = (drainer.stop, waiting.close, claims.close, folder.close, patient.close, redis.close)
+    web = open_service(deployment, patient, patient_records, storage) if settings.admin_token else None
+    closes = (
+        *([web.close] if web else ()),
+        drainer.stop,
+        waiting.close,
+        claims.close,
+        folder.close,
+        patient.close,
+        redis.close,
+    )
     app = Starlette(
         routes=[
             *_webhooks(deployment, limits, receiver, lateness, ring),
             *_routes(files, health, metrics),
-            *_web(deployment, redis),
+            *(web.routes if web else ()),
         ],
         exception_handlers={HTTPException: http_error, Exception: internal_error},
         lifespan=_lifespan(
             inbox,
-            drainer,
             here,
             ring=ring,
             counting=partial(tally.flushing, redis, settings.data / COUNTS_FOLDER),
             clock=deployment.clock,
             redis=redis,
+            starts=(drainer.start, *([web.feed.start] if web else ())),
             closes=closes,
         ),
     )
@@ -136,13 +143,13 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
 
 def _lifespan(
     inbox: Inbox,
-    drainer: Drainer,
     here: Presence,
     *,
     ring: KeyRing | None,
     counting: Callable[[], AbstractContextManager[Tally]],
     clock: Clock,
     redis: Redis,
+    starts: Sequence[Callable[[], None]],
     closes: Sequence[Callable[[], None]],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     """What begins with the application and ends with it; `closes` are carried out last, in their order."""
@@ -151,7 +158,8 @@ def _lifespan(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         filling = asyncio.create_task(ring.fill()) if ring else None
         with counting(), clock.following(redis), here.kept():
-            drainer.start()
+            for start in starts:
+                start()
             yield
             await inbox.close()
         if filling:
@@ -218,15 +226,6 @@ def _routes(files: Files, health: Health, metrics: Metrics) -> list[Route]:
         Route("/readyz", health.ready, methods=["GET"]),
         Route("/metrics", metrics.serve, methods=["GET"]),
     ]
-
-
-def _web(deployment: Deployment, redis: Redis) -> list[Route]:
-    """Pages and API; nothing without an admin token."""
-    settings = deployment.settings
-    if settings.admin_token is None:
-        return []
-    sessions = Sessions(settings.admin_token, deployment.secret_keys, redis, deployment.clock.time)
-    return [*SignIn(sessions).routes(), *Dashboard(sessions).routes()]
 
 
 def serve(deployment: Deployment) -> None:

@@ -9,7 +9,7 @@ ACCEPT = """
 --       where there is a job 5 job, 6 queue of the job, 7 RQ's set of queues, 8 its failed jobs;
 --       the last three: what merely runs, where it is awaited, and where it is not
 -- ARGV: 1 'finish' or 'progress', 2 rank, 3 member of the index, 4 ttl (s), 5 now (s), 6 job id or '',
---       7 channel, 8 state 'running', 9 state 'received', 10 its score where it is awaited ('': it is not),
+--       7 stream, 8 state 'running', 9 state 'received', 10 its score where it is awaited ('': it is not),
 --       11 whether handlers are to be told ('': nobody), 12 state of what was passed by, 13 state to tell it,
 --       14 how long the mark of this delivery stands (s; '': it has no id),
 --       15 whether no more than Cog's token vouches for it ('': not so),
@@ -70,14 +70,15 @@ if outcome == 'accepted' or outcome == 'progress' then
   end
   if firm or ARGV[18] == 'run' then redis.call('HSET', KEYS[1], 'context_from', 'run') end
   if outcome == 'accepted' then
-    redis.call('HDEL', KEYS[1], 'outline')
+    redis.call('HDEL', KEYS[1], 'outline', 'live')
     if ARGV[11] ~= '' then redis.call('HDEL', KEYS[1], 'quiet') end
     redis.call('PERSIST', KEYS[1])
   else
     redis.call('EXPIRE', KEYS[1], ARGV[4])
   end
   redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3])
-  redis.call('PUBLISH', ARGV[7], ARGV[3])
+  local to = finish and ARGV[9] or ARGV[8]
+  redis.call('XADD', ARGV[7], 'MAXLEN', '~', 100000, '*', 'of', ARGV[3], 'what', to)
 end
 -- Nobody asks for what waits in a spool, which lasts as long as the storage fails.
 if outcome == 'duplicate' and not over and ARGV[6] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
@@ -125,7 +126,7 @@ return outcome
 MOVE = """
 -- KEYS: 1 record, 2 index of records, 3 queue of the jobs, 4 RQ's set of queues, 5 mark of what was removed,
 --       then the jobs
--- ARGV: 1 ttl (s), 2 now (s), 3 member of the index, 4 channel, 5 whether nobody is to be told ('': not so),
+-- ARGV: 1 ttl (s), 2 now (s), 3 member of the index, 4 stream, 5 whether nobody is to be told ('': not so),
 --       6 whether no more than Cog's token vouches for what is stored ('': not so), 7 number of moves;
 --       of each move: new state, number of legal states, those, number of fields to set, those;
 --       of each job: id, number of fields, those
@@ -150,7 +151,7 @@ for _ = 1, tonumber(ARGV[7]) do
       redis.call('EXPIRE', KEYS[1], ARGV[1])
     end
     redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
-    redis.call('PUBLISH', ARGV[4], ARGV[3])
+    redis.call('XADD', ARGV[4], 'MAXLEN', '~', 100000, '*', 'of', ARGV[3], 'what', to)
     moves = moves + 1
   end
   at = at + count

@@ -5,7 +5,8 @@ Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank
 have noted the context ourselves; `disputed`: deliveries did not agree on one), `quiet` (set: no handler is
 told, unless its own event comes after all), until stored `body` (as received) or `body_at` (the object that
 holds it) or, while neither is here, `outline` (see `Arrival`), `error` (a code), `files` and `lost` (counts),
-and `kept:<number>` for each file that has ended while others are still tried.
+`completed_at` and `created_at` (Replicate's), while it runs `live` (JSON: see `app.core.progress`), and
+`kept:<number>` for each file that has ended while others are still tried.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from app.core.manifest import Receipt, Source, format_time
 from app.core.names import (
     AWAITED,
     AWAITED_HERE,
-    EVENTS,
+    CHANGES,
     NOTIFY_QUEUE,
     RECORDS,
     REFUSED,
@@ -46,7 +47,8 @@ from app.core.names import (
     split_member,
 )
 from app.core.policy import ask_delay
-from app.core.prediction import Prediction
+from app.core.prediction import Prediction, parse_time
+from app.core.progress import live
 
 PAGE = 200
 
@@ -83,6 +85,10 @@ _REMOVED, _TO_BE_TOLD, _OVERRULED = -1, -2, -3
 
 _Hash = Mapping[bytes, bytes]
 _BODIES = frozenset({b"body", b"outline"})
+_SMALL = (
+    "state", "status", "model", "received_at", "updated_at", "created_at", "completed_at", "webhook_id",
+    "source", "query", "context", "parent", "quiet", "body_at", "files", "lost", "error", "live",
+)  # fmt: skip
 
 
 log = logging.getLogger("outkeep.receiver")
@@ -150,6 +156,10 @@ class Record:
     files: int
     lost: int
     error: str | None
+    created_at: datetime | None
+    completed_at: datetime | None
+    live: Mapping[str, Any]
+    """See `app.core.progress.live`."""
     kept: Mapping[str, dict[str, Any]]
     """How files ended that are not tried any more, by their number; see `Records.keep`."""
 
@@ -204,7 +214,8 @@ class Records:
         keys += [AWAITED_HERE, AWAITED] if arrival.is_asked_for else [AWAITED, AWAITED_HERE]
         arguments = [
             arrival.move, arrival.rank, member, self._ttl, now.timestamp(), job.id if job else "",
-            EVENTS, State.RUNNING, State.RECEIVED, _score(arrival, now), "" if arrival.receipt.quiet else "1",
+            CHANGES, State.RUNNING, State.RECEIVED, _score(arrival, now),
+            "" if arrival.receipt.quiet else "1",
             *map(str, origins(Move.TELL)), target(Move.TELL),
             self._delivery_ttl(arrival) if webhook_id else "", "1" if of_cog else "",
             json.dumps(context) if context is not None else "", arrival.receipt.parent or "",
@@ -269,7 +280,7 @@ class Records:
         `_REMOVED`, `_TO_BE_TOLD` or `_OVERRULED`, and nothing is done, when that is so.
         """
         member = record_member(kind, prediction_id)
-        arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, EVENTS]
+        arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, CHANGES]
         arguments += ["1" if quiet else "", "1" if source == "cog" else "", len(moves)]
         for move, fields in moves.items():
             legal = [state for state in origins(move) if state is not None]
@@ -333,6 +344,18 @@ class Records:
         raw = cast(_Hash, self._redis.hgetall(record_key(kind, prediction_id)))
         return _record(kind, prediction_id, raw) if raw else None
 
+    def look(self, refs: Sequence[tuple[Kind, str]]) -> list[Record | None]:
+        """The records of many, in one round trip and without what is large in them: bodies and `kept`."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for ref in refs:
+                pipeline.hmget(record_key(*ref), _SMALL)
+            answers: list[list[bytes | None]] = pipeline.execute()
+        found = [
+            {name.encode(): value for name, value in zip(_SMALL, answer, strict=True) if value is not None}
+            for answer in answers
+        ]
+        return [_record(*ref, raw) if raw else None for ref, raw in zip(refs, found, strict=True)]
+
     def newest(self) -> Iterator[Record]:
         """All records, the latest change first, read page by page; expired ones are passed over."""
         for first in itertools.count(0, PAGE):
@@ -374,6 +397,7 @@ def _fields(arrival: Arrival, now: datetime) -> list[str | bytes]:
         "body": arrival.body if arrival.move is Move.FINISH and arrival.body_at is None else None,
         "body_at": arrival.body_at,
         "outline": arrival.outline,
+        "live": json.dumps(shown) if arrival.job is None and (shown := live(prediction)) else None,
     }
     return [item for name, value in fields.items() if value is not None for item in (name, value)]
 
@@ -388,6 +412,8 @@ def described(prediction: Prediction, receipt: Receipt) -> dict[str, str | None]
         "status": prediction.status,
         "model": prediction.model and prediction.model[:MAX_MODEL],
         "received_at": format_time(receipt.received_at),
+        "completed_at": prediction.completed_at and format_time(prediction.completed_at),
+        "created_at": prediction.created_at and format_time(prediction.created_at),
         "webhook_id": receipt.webhook_id,
         "source": receipt.source,
         "query": query,
@@ -420,5 +446,8 @@ def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:
         files=int(texts.get("files", 0)),
         lost=int(texts.get("lost", 0)),
         error=texts.get("error"),
+        created_at=parse_time(texts.get("created_at")),
+        completed_at=parse_time(texts.get("completed_at")),
+        live=json.loads(texts.get("live", "{}")),
         kept={name[5:]: json.loads(text) for name, text in texts.items() if name.startswith("kept:")},
     )

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from app.accept.inbox import connect
 from app.cli.look import TIMEOUT
 from app.cli.terminal import table
 from app.core.handlers import Call, Handler, Target
-from app.maintain.backlog import backlog, by_place, telling_queues
+from app.maintain.backlog import handler_counts
 from app.maintain.handler_states import HandlerState, HandlerStates
 
 
@@ -40,7 +39,7 @@ def handlers(context: click.Context, *, as_json: bool) -> None:
     redis, found = _open()
     targets = {handler.name: handler.target for handler in found}
     names = list(targets)
-    waiting, dead = _counts(redis)
+    waiting, dead = handler_counts(redis)
     states = HandlerStates(redis)
     rows = []
     for name in [*names, *sorted((waiting.keys() | dead.keys()) - set(names))]:
@@ -75,7 +74,7 @@ def enable(name: str) -> None:
     if not was_off and name not in {handler.name for handler in found}:
         raise click.BadParameter(f"the handlers file has no handler {name!r}")
     click.echo(f"{name} is switched on" if was_off else f"{name} is on already")
-    _, dead = _counts(redis)
+    _, dead = handler_counts(redis)
     if dead[name]:
         click.echo(f"to send its {dead[name]} dead letters: outkeep replay --failed --handler {name}")
 
@@ -84,18 +83,6 @@ def _open() -> tuple[Redis, tuple[Handler, ...]]:
     """Redis, and the handlers of the file in its order."""
     settings, found = deployment.prepare(os.environ)
     return connect(deployment.find_redis(settings), timeout=TIMEOUT), found
-
-
-def _counts(redis: Redis) -> tuple[Counter[str], Counter[str]]:
-    """How many notifications wait or run for each handler, and how many are dead letters."""
-    waiting: Counter[str] = Counter()
-    dead: Counter[str] = Counter()
-    for name in telling_queues(redis):
-        jobs = backlog(name, redis)
-        live = [*jobs.queued, *jobs.running, *jobs.scheduled]
-        waiting.update(handler for (handler, *_), _ in by_place(live))
-        dead.update(handler for (handler, *_), _ in by_place(jobs.failed))
-    return waiting, dead
 
 
 def _last(state: HandlerState, target: Target | None) -> str:

@@ -1,7 +1,6 @@
 """How `outkeep run` shows a prediction: while it runs, and what was kept of it."""
 
 import json
-import re
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from app.core.manifest import KeptFile, Manifest
 from app.core.names import Kind, object_name
 from app.core.outputs import joined_text
 from app.core.prediction import Prediction
+from app.core.progress import percentage
 from app.storage.store import Storage
 
 
@@ -75,22 +75,6 @@ def require_success(manifest: Manifest) -> None:
         )
     if manifest.lost:
         raise Permanent("lost", f"{len(manifest.lost)} outputs of {prediction.id} are lost")
-
-
-_BAR = re.compile(r"\s*(?P<percent>[0-9]{1,3})%\s*\|.*\|\s*[0-9]+/[0-9]+", re.ASCII)
-"""A line of tqdm, of which most models are made."""
-
-_TAIL = 20_000
-"""Characters of the logs in which the latest line is looked for."""
-
-
-def percentage(logs: str) -> int | None:
-    """The latest percentage, 0 to 100; None when the model tells none."""
-    for line in reversed(re.split(r"[\r\n]", logs[-_TAIL:])):
-        found = _BAR.match(line)
-        if found:
-            return min(int(found["percent"]), 100)
-    return None
 
 
 def bar(percent: int, *, width: int = 30) -> str:

@@ -132,8 +132,8 @@ REFUSED = "outkeep:refused"
 COUNTERS = "outkeep:counters"
 """Hash of counter name with labels → count; read by `/metrics`."""
 
-EVENTS = "outkeep:events"
-"""Pub/sub channel: `<kind>:<id>` whenever a record changes."""
+CHANGES = "outkeep:changes"
+"""Stream: what has changed, trimmed to the latest (see `app.accept.changes`)."""
 
 SWEPT = "outkeep:swept"
 """When the last sweep ended (Unix seconds)."""
@@ -262,7 +262,7 @@ def split_record_key(key: bytes) -> tuple[Kind, str] | None:
 
 
 def record_member(kind: Kind, prediction_id: str) -> str:
-    """How `RECORDS` and `EVENTS` name a prediction."""
+    """How `RECORDS` and `CHANGES` name a prediction."""
     return f"{kind}:{prediction_id}"
 
 

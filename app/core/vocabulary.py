@@ -104,6 +104,10 @@ EVENTS: Final[Mapping[str, str]] = {
     "handler told meanwhile": "handler_told_meanwhile",
     "the handler answered 410 and is switched off until `outkeep handlers enable %s`": "handler_off",
     "wrong admin tokens: this address has to wait for a minute": "tokens_refused",
+    # the catalog
+    "the catalog waits, lists show what it knows: %s": "catalog_waits",
+    "the catalog is built from the storage": "catalog_building",
+    "the catalog is built": "catalog_built",
     # the sweep
     "repaired: %s": "mended",
     "the sweep is put off: %s": "sweep_delayed",

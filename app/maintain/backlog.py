@@ -1,6 +1,6 @@
 """What stands in RQ's queues and registries about our jobs, and running again what ended there."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +96,18 @@ def by_place(job_ids: Iterable[str]) -> Iterator[tuple[Place, str]]:
         place = split_notify_job_id(job_id) or split_handle_job_id(job_id)
         if place is not None:
             yield place, job_id
+
+
+def handler_counts(connection: Redis) -> tuple[Counter[str], Counter[str]]:
+    """How many notifications wait or run for each handler, and how many are dead letters."""
+    waiting: Counter[str] = Counter()
+    dead: Counter[str] = Counter()
+    for name in telling_queues(connection):
+        jobs = backlog(name, connection)
+        live = [*jobs.queued, *jobs.running, *jobs.scheduled]
+        waiting.update(handler for (handler, *_), _ in by_place(live))
+        dead.update(handler for (handler, *_), _ in by_place(jobs.failed))
+    return waiting, dead
 
 
 def replace_persist(connection: Redis, job: Job) -> bool:

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 from redis import Redis
 
+from app.accept.changes import Notified, note_attempt
 from app.core.manifest import format_time
-from app.core.names import HANDLERS_OFF, handler_key
+from app.core.names import HANDLERS_OFF, Kind, handler_key
 from app.core.shares import TIMEOUTS
 
 
@@ -56,10 +57,21 @@ class HandlerStates:
         """Whether a handler is switched off."""
         return bool(self._redis.hexists(HANDLERS_OFF, handler))
 
-    def report(self, handler: str, attempt: Mapping[str, Any], timeouts: int) -> None:
-        """Keep the latest attempt."""
+    def report(
+        self,
+        handler: str,
+        attempt: Mapping[str, Any],
+        timeouts: int,
+        *,
+        about: tuple[Kind, str, Notified] | None = None,
+    ) -> None:
+        """Keep the latest attempt, and append what it was `about` to the stream of changes."""
         items = ["last", json.dumps(dict(attempt)), "timeouts", str(timeouts)]
-        self._redis.hset(handler_key(handler), items=items)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hset(handler_key(handler), items=items)
+            if about is not None:
+                note_attempt(pipeline, *about)
+            pipeline.execute()
 
     def switch_off(self, handler: str, now: datetime) -> bool:
         """Tell a handler nothing any more until `switch_on`; whether it was on."""

@@ -20,7 +20,7 @@ from app.core.handlers import Handler, interested
 from app.core.lifecycle import State
 from app.core.manifest import Manifest, format_time
 from app.core.names import (
-    EVENTS,
+    CHANGES,
     NOTIFY_QUEUE,
     RECORDS,
     Kind,
@@ -39,7 +39,7 @@ from app.storage.store import Folder, Storage, folders
 _RESTORE = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 queue of the jobs, 5 RQ's set of queues,
 --       6 RQ's failed jobs, then the jobs
--- ARGV: 1 member of the index, 2 score there, 3 seconds that the record lives (0: none is wanted), 4 channel,
+-- ARGV: 1 member of the index, 2 score there, 3 seconds that the record lives (0: none is wanted), 4 stream,
 --       5 state that gives way, 6 number of fields of the record, those;
 --       of each job: id, until when RQ lists it as failed (0: it is to run), number of fields, those
 if redis.call('EXISTS', KEYS[3]) == 1 then return {0, 0, 0} end
@@ -52,7 +52,7 @@ if tonumber(ARGV[3]) > 0 and (not state or state == ARGV[5]) then
   redis.call('HSET', KEYS[1], unpack(ARGV, at, at + count - 1))
   redis.call('EXPIRE', KEYS[1], ARGV[3])
   redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-  redis.call('PUBLISH', ARGV[4], ARGV[1])
+  redis.call('XADD', ARGV[4], 'MAXLEN', '~', 100000, '*', 'of', ARGV[1], 'what', 'dispatched')
   restored = 1
 end
 at = at + count
@@ -122,7 +122,7 @@ class Restoration:
         place = (prediction.kind, prediction.id)
         member, fields = record_member(*place), _fields(wanted.manifest)
         arguments: list[str | bytes | float] = [
-            member, stored_at.timestamp(), wanted.ttl, EVENTS, State.RUNNING, len(fields), *fields,
+            member, stored_at.timestamp(), wanted.ttl, CHANGES, State.RUNNING, len(fields), *fields,
         ]  # fmt: skip
         jobs: list[tuple[Job, int]] = [
             (queues.notify_job(self._redis, handler.name, *place, timeout=handler.patience), 0)

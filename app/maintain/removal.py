@@ -23,8 +23,8 @@ from app.core.manifest import farewell
 from app.core.names import (
     AWAITED,
     AWAITED_HERE,
+    CHANGES,
     CLAIMS,
-    EVENTS,
     FOLLOW_UPS_OPEN,
     QUARANTINE,
     RECORDS,
@@ -120,7 +120,7 @@ AT_ONCE = 100
 _BEGIN = """
 -- KEYS: 1 record, 2 index of records, 3 mark of what was removed, 4 what is being removed,
 --       5 what is awaited, 6 what was created here and is awaited, then where it may merely run
--- ARGV: 1 member of index and list, 2 how long the mark stands (s), 3 now (s), 4 channel,
+-- ARGV: 1 member of index and list, 2 how long the mark stands (s), 3 now (s), 4 stream of changes,
 --       5 the only state in which the record may be ('': any), then how it may be called where it is awaited
 local state = redis.call('HGET', KEYS[1], 'state')
 if ARGV[5] ~= '' and state and state ~= ARGV[5] then return 0 end
@@ -130,7 +130,7 @@ redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[5], unpack(ARGV, 6))
 for at = 6, #KEYS do redis.call('ZREM', KEYS[at], ARGV[1]) end
-redis.call('PUBLISH', ARGV[4], ARGV[1])
+redis.call('XADD', ARGV[4], 'MAXLEN', '~', 100000, '*', 'of', ARGV[1], 'what', 'removed')
 return 1
 """
 
@@ -249,7 +249,7 @@ class Removal:
         now = self._clock().timestamp()
         member = record_member(kind, prediction_id)
         awaited = [awaited_member(kind, prediction_id, web=web) for web in (False, True)]
-        args: list[str | float] = [member, self._ttl, now, EVENTS, only or "", *awaited]
+        args: list[str | float] = [member, self._ttl, now, CHANGES, only or "", *awaited]
         return bool(self._begin(keys=keys, args=args))
 
     def _finish(self, found: Found) -> Found:

@@ -5,10 +5,12 @@ is read from RQ: by the work-horse as soon as it has ended, and by the sweep for
 first marks the job's hash.
 """
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import cast
 
@@ -17,8 +19,10 @@ from rq.job import Job, JobStatus
 from rq.results import Result
 from rq.utils import now
 
+from app.accept.changes import Notified
 from app.accept.queues import USERS_RETRIES, queue
-from app.core.names import COUNTERS, JOB_TOLD, split_handle_job_id
+from app.core.manifest import format_time
+from app.core.names import CHANGES, COUNTERS, JOB_TOLD, record_member, split_handle_job_id
 from app.core.outcomes import Told
 from app.core.vocabulary import NOTIFIED
 from app.maintain.backlog import telling_queues
@@ -43,10 +47,11 @@ _PAGE = 1000
 log = logging.getLogger("outkeep.notify")
 
 _MARK = """
--- KEYS: 1 job  ARGV: 1 name of the field, 2 the end
+-- KEYS: 1 job, 2 stream of changes  ARGV: 1 name of the field, 2 the end, 3 whose it is, 4 what is told
 -- A job that has expired stays gone.
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', 100000, '*', 'of', ARGV[3], 'what', 'told', 'told', ARGV[4])
 return 1
 """
 
@@ -120,7 +125,9 @@ def tell(redis: Redis, storage: Storage, job_id: str, end: End) -> None:
     known = outcome_files.read(storage, *place)
     if known is None or known.at <= end.at:
         outcome_files.write(storage, *place, Told(end.outcome, end.attempts, end.at, why))
-    if redis.eval(_MARK, 1, Job.key_for(job_id), JOB_TOLD, end.word):
+    notified = Notified(place[0], end.outcome, end.attempts, format_time(end.at), why)
+    news = (JOB_TOLD, end.word, record_member(*place[1:]), json.dumps(asdict(notified)))
+    if redis.eval(_MARK, 2, Job.key_for(job_id), CHANGES, *news):
         redis.hincrby(COUNTERS, series(NOTIFIED, [place[0], end.outcome]), 1)
         _say(job_id, end, why)
 

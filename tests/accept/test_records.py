@@ -12,11 +12,13 @@ from rq.exceptions import DuplicateJobError
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from app.accept import queues
+from app.accept import changes, queues
+from app.accept.changes import Notified, note_attempt
 from app.accept.records import PAGE, Accepted, Arrival, Records
 from app.core.lifecycle import Move, State
-from app.core.manifest import Receipt
+from app.core.manifest import Receipt, format_time
 from app.core.names import (
+    CHANGES,
     NOTIFY_JOB,
     NOTIFY_QUEUE,
     PERSIST_JOB,
@@ -254,15 +256,23 @@ def test_a_dead_letter_is_not_enqueued_again_by_dispatching(redis: Redis, record
     assert records.get(Kind.PREDICTION, "abc") is None
 
 
-def test_changes_are_published(redis: Redis, records: Records) -> None:
-    changes = redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-    changes.subscribe("outkeep:events")
-    assert changes.get_message(timeout=5) is None  # the subscription is confirmed
+def test_each_move_of_a_record_is_a_change_in_the_stream(redis: Redis, records: Records) -> None:
+    before = changes.newest(redis)
+    records.accept([arrival(redis, prediction("abc", status="processing"))], NOW)
     records.accept([arrival(redis, prediction("abc"))], NOW)
-    records.move(Kind.PREDICTION, "abc", Move.STORE, NOW)
+    records.accept([arrival(redis, prediction("abc"))], NOW)
+    records.dispatch(Kind.PREDICTION, "abc", NOW, {}, [])
+    notified = Notified("gallery", "delivered", 1, format_time(NOW), None)
+    note_attempt(redis, Kind.PREDICTION, "abc", notified)
+    redis.xadd(CHANGES, {"of": "x:y", "what": "odd"})
 
-    assert [changes.get_message(timeout=5)["data"] for _ in range(2)] == [b"prediction:abc"] * 2
-    changes.close()
+    found = changes.after(redis, before, count=10)
+    assert [change.what for change in found] == ["running", "received", "stored", "dispatched", "told"]
+    assert {change.id for change in found} == {"abc"}
+    assert found[-1].notified == notified
+    assert changes.is_whole(redis, found[0].position)
+    redis.xtrim(CHANGES, maxlen=1, approximate=False)
+    assert not changes.is_whole(redis, found[0].position)
 
 
 def test_the_newest_records_come_first_over_many_pages(redis: Redis, records: Records) -> None:

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from replicate.prediction import Prediction
 
-from app.cli.kept import bar, grown, percentage
+from app.cli.kept import bar, grown
+from app.core.progress import percentage
 
 
 @pytest.mark.parametrize(

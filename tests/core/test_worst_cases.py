@@ -54,6 +54,7 @@ from app.core import (
     prediction as predictions,
 )
 from app.core import presentation as ranges
+from app.core import progress as running
 from app.core import reconciling as creations
 from app.core import signature as keys
 from app.core.errors import OutkeepError
@@ -334,7 +335,7 @@ TEXTS: dict[str, Callable[[str], object]] = {
         retry_after.retry_after(text, now=0) or retry_after.retry_after(f"Mon, {text}", now=0)
     ),
     "a time": predictions.parse_time,
-    "logs": lambda text: (progress.percentage(text), progress.grown(text[1:], text)),
+    "logs": lambda text: (running.percentage(text), progress.grown(text[1:], text)),
     "a token": lambda text: (context.unseal(text, CONTEXTS), context.unseal(f"{text}.{text}", CONTEXTS)),
     "parameters": lambda text: context.split_query([("a", text), (text, "b")] * 20, CONTEXTS),
     "long parameters": lambda text: context.shortened({"a": text, text: "b", "c": [text] * 20}, 1 << 14),

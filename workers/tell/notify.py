@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from app.accept.changes import Notified, note_attempt
 from app.core.errors import Permanent, Transient
 from app.core.manifest import format_time
 from app.core.names import Kind, notify_job_id
@@ -111,8 +112,9 @@ class Notify:
         attempt, result = await self._attempt(delivery, downstream, began)
         attempts.append(asdict(attempt))
         memory["child"] = result.child
-        await asyncio.to_thread(self._report, delivery, attempt, downstream)
         wait, outcome = self._decide(delivery, attempt, result, number=len(attempts))
+        notified = Notified(delivery.handler, outcome, len(attempts), attempt.at, attempt.error, result.child)
+        await asyncio.to_thread(self._report, delivery, attempt, downstream, notified)
         self.tally.add(NOTIFIED, delivery.handler, outcome or ("retried" if attempt.error else "handed_on"))
         first = delivery.job == notify_job_id(delivery.handler, delivery.kind, delivery.id)
         if attempt.error is None and result.stored_at is not None and first:
@@ -192,11 +194,14 @@ class Notify:
         last = datetime.fromisoformat(attempts[-1]["at"])
         return told is not None and told.outcome == "delivered" and told.at > last
 
-    def _report(self, delivery: Delivery, attempt: Attempt, downstream: Downstream) -> None:
+    def _report(
+        self, delivery: Delivery, attempt: Attempt, downstream: Downstream, notified: Notified
+    ) -> None:
         """Show how the handler fares; that alone must not fail a delivery."""
         if delivery.handler in self.downstreams:
+            about = (delivery.kind, delivery.id, notified)
             with suppress(RedisError):
-                self.states.report(delivery.handler, asdict(attempt), downstream.timeouts)
+                self.states.report(delivery.handler, asdict(attempt), downstream.timeouts, about=about)
 
     def _settle(
         self, delivery: Delivery, memory: dict[str, Any], attempts: list[dict[str, Any]]
@@ -212,6 +217,10 @@ class Notify:
         told = Told(
             outcome, len(attempts), self.clock(), _reason(outcome, attempts), child=memory.get("child")
         )
+        if not attempts:
+            untried = Notified(delivery.handler, outcome, 0, format_time(told.at), told.error)
+            with suppress(RedisError):
+                note_attempt(self.attempts.redis, delivery.kind, delivery.id, untried)
         return outcome_files.write(self.storage, *_place(delivery), told)
 
     def _put_off(self, delivery: Delivery, error: Transient | RedisError, memory: dict[str, Any]) -> float:

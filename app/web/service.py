@@ -1,0 +1,70 @@
+"""Composition of what people and programs see: opened by `app.main` where an admin token is set."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from redis import Redis
+from starlette.routing import BaseRoute
+
+from app.accept.inbox import connect
+from app.accept.records import Records
+from app.core.links import link_keys
+from app.deployment import Deployment
+from app.health.doctor import diagnose
+from app.storage.store import Storage
+from app.web.catalog import Catalog
+from app.web.dashboard import Dashboard
+from app.web.feed import PATIENCE, Feed
+from app.web.library import Library
+from app.web.session import Sessions
+from app.web.sign_in import SignIn
+
+CATALOG = "catalog.db"
+"""In the folder of the data."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is read, what follows the changes, and the routes."""
+
+    library: Library
+    feed: Feed
+    sessions: Sessions
+    routes: Sequence[BaseRoute]
+
+    def close(self) -> None:
+        """End the threads."""
+        self.feed.stop()
+        self.library.close()
+
+
+def open_service(deployment: Deployment, redis: Redis, records: Records, storage: Storage) -> Service:
+    """Opens nothing yet but what it is given: the catalog is made by the feed, once that is started."""
+    settings = deployment.settings
+    catalog = Catalog(settings.data / CATALOG)
+    feed = Feed(
+        catalog,
+        connect(deployment.redis_url, timeout=PATIENCE + 4.0),
+        storage,
+        deployment.handlers,
+        ttl=settings.record_ttl,
+        clock=deployment.clock,
+    )
+    library = Library(
+        catalog=catalog,
+        redis=redis,
+        records=records,
+        storage=storage,
+        handlers=deployment.handlers,
+        links=link_keys(deployment.secret_keys),
+        base_url=settings.base_url,
+        clock=deployment.clock,
+        examine=partial(diagnose, os.environ, Path.cwd()),
+    )
+    assert settings.admin_token is not None
+    sessions = Sessions(settings.admin_token, deployment.secret_keys, redis, deployment.clock.time)
+    routes = [*SignIn(sessions).routes(), *Dashboard(sessions).routes()]
+    return Service(library, feed, sessions, routes)
