@@ -412,12 +412,16 @@ def described(prediction: Prediction, receipt: Receipt) -> dict[str, str | None]
         "status": prediction.status,
         "model": prediction.model and prediction.model[:MAX_MODEL],
         "received_at": format_time(receipt.received_at),
-        "completed_at": prediction.completed_at and format_time(prediction.completed_at),
-        "created_at": prediction.created_at and format_time(prediction.created_at),
+        "completed_at": _written(prediction.completed_at),
+        "created_at": _written(prediction.created_at),
         "webhook_id": receipt.webhook_id,
         "source": receipt.source,
         "query": query,
     }
+
+
+def _written(time: datetime | None) -> str | None:
+    return None if time is None else format_time(time)
 
 
 def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:

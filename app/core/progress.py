@@ -28,7 +28,9 @@ def percentage(logs: str) -> int | None:
 def live(prediction: Prediction) -> dict[str, Any]:
     """What is shown of it meanwhile: `percent`, and the ends of `text` and `logs`; empty when nothing is."""
     output = prediction.output
-    text = joined_text(output[-MOST_TOKENS:] if isinstance(output, list) else output)
+    if isinstance(output, list):  # each token may be as long as a body
+        output = [token[-MOST_TEXT:] if isinstance(token, str) else token for token in output[-MOST_TOKENS:]]
+    text = joined_text(output[-MOST_TEXT:] if isinstance(output, str) else output)
     shown = {
         "percent": percentage(prediction.logs),
         "text": text and text[-MOST_TEXT:],

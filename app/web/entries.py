@@ -168,7 +168,7 @@ def told_of(handler: str, told: Told) -> models.Told:
     outcome = "suppressed" if told.is_passed_by else told.outcome if told.outcome in known else "dead"
     return models.Told(
         handler=handler,
-        outcome=outcome,  # type: ignore[arg-type]
+        outcome=outcome,
         attempts=told.attempts,
         at=told.at,
         error=told.error,
@@ -181,7 +181,7 @@ def notified(before: Sequence[models.Told], news: Notified) -> list[models.Told]
     outcome = news.outcome if news.outcome in {"delivered", "dead", "off"} else "pending"
     told = models.Told(
         handler=news.handler,
-        outcome=outcome,  # type: ignore[arg-type]
+        outcome=outcome,
         attempts=news.attempts,
         at=parse_time(news.at),
         error=news.error,

@@ -124,7 +124,7 @@ class Library:
             status=entry.status,
             model=entry.model,
             version=entry.version,
-            source=entry.source,  # type: ignore[arg-type]
+            source=entry.source,
             parent=entry.parent,
             received_at=entry.received_at,
             created_at=entry.created_at,
@@ -290,8 +290,8 @@ class Library:
             views.append(
                 models.HandlerView(
                     name=name,
-                    state=state.word if name in targets else "unknown",  # type: ignore[arg-type]
-                    type=kind,  # type: ignore[arg-type]
+                    state=state.word if name in targets else "unknown",
+                    type=kind,
                     target=target,
                     off_since=parse_time(state.off_since),
                     waiting=waiting[name],
@@ -317,12 +317,12 @@ class Library:
         groups = [_group(row) for row in rows if not row["total"]]
         total = next((_group(row) for row in rows if row["total"]), None) or _group(_NOTHING)
         state = self.catalog_state()
-        return models.Stats(since=since, by=by, total=total, groups=groups, catalog=state)  # type: ignore[arg-type]
+        return models.Stats(since=since, by=by, total=total, groups=groups, catalog=state)
 
     def catalog_state(self) -> models.CatalogState:
         """Whether the catalog is whole."""
         state, read, entries = self.catalog.state()
-        return models.CatalogState(state=state, read=read, entries=entries)  # type: ignore[arg-type]
+        return models.CatalogState(state=state, read=read, entries=entries)
 
     def running(self, *, base_url: str | None = None) -> list[models.Running]:
         """What runs now, or waits to be kept: what expires first comes first."""
