@@ -30,6 +30,7 @@ from app.core.links import link_keys
 from app.core.names import COG_PATH, Kind
 from app.deployment import Deployment
 from app.health import presence
+from app.health.checks import Subject
 from app.health.metrics import Metrics
 from app.health.presence import Presence
 from app.health.readiness import Health
@@ -205,17 +206,19 @@ def _health(
         redis=redis,
         storage=storage,
         here=here,
-        identity=identity,
+        subject=Subject(
+            own=here.process,
+            identity=identity,
+            users=job_queues(deployment.handlers),
+            reconciles=None if settings.api_token is None else settings.reconciles,
+        ),
         admin_token=settings.admin_token,
         spool=spool,
         lateness=lateness,
         clock=deployment.clock,
         data=settings.data,
         disk_floor=settings.disk_floor,
-        api_token=settings.api_token,
-        reconciles=settings.reconciles,
         ring=ring,
-        users=job_queues(deployment.handlers),
     )
 
 
