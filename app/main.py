@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from app.accept.claim_check import ClaimCheck
-from app.accept.inbox import Inbox, connect
+from app.accept.inbox import Inbox
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records
 from app.accept.spool import TIMEOUT as DRAIN_TIMEOUT
@@ -50,6 +50,7 @@ from app.telemetry.interrupts import Ending
 from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
+from app.valkey.client import connect
 from app.web.service import open_service
 
 CLAIM_PATIENCE = 2.0

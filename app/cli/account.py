@@ -11,7 +11,7 @@ from urllib.request import ProxyHandler, build_opener
 import click
 
 from app import deployment
-from app.cli.look import open_storage
+from app.cli.opening import open_storage
 from app.cli.terminal import say
 from app.core.context import context_keys, webhook_url
 from app.core.errors import ConfigurationError, Permanent

@@ -24,7 +24,6 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.worker.base import BaseWorker
 
 from app.accept import queues
-from app.accept.inbox import connect
 from app.accept.spool import Spool
 from app.clock import clock_of, clocks_off
 from app.core import findings as rules
@@ -33,7 +32,6 @@ from app.core.findings import OURS, SILENCE, UNTOLD_AFTER, Finding, Level
 from app.core.fleet import Process, compared
 from app.core.lifecycle import Repair
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, REPAIRED, SWEPT, WRITE_PROBE
-from app.deployment import find_redis
 from app.disk import floor_of
 from app.health.presence import others
 from app.maintain.handler_states import HandlerStates
@@ -42,6 +40,7 @@ from app.receive.listening import reached_at
 from app.reconcile import memory as reconcile_memory
 from app.settings import Settings
 from app.storage.identity import Identity, lost
+from app.valkey.client import connect, find_redis
 from app.valkey.processes import is_stopped
 
 T = TypeVar("T")

@@ -20,7 +20,6 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from app import deployment
-from app.accept.inbox import connect
 from app.accept.spool import Spool
 from app.core import findings as rules
 from app.core.addresses import is_private, is_public
@@ -30,6 +29,7 @@ from app.core.findings import Finding, Level
 from app.core.handlers import Call, FollowUp, Handler, Webhook, job_queues
 from app.core.names import CLAIMS, HANDLE_QUEUE, QUARANTINE, Kind
 from app.deployment import Deployment
+from app.disk import KEY_FILE
 from app.health import presence
 from app.health.checks import Subject, disk, of_redis, spooled
 from app.maintain.backlog import queues_of_users
@@ -38,6 +38,7 @@ from app.settings import Settings, doubts, examine
 from app.storage.identity import Identity
 from app.storage.store import Storage
 from app.valkey import running as embedded_trace
+from app.valkey.client import connect, find_redis
 
 
 def defines(source: bytes, name: str) -> bool:
@@ -183,7 +184,7 @@ def _fetched_secret(settings: Settings) -> Finding:
 def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
     """What Redis says, or why it says nothing: then work waits, and deliveries go to the spool."""
     try:
-        url = deployment.find_redis(settings)
+        url = find_redis(settings)
         keys = _keys(settings)
     except ConfigurationError as error:
         return [Finding(Level.FAIL, "redis", problem) for problem in error.problems]
@@ -241,7 +242,7 @@ def _keys(settings: Settings) -> tuple[bytes, ...]:
     """The keys that sign; none when there are none yet: a doctor makes nothing."""
     if settings.secret_keys is not None:
         return settings.secret_keys
-    return deployment.own_keys(settings.data) if (settings.data / deployment.KEY_FILE).exists() else ()
+    return deployment.own_keys(settings.data) if (settings.data / KEY_FILE).exists() else ()
 
 
 def _spool(settings: Settings) -> list[Finding]:

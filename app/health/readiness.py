@@ -7,7 +7,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
 
-from pydantic import SecretStr
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from starlette.requests import Request
@@ -20,6 +19,7 @@ from app.core.bucket_faults import redis_fault
 from app.core.errors import OutkeepError
 from app.core.findings import OURS, Finding, Level
 from app.core.names import KEY_FINGERPRINT
+from app.core.secret import SecretStr
 from app.health.checks import Recent, Subject, disk, shared, spooled
 from app.health.presence import Presence, others
 from app.receive.headers import carries
