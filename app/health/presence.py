@@ -15,6 +15,7 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.accept.inbox import connect
 from app.core import fleet
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.fleet import Process
@@ -23,7 +24,6 @@ from app.core.names import PROCESSES, process_key
 from app.deployment import Deployment
 from app.storage.identity import Identity
 from app.storage.store import Storage
-from app.valkey.client import connect
 
 START_PATIENCE = 5.0
 """Seconds that the start of a process waits for that."""

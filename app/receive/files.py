@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import partial
 from urllib.parse import quote
 
+from pydantic import SecretStr
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -21,7 +22,6 @@ from app.core.errors import OutkeepError, Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
 from app.core.names import ID, Kind, manifest_name, object_name
 from app.core.presentation import parse_range, presentation
-from app.core.secret import SecretStr
 from app.receive.headers import bearer, carries
 from app.storage.store import Storage, Stored
 
@@ -186,13 +186,14 @@ class Files:
             return Response(status_code=status, headers=headers)
         pieces = self.storage.stream(name, start, end, size=stored.size)
         first = await anext(pieces)  # before the head is sent: a store that gives nothing is no 200
-        return _Streamed(_joined(first, pieces), status_code=status, headers=headers)
+        return Streamed(_joined(first, pieces), status_code=status, headers=headers)
 
 
-class _Streamed(StreamingResponse):
+class Streamed(StreamingResponse):
     """An answer whose connection is closed early when the storage fails midway: its length says so then."""
 
     async def stream_response(self, send: Send) -> None:
+        """Send it piece by piece."""
         try:
             await super().stream_response(send)
         except OutkeepError as error:

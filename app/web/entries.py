@@ -94,9 +94,9 @@ def of_manifest(
 ) -> Entry:
     """The entry of what is stored; `state` is that of its record, None when that has expired."""
     prediction, receipt = manifest.prediction, manifest.receipt
-    picture = next(
-        (file for file in manifest.kept if is_picture(file.media_type) and not file.is_input), None
-    )
+    shown = [file for file in manifest.kept if is_shown(file.media_type) and not file.is_input]
+    # The first picture; else the first film or sound.
+    picture = min(shown, key=lambda file: not str(file.media_type).startswith("image/"), default=None)
     wanted = [handler.name for handler in interested(handlers, prediction) if handler.name not in outcomes]
     told = [told_of(name, outcome) for name, outcome in outcomes.items()]
     error = prediction.raw.get("error")
@@ -190,9 +190,11 @@ def notified(before: Sequence[models.Told], news: Notified) -> list[models.Told]
     return [*(one for one in before if one.handler != news.handler), told]
 
 
-def is_picture(media_type: str | None) -> bool:
-    """Whether a browser shows it in an `img`; an SVG is a document of a stranger's."""
-    return bool(media_type and media_type.startswith("image/") and "svg" not in media_type)
+def is_shown(media_type: str | None) -> bool:
+    """Whether a browser shows or plays it; an SVG is a document of a stranger's."""
+    return bool(
+        media_type and media_type.startswith(("image/", "video/", "audio/")) and "svg" not in media_type
+    )
 
 
 def is_untold(told: models.Told) -> bool:

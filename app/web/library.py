@@ -5,7 +5,7 @@ All methods block, and are called through `Library.run`, in threads that nothing
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -74,6 +74,7 @@ class Library:
     base_url: str
     clock: Callable[[], datetime]
     examine: Callable[[], list[Finding]]
+    public_storage_url: str | None = None
     _threads: ThreadPoolExecutor = field(
         init=False, repr=False, default_factory=partial(ThreadPoolExecutor, THREADS, "web")
     )
@@ -141,6 +142,19 @@ class Library:
             told=list(entry.told),
             predict_seconds=entry.predict_seconds,
         )
+
+    def summaries(
+        self, refs: Iterable[tuple[Kind, str]], *, base_url: str | None = None
+    ) -> dict[str, models.Summary]:
+        """How lists show these, by their ids."""
+        rows = self.catalog.rows(refs)
+        return {ref[1]: self.summary(filled(row), base_url=base_url) for ref, row in rows.items()}
+
+    def elsewhere(self) -> str | None:
+        """A URL of where links to stored files lead on to, beside ourselves; None: we serve them."""
+        if self.storage.folder is not None:
+            return None
+        return self.public_storage_url or self.storage.link("probe")
 
     def one(self, kind: Kind, prediction_id: str, *, base_url: str | None = None) -> models.Whole | None:
         """All that is known of a prediction; None: nothing. Raises the storage's and redis-py's errors.

@@ -33,7 +33,7 @@ class Told(Answer):
 
 
 class Picture(Answer):
-    """The first file that can be shown as a picture."""
+    """The first file that is a picture, else the first film or sound."""
 
     name: str
     media_type: str

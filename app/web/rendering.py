@@ -100,16 +100,8 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.globals.update(asset_url=asset_url)
-    environment.filters.update(
-        size=size,
-        ago=ago,
-        seconds=seconds,
-        moment=moment,
-        json=pretty,
-        number=number,
-        web=web_url,
-        query=query,
-    )
+    filters = (size, number, seconds, ago, moment, pretty, web_url, query, thumb)
+    environment.filters.update({function.__name__: function for function in filters})
     return environment
 
 
@@ -198,3 +190,8 @@ def query(values: Mapping[str, Any], **changes: Any) -> str:
     """The query of a link to the same view with other parameters; what is empty or None falls away."""
     kept = {name: value for name, value in {**values, **changes}.items() if value not in (None, "", False)}
     return f"?{urlencode(kept)}" if kept else "?"
+
+
+def thumb(one: Any) -> str:
+    """Where the small picture of a summary is."""
+    return str(one.picture.url)

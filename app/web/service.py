@@ -9,18 +9,19 @@ from pathlib import Path
 from redis import Redis
 from starlette.routing import BaseRoute
 
+from app.accept.inbox import connect
 from app.accept.records import Records
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.health.doctor import diagnose
 from app.storage.store import Storage
-from app.valkey.client import connect
 from app.web.catalog import Catalog
 from app.web.dashboard import Dashboard
 from app.web.feed import PATIENCE, Feed
 from app.web.library import Library
 from app.web.session import Sessions
 from app.web.sign_in import SignIn
+from app.web.signing import Signer
 
 CATALOG = "catalog.db"
 """In the folder of the data."""
@@ -63,8 +64,10 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
         base_url=settings.base_url,
         clock=deployment.clock,
         examine=partial(diagnose, os.environ, Path.cwd()),
+        public_storage_url=settings.storage_public_url,
     )
     assert settings.admin_token is not None
     sessions = Sessions(settings.admin_token, deployment.secret_keys, redis, deployment.clock.time)
-    routes = [*SignIn(sessions).routes(), *Dashboard(sessions).routes()]
-    return Service(library, feed, sessions, routes)
+    notes = Signer(deployment.secret_keys, b"outkeep notes v1")
+    dashboard = Dashboard(sessions, library, notes, runs_again=settings.api_token is not None)
+    return Service(library, feed, sessions, [*SignIn(sessions).routes(), *dashboard.routes()])
