@@ -17,7 +17,6 @@ from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
 from typing import Any, cast
 
-import rq.utils
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -155,6 +154,7 @@ def lend_to_rq(clock: Clock) -> None:
     All of RQ's times come from `rq.utils.now`, which its modules import by name and which takes no clock; it
     looks up `datetime` in its module, and that is the one place where all of them can be told.
     """
+    import rq.utils  # heavy, and only who works on jobs needs it
 
     class _Datetime:
         strptime = datetime.strptime

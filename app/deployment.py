@@ -1,7 +1,6 @@
 """What a process starts with: settings, handlers, keys and the address of Redis, all proven at once."""
 
 import os
-import pwd
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,19 +14,13 @@ from app.core import notation
 from app.core.errors import ConfigurationError, Permanent, Transient
 from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
-from app.disk import fsync, make_folder, prove_writable
+from app.disk import KEY_FILE, fsync, make_folder, owner_problems, prove_writable, require_owner
 from app.settings import Settings, examine
 from app.storage.store import Storage
+from app.valkey.client import find_redis
 from app.valkey.processes import in_child
-from app.valkey.server import Embedded, running_url
 
 DEFAULT_HANDLERS = Path("outkeep.toml")
-KEY_FILE = "secret.key"
-_WRITTEN = frozenset((
-    KEY_FILE, "outputs", "spool", "tmp", "up.lock", "valkey", "predictions", "trainings", "quarantine",
-    "claims", "outkeep.json",
-))  # fmt: skip
-"""What stands in the folders of data and storage once a service has run."""
 
 
 @dataclass(frozen=True)
@@ -117,26 +110,6 @@ def _token_problems(settings: Settings, found: tuple[Handler, ...]) -> list[str]
             f"REPLICATE_API_TOKEN: not set, and handler {callers[0]!r} creates predictions with it (predict)"
         )
     return problems
-
-
-def find_redis(settings: Settings) -> str:
-    """The URL of Redis; raises `ConfigurationError` when none is set and none runs on the data."""
-    url = settings.redis_url or running_url(settings.data)
-    if url is None:
-        try:
-            (settings.data / KEY_FILE).exists()
-        except PermissionError as error:  # one may run there, unseen by us
-            problem = f"OUTKEEP_DATA: cannot look into {settings.data}: {error.strerror}"
-            foreign = owner_problems("OUTKEEP_DATA", settings.data, os.geteuid())
-            raise ConfigurationError(foreign or [problem]) from None
-        problem = f"REDIS_URL: not set, and no embedded server answers on {settings.data}"
-        raise ConfigurationError([f"{problem}; set it, or start `outkeep up`"])
-    return url
-
-
-def expect_redis(settings: Settings) -> str:
-    """The URL of Redis for a child of `up`, whose embedded server may only come, or come back, later."""
-    return settings.redis_url or Embedded(settings.data).url
 
 
 def connect(
@@ -248,37 +221,6 @@ def _cdn_problems(settings: Settings) -> list[str]:
     if settings.storage_public_url is None:
         return []
     return ["OUTKEEP_STORAGE_PUBLIC_URL: only a bucket can lie behind it; unset it, or set OUTKEEP_STORAGE"]
-
-
-def require_owner(*folders: Path) -> None:
-    """Raise `ConfigurationError` unless this user may write beside what the service has written there."""
-    user = os.geteuid()
-    problems = [problem for folder in folders for problem in owner_problems("OUTKEEP_DATA", folder, user)]
-    if problems:
-        raise ConfigurationError(problems)
-
-
-def owner_problems(name: str, folder: Path, user: int) -> list[str]:
-    """That what lies in a folder belongs to another user, who could not change what `user` would make there.
-
-    A folder of ours that is still empty tells nothing: volumes are often handed over with another owner. Root
-    would take even that from its owner.
-    """
-    try:
-        ours = [path for path in folder.iterdir() if path.name in _WRITTEN]
-        owners = {path.lstat().st_uid for path in ours} or ({folder.stat().st_uid} if user == 0 else {user})
-    except OSError as error:
-        owners = {user}
-        if isinstance(error, PermissionError):  # whoever may not even look is not who has made it
-            with suppress(OSError):
-                owners = {folder.stat().st_uid}
-    if user in owners:
-        return []
-    owner = min(owners)
-    with suppress(KeyError):
-        who = pwd.getpwuid(owner).pw_name
-        return [f"{name}: {folder} belongs to the user {who}; run this as that user: sudo -u {who} outkeep …"]
-    return [f"{name}: {folder} belongs to the user with number {owner}; run this as that user"]
 
 
 def _write_problems(name: str, folder: Path) -> list[str]:

@@ -1,9 +1,20 @@
-"""Writes of ours on a local disk that survive a power cut."""
+"""Files of ours on a local disk: writes that survive a power cut, room, and whose they are."""
 
 import os
+import pwd
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from app.core.errors import ConfigurationError
+
+KEY_FILE = "secret.key"
+_WRITTEN = frozenset((
+    KEY_FILE, "outputs", "spool", "tmp", "up.lock", "valkey", "predictions", "trainings", "quarantine",
+    "claims", "outkeep.json",
+))  # fmt: skip
+"""What stands in the folders of data and storage once a service has run."""
 
 
 def fsync(path: Path) -> None:
@@ -59,3 +70,34 @@ def lack_of_room(folder: Path, size: int, setting: int | None) -> str | None:
 def floor_of(folder: Path, setting: int | None) -> int:
     """Bytes that downloads leave free on a folder's disk: as set, or the larger of 1 GiB and 5 %."""
     return setting if setting is not None else max(1 << 30, shutil.disk_usage(folder).total // 20)
+
+
+def require_owner(*folders: Path) -> None:
+    """Raise `ConfigurationError` unless this user may write beside what the service has written there."""
+    user = os.geteuid()
+    problems = [problem for folder in folders for problem in owner_problems("OUTKEEP_DATA", folder, user)]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def owner_problems(name: str, folder: Path, user: int) -> list[str]:
+    """That what lies in a folder belongs to another user, who could not change what `user` would make there.
+
+    A folder of ours that is still empty tells nothing: volumes are often handed over with another owner. Root
+    would take even that from its owner.
+    """
+    try:
+        ours = [path for path in folder.iterdir() if path.name in _WRITTEN]
+        owners = {path.lstat().st_uid for path in ours} or ({folder.stat().st_uid} if user == 0 else {user})
+    except OSError as error:
+        owners = {user}
+        if isinstance(error, PermissionError):  # whoever may not even look is not who has made it
+            with suppress(OSError):
+                owners = {folder.stat().st_uid}
+    if user in owners:
+        return []
+    owner = min(owners)
+    with suppress(KeyError):
+        who = pwd.getpwuid(owner).pw_name
+        return [f"{name}: {folder} belongs to the user {who}; run this as that user: sudo -u {who} outkeep …"]
+    return [f"{name}: {folder} belongs to the user with number {owner}; run this as that user"]

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from app.accept.claim_check import ClaimCheck
-from app.accept.inbox import Inbox, connect
+from app.accept.inbox import Inbox
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records
 from app.accept.spool import TIMEOUT as DRAIN_TIMEOUT
@@ -30,6 +30,7 @@ from app.core.links import link_keys
 from app.core.names import COG_PATH, Kind
 from app.deployment import Deployment
 from app.health import presence
+from app.health.checks import Subject
 from app.health.metrics import Metrics
 from app.health.presence import Presence
 from app.health.readiness import Health
@@ -49,6 +50,7 @@ from app.telemetry.interrupts import Ending
 from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
+from app.valkey.client import connect
 from app.web.service import open_service
 
 CLAIM_PATIENCE = 2.0
@@ -205,17 +207,19 @@ def _health(
         redis=redis,
         storage=storage,
         here=here,
-        identity=identity,
+        subject=Subject(
+            own=here.process,
+            identity=identity,
+            users=job_queues(deployment.handlers),
+            reconciles=None if settings.api_token is None else settings.reconciles,
+        ),
         admin_token=settings.admin_token,
         spool=spool,
         lateness=lateness,
         clock=deployment.clock,
         data=settings.data,
         disk_floor=settings.disk_floor,
-        api_token=settings.api_token,
-        reconciles=settings.reconciles,
         ring=ring,
-        users=job_queues(deployment.handlers),
     )
 
 

@@ -2,19 +2,16 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_core import ErrorDetails
-from redis import Redis
-from redis.exceptions import RedisError
+from typing import Any, Literal
 
 from app.core import notation
 from app.core.errors import ConfigurationError, Permanent
 from app.core.hosts import AllowedHosts, HostRules
 from app.core.links import parse_secret_keys
+from app.core.secret import SecretStr
 from app.core.signature import VerifyingKey, parse_verifying_keys
 
 _PREFIX = "OUTKEEP_"
@@ -26,24 +23,17 @@ _OF_A_SERVICE = re.compile(
 )
 """What Kubernetes, and Docker's links, set for a service called `outkeep` or `outkeep-…`."""
 
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+
+_YES = frozenset({"true", "yes", "on", "1", "t", "y"})
+_NO = frozenset({"false", "no", "off", "0", "f", "n"})
+_OUTPUT_HOSTS = HostRules.parse("replicate.delivery *.replicate.delivery storage.googleapis.com")
 _SHORTEST_RECORD_TTL = 2 * 3600
 
 
-def _with_reason(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Let pydantic show the message of our own error and nothing of the value."""
-
-    def validate(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return parse(value)
-        except Permanent as error:
-            raise ValueError(error.message) from None
-
-    return BeforeValidator(validate)
-
-
 def _redis_url(text: str) -> str:
+    from redis import Redis, RedisError
+
     url = notation.redis_url(text)
     try:
         Redis.from_url(url).connection_pool.make_connection()
@@ -78,7 +68,10 @@ def _retention(text: str) -> int:
             "bad_duration",
             "write a whole number of s, m, h, d or w, such as 30d; a number alone would be seconds",
         )
-    return notation.duration(text)
+    seconds = notation.duration(text)
+    if seconds == 0:
+        raise Permanent("bad_duration", "it must be more than 0")
+    return seconds
 
 
 def _record_ttl(text: str) -> int:
@@ -104,76 +97,87 @@ def _path(text: str) -> Path:
     return path
 
 
-Size = Annotated[ByteSize, _with_reason(notation.size)]
-Token = Annotated[SecretStr, _with_reason(_token)]
-OwnToken = Annotated[SecretStr, _with_reason(_own_token)]
-"""One that others show to us: of any words."""
-FilePath = Annotated[Path, _with_reason(_path)]
-ApiUrl = Annotated[str, _with_reason(notation.api_url)]
-BaseUrl = Annotated[str, _with_reason(notation.base_url)]
-LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _with_reason(str.lower)]
+def _flag(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in _YES | _NO:
+        raise Permanent("bad_flag", "write true or false")
+    return word in _YES
 
 
-class Settings(BaseModel):
-    """Every setting, named after its meaning; the alias is the environment variable.
+def _number(least: int, most: float = float("inf")) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not _WHOLE_NUMBER.fullmatch(text.strip()):
+            raise Permanent("bad_number", "write a whole number")
+        number = int(text)
+        if number < least:
+            raise Permanent("bad_number", f"it must be {least} or more")
+        if number > most:
+            raise Permanent("bad_number", f"it must be {most} or less")
+        return number
+
+    return parse
+
+
+def _word(*words: str) -> Callable[[str], str]:
+    listed = [repr(word) for word in words]
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise Permanent("bad_word", f"write {', '.join(listed[:-1])} or {listed[-1]}")
+        return text
+
+    return parse
+
+
+def _positive_size(text: str) -> int:
+    size = notation.size(text)
+    if size == 0:
+        raise Permanent("bad_size", "it must be more than 0")
+    return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, named after its meaning; `_READ` has its environment variable.
 
     Durations are in seconds, sizes in bytes. Secrets do not show in `repr`.
     """
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-        arbitrary_types_allowed=True,
-        validate_default=True,
-    )
-
-    webhook_secret: Annotated[SecretStr, _with_reason(_webhook_secret)] | None = Field(
-        None, alias="REPLICATE_WEBHOOK_SECRET"
-    )
-    api_token: Token | None = Field(None, alias="REPLICATE_API_TOKEN")
-    api_url: ApiUrl = Field("https://api.replicate.com", alias="REPLICATE_BASE_URL")
-    redis_url: Annotated[str, _with_reason(_redis_url)] | None = Field(None, alias="REDIS_URL", repr=False)
-    data: FilePath = Field(Path("data"), alias="OUTKEEP_DATA")
-    storage: Annotated[str, _with_reason(notation.storage_url)] | None = Field(None, alias="OUTKEEP_STORAGE")
-    public_url: BaseUrl | None = Field(None, alias="OUTKEEP_PUBLIC_URL")
-    admin_token: OwnToken | None = Field(None, alias="OUTKEEP_ADMIN_TOKEN")
-    secret_keys: Annotated[tuple[bytes, ...], _with_reason(parse_secret_keys)] | None = Field(
-        None, alias="OUTKEEP_SECRET_KEY", repr=False
-    )
-    handlers: FilePath | None = Field(None, alias="OUTKEEP_HANDLERS")
-    output_hosts: Annotated[HostRules, _with_reason(HostRules.parse)] = Field(
-        "replicate.delivery *.replicate.delivery storage.googleapis.com",  # type: ignore[assignment]
-        alias="OUTKEEP_OUTPUT_HOSTS",
-    )
-    notify_private: bool = Field(default=False, alias="OUTKEEP_NOTIFY_PRIVATE")
-    keep_inputs: bool = Field(default=False, alias="OUTKEEP_KEEP_INPUTS")
-    retention: Annotated[int, _with_reason(_retention)] | None = Field(None, alias="OUTKEEP_RETENTION", gt=0)
-    max_body: Size = Field(ByteSize(32 << 20), alias="OUTKEEP_MAX_BODY", gt=0)
-    max_file: Size = Field(ByteSize(10 << 30), alias="OUTKEEP_MAX_FILE", gt=0)
-    reconcile: Literal["all", "known", "off"] | None = Field(None, alias="OUTKEEP_RECONCILE")
-    reconcile_notify: bool = Field(default=True, alias="OUTKEEP_RECONCILE_NOTIFY")
-    slots: int = Field(256, alias="OUTKEEP_SLOTS", ge=1, le=1000)
-    max_files: int = Field(1000, alias="OUTKEEP_MAX_FILES", ge=1)
-    disk_floor: Size | None = Field(None, alias="OUTKEEP_DISK_FLOOR")
-    record_ttl: Annotated[int, _with_reason(_record_ttl)] = Field(7 * 86400, alias="OUTKEEP_RECORD_TTL")
-    spool: Literal["on", "off"] = Field("on", alias="OUTKEEP_SPOOL")
-    allowed_hosts: Annotated[AllowedHosts, _with_reason(AllowedHosts.parse)] | None = Field(
-        None, alias="OUTKEEP_ALLOWED_HOSTS"
-    )
-    share_files: Literal["nobody", "group", "everybody"] = Field("nobody", alias="OUTKEEP_SHARE_FILES")
-    storage_public_url: BaseUrl | None = Field(None, alias="OUTKEEP_STORAGE_PUBLIC_URL")
-    proxy: Annotated[SecretStr, _with_reason(_proxy)] | None = Field(None, alias="OUTKEEP_PROXY")
-    cog_token: OwnToken | None = Field(None, alias="OUTKEEP_COG_TOKEN")
+    webhook_secret: SecretStr | None = None
+    api_token: SecretStr | None = None
+    api_url: str = "https://api.replicate.com"
+    redis_url: str | None = field(default=None, repr=False)
+    data: Path = Path("data")
+    storage: str | None = None
+    public_url: str | None = None
+    admin_token: SecretStr | None = None
+    secret_keys: tuple[bytes, ...] | None = field(default=None, repr=False)
+    handlers: Path | None = None
+    output_hosts: HostRules = _OUTPUT_HOSTS
+    notify_private: bool = False
+    keep_inputs: bool = False
+    retention: int | None = None
+    max_body: int = 32 << 20
+    max_file: int = 10 << 30
+    reconcile: Literal["all", "known", "off"] | None = None
+    reconcile_notify: bool = True
+    slots: int = 256
+    max_files: int = 1000
+    disk_floor: int | None = None
+    record_ttl: int = 7 * 86400
+    spool: Literal["on", "off"] = "on"
+    allowed_hosts: AllowedHosts | None = None
+    share_files: Literal["nobody", "group", "everybody"] = "nobody"
+    storage_public_url: str | None = None
+    proxy: SecretStr | None = None
+    cog_token: SecretStr | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] | None = None
+    forwarded_allow_ips: str = "127.0.0.1"
     store_secrets: tuple[SecretStr, ...] = ()
     """What the storage's own variables hold that nobody may see; the storage reads them itself."""
-    host: Annotated[str, _with_reason(notation.listen_host)] = Field("127.0.0.1", alias="HOST")
-    port: int = Field(8000, alias="PORT", ge=0, le=65535)
-    log_level: LogLevel = Field("info", alias="LOG_LEVEL")
-    log_format: Literal["json", "text"] | None = Field(None, alias="LOG_FORMAT")
-    forwarded_allow_ips: Annotated[str, _with_reason(notation.trusted_proxies)] = Field(
-        "127.0.0.1", alias="FORWARDED_ALLOW_IPS"
-    )
 
     @property
     def storage_url(self) -> str:
@@ -211,9 +215,44 @@ class Settings(BaseModel):
         return self.data / "tmp"
 
 
-VARIABLES: dict[str, str] = {
-    field.alias: name for name, field in Settings.model_fields.items() if field.alias is not None
+_READ: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "REPLICATE_WEBHOOK_SECRET": ("webhook_secret", _webhook_secret),
+    "REPLICATE_API_TOKEN": ("api_token", _token),
+    "REPLICATE_BASE_URL": ("api_url", notation.api_url),
+    "REDIS_URL": ("redis_url", _redis_url),
+    "OUTKEEP_DATA": ("data", _path),
+    "OUTKEEP_STORAGE": ("storage", notation.storage_url),
+    "OUTKEEP_PUBLIC_URL": ("public_url", notation.base_url),
+    "OUTKEEP_ADMIN_TOKEN": ("admin_token", _own_token),
+    "OUTKEEP_SECRET_KEY": ("secret_keys", parse_secret_keys),
+    "OUTKEEP_HANDLERS": ("handlers", _path),
+    "OUTKEEP_OUTPUT_HOSTS": ("output_hosts", HostRules.parse),
+    "OUTKEEP_NOTIFY_PRIVATE": ("notify_private", _flag),
+    "OUTKEEP_KEEP_INPUTS": ("keep_inputs", _flag),
+    "OUTKEEP_RETENTION": ("retention", _retention),
+    "OUTKEEP_MAX_BODY": ("max_body", _positive_size),
+    "OUTKEEP_MAX_FILE": ("max_file", _positive_size),
+    "OUTKEEP_RECONCILE": ("reconcile", _word("all", "known", "off")),
+    "OUTKEEP_RECONCILE_NOTIFY": ("reconcile_notify", _flag),
+    "OUTKEEP_SLOTS": ("slots", _number(1, 1000)),
+    "OUTKEEP_MAX_FILES": ("max_files", _number(1)),
+    "OUTKEEP_DISK_FLOOR": ("disk_floor", notation.size),
+    "OUTKEEP_RECORD_TTL": ("record_ttl", _record_ttl),
+    "OUTKEEP_SPOOL": ("spool", _word("on", "off")),
+    "OUTKEEP_ALLOWED_HOSTS": ("allowed_hosts", AllowedHosts.parse),
+    "OUTKEEP_SHARE_FILES": ("share_files", _word("nobody", "group", "everybody")),
+    "OUTKEEP_STORAGE_PUBLIC_URL": ("storage_public_url", notation.base_url),
+    "OUTKEEP_PROXY": ("proxy", _proxy),
+    "OUTKEEP_COG_TOKEN": ("cog_token", _own_token),
+    "HOST": ("host", notation.listen_host),
+    "PORT": ("port", _number(0, 65535)),
+    "LOG_LEVEL": ("log_level", lambda text: _word("debug", "info", "warning", "error")(text.lower())),
+    "LOG_FORMAT": ("log_format", _word("json", "text")),
+    "FORWARDED_ALLOW_IPS": ("forwarded_allow_ips", notation.trusted_proxies),
 }
+"""Environment variable → attribute of `Settings`, and what reads it; that raises `Permanent`."""
+
+VARIABLES: dict[str, str] = {name: attribute for name, (attribute, _) in _READ.items()}
 """Environment variable → attribute of `Settings`."""
 
 SIZES = ("OUTKEEP_MAX_BODY", "OUTKEEP_MAX_FILE", "OUTKEEP_DISK_FLOOR")
@@ -241,17 +280,6 @@ STORE_SECRETS = (
 """Variables of the stores that hold a secret."""
 
 
-_WORDS = {
-    "bool_parsing": "write true or false",
-    "greater_than": "it must be more than {gt}",
-    "greater_than_equal": "it must be {ge} or more",
-    "int_parsing": "write a whole number",
-    "less_than_equal": "it must be {le} or less",
-    "literal_error": "write {expected}",
-}
-"""What pydantic says in the words of a programmer, by its type of error."""
-
-
 def load(environment: Mapping[str, str]) -> Settings:
     """Read the settings; raises `ConfigurationError` with one line for each mistake."""
     settings, problems = examine(environment)
@@ -266,20 +294,21 @@ def examine(environment: Mapping[str, str]) -> tuple[Settings, list[str]]:
     So that whatever else can be wrong is examined in the same start.
     """
     values, problems = _read(environment)
-    values["store_secrets"] = tuple(environment[name] for name in STORE_SECRETS if environment.get(name))
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        wrong = {str(detail["loc"][0]): _explain(detail) for detail in error.errors(include_input=False)}
-        problems += [f"{name}: {reason}" for name, reason in wrong.items()]
-        settings = Settings.model_validate({key: value for key, value in values.items() if key not in wrong})
-    return settings, problems
+    found: dict[str, Any] = {}
+    for name, text in values.items():
+        attribute, read = _READ[name]
+        try:
+            found[attribute] = read(text)
+        except Permanent as error:
+            problems.append(f"{name}: {error.message}")
+    store_secrets = tuple(SecretStr(environment[name]) for name in STORE_SECRETS if environment.get(name))
+    return Settings(**found, store_secrets=store_secrets), problems
 
 
 def doubts(environment: Mapping[str, str]) -> list[str]:
     """What is accepted, and can hardly be meant: one line for each such setting."""
     values, _ = _read(environment)
-    found = {name: str(values.get(name, "")).strip() for name in SIZES}
+    found = {name: values.get(name, "").strip() for name in SIZES}
     return [
         f"{name}: a number alone is bytes, and {text} of them are hardly meant; write a unit: {text}MiB"
         for name, text in found.items()
@@ -287,8 +316,9 @@ def doubts(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _read(environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    values: dict[str, Any] = {}
+def _read(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The texts that are set, and what is wrong before any of them is read."""
+    values: dict[str, str] = {}
     problems = [_unknown(name) for name, text in sorted(environment.items()) if _is_unknown(name, text)]
     for name in VARIABLES:
         text, path = (_value(environment.get(one)) for one in (name, f"{name}_FILE"))
@@ -335,8 +365,3 @@ def _contents(path: str) -> str:
     if not text:
         raise Permanent("bad_file", f"{notation.shown_path(path)} is empty")
     return text
-
-
-def _explain(detail: ErrorDetails) -> str:
-    words = _WORDS.get(detail["type"])
-    return words.format(**detail.get("ctx", {})) if words else detail["msg"].removeprefix("Value error, ")

@@ -14,13 +14,12 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
-from app.accept.inbox import connect as hasty
 from app.clock import lend_to_rq
 from app.core.bucket_faults import redis_fault
 from app.core.errors import ConfigurationError, Permanent
 from app.core.fleet import Process
 from app.core.names import HANDLE_QUEUE, NOTIFY_QUEUE, PERSIST_QUEUE
-from app.deployment import Deployment, connect, expect_redis, find_redis, prepare
+from app.deployment import Deployment, connect, prepare
 from app.health.presence import Presence, compare, process_of
 from app.maintain.backlog import queues_of_users
 from app.storage.identity import Identity
@@ -30,6 +29,8 @@ from app.telemetry.interrupts import Ending
 from app.telemetry.redaction import secrets_of
 from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.up import lifeline
+from app.valkey.client import connect as hasty
+from app.valkey.client import expect_redis, find_redis
 from app.valkey.processes import bounded, in_child
 from workers.engine import handle
 from workers.engine.async_worker import AsyncWorker

@@ -11,7 +11,6 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.accept.inbox import TIMEOUT as REDIS_TIMEOUT
 from app.accept.records import Records
 from app.core.context import context_keys
 from app.core.handlers import needs_token
@@ -29,6 +28,7 @@ from app.replicate.places import Places
 from app.storage.store import Storage
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
+from app.valkey.client import TIMEOUT as REDIS_TIMEOUT
 from workers import jobs
 from workers.keep.collect import PARALLEL_FILES, Collector, Limits
 from workers.keep.fetch import Fetcher, InputFetcher, OwnFiles

@@ -8,15 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from app.accept.records import Accepted, Arrival, Records
 from app.core.errors import Transient
-
-TIMEOUT = 1.0
-"""Seconds that one call to Redis may take before its answer is taken for missing."""
 
 DEADLINE = 1.25
 """Seconds that one batch may take in all: a time-out starts anew with each byte that drips in."""
@@ -29,22 +24,6 @@ THREADS = 8
 """One sends and one probes; the others are for calls that still hang after their batch was given up."""
 
 log = logging.getLogger("outkeep.inbox")
-
-
-def connect(url: str, *, timeout: float = TIMEOUT) -> Redis:
-    """A client that gives up after `timeout` seconds and does not try again; it connects when first used.
-
-    A pipeline sent twice may count twice.
-    """
-    redis = Redis.from_url(url)
-    # What the URL itself asks for would win over arguments.
-    redis.connection_pool.connection_kwargs.update(
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry_on_timeout=False,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return redis
 
 
 @dataclass

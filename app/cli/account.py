@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from http import HTTPStatus
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
@@ -11,7 +12,7 @@ from urllib.request import ProxyHandler, build_opener
 import click
 
 from app import deployment
-from app.cli.look import open_storage
+from app.cli.opening import open_storage
 from app.cli.terminal import say
 from app.core.context import context_keys, webhook_url
 from app.core.errors import ConfigurationError, Permanent
@@ -136,7 +137,7 @@ def open_dashboard(*, only_print: bool, as_json: bool) -> None:
     keys = deployment.signing_keys(settings)
     # Browsers go to no address that stands for every interface.
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-    url = settings.model_copy(update={"host": everywhere.get(settings.host, settings.host)}).own_url
+    url = replace(settings, host=everywhere.get(settings.host, settings.host)).own_url
     _require_dashboard(url)
     _, clock = open_storage(settings)
     link = sign_in_url(url, keys, now=clock.time())

@@ -8,12 +8,12 @@ import click
 from redis import Redis
 
 from app import deployment
-from app.accept.inbox import connect
-from app.cli.look import TIMEOUT
+from app.cli.opening import TIMEOUT
 from app.cli.terminal import table
 from app.core.handlers import Call, Handler, Target
 from app.maintain.backlog import handler_counts
 from app.maintain.handler_states import HandlerState, HandlerStates
+from app.valkey.client import connect, find_redis
 
 
 @click.group(
@@ -82,7 +82,7 @@ def enable(name: str) -> None:
 def _open() -> tuple[Redis, tuple[Handler, ...]]:
     """Redis, and the handlers of the file in its order."""
     settings, found = deployment.prepare(os.environ)
-    return connect(deployment.find_redis(settings), timeout=TIMEOUT), found
+    return connect(find_redis(settings), timeout=TIMEOUT), found
 
 
 def _last(state: HandlerState, target: Target | None) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import click
 
 from app import deployment
-from app.accept.inbox import connect
 from app.cli.terminal import Progress
 from app.clock import clock_of
 from app.core.errors import Permanent
@@ -16,6 +15,7 @@ from app.core.names import Kind
 from app.maintain.rebuild import Rebuild, Rebuilt, object_of
 from app.storage.identity import require
 from app.storage.store import Storage
+from app.valkey.client import connect, find_redis
 
 TIMEOUT = 30.0
 """Seconds for one round trip, which carries some hundred predictions."""
@@ -38,7 +38,7 @@ def rebuild(*, everything: bool, as_json: bool) -> None:
       outkeep rebuild --all --json
     """
     settings, handlers = deployment.prepare(os.environ)
-    redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    redis = connect(find_redis(settings), timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
     identity = require(redis, storage)
     service = Rebuild(

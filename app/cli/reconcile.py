@@ -14,9 +14,8 @@ import click
 from redis import Redis
 
 from app import deployment
-from app.accept.inbox import connect
 from app.cli.kept import bar
-from app.cli.look import TIMEOUT
+from app.cli.opening import TIMEOUT
 from app.cli.terminal import parse_moment, say
 from app.core.errors import ConfigurationError, Permanent
 from app.core.manifest import format_time
@@ -28,6 +27,7 @@ from app.reconcile.passes import Report, Tell, reconciler_of, say_nothing
 from app.storage.identity import require
 from app.storage.store import Storage
 from app.telemetry.tally import Tally
+from app.valkey.client import connect
 
 PATIENCE = 30.0
 """Seconds to wait for a pass that another process makes."""

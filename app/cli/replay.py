@@ -8,9 +8,8 @@ from datetime import datetime
 import click
 
 from app import deployment
-from app.accept.inbox import connect
 from app.accept.records import Records
-from app.cli.look import TIMEOUT
+from app.cli.opening import TIMEOUT
 from app.cli.terminal import parse_moment, say
 from app.clock import Clock, clock_of
 from app.core.errors import Permanent
@@ -18,6 +17,7 @@ from app.core.names import ID
 from app.maintain.replay import Outcome, Replay, Replayed
 from app.storage.identity import require
 from app.storage.store import Storage
+from app.valkey.client import connect, find_redis
 
 _WORDS = {
     Outcome.ENQUEUED: "enqueued",
@@ -77,7 +77,7 @@ def _open(only: str | None) -> tuple[Replay, Clock]:
     settings, handlers = deployment.prepare(os.environ)
     if only is not None and only not in {handler.name for handler in handlers}:
         raise click.BadParameter(f"the handlers file has no handler {only!r}", param_hint="--handler")
-    redis, storage = connect(deployment.find_redis(settings), timeout=TIMEOUT), Storage(settings.storage_url)
+    redis, storage = connect(find_redis(settings), timeout=TIMEOUT), Storage(settings.storage_url)
     require(redis, storage)
     records = Records(redis, ttl=settings.record_ttl)
     return Replay(redis, storage, records, handlers, only), clock_of(redis)

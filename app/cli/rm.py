@@ -7,21 +7,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
-from pydantic import ByteSize
 
-from app import deployment
-from app.accept.inbox import connect
-from app.cli.look import TIMEOUT
+from app.cli.opening import TIMEOUT
 from app.cli.terminal import say
 from app.clock import clock_of
+from app.core import notation
 from app.core.errors import Permanent
 from app.core.names import COUNTERS, ID, Kind
 from app.core.vocabulary import REMOVED
+from app.disk import require_owner
 from app.maintain.removal import Found, LocalCopies, Removal
 from app.settings import load
 from app.storage.identity import require
 from app.storage.store import Storage
 from app.telemetry.tally import series
+from app.valkey.client import connect, find_redis
 
 ASKED = "asked"
 """The cause, as metrics name it."""
@@ -52,9 +52,9 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
             raise click.BadParameter(f"an id has 1 to 64 letters, digits, '_' or '-': {prediction_id!r}")
     settings = load(os.environ)
     storage = Storage(settings.storage_url)
-    deployment.require_owner(settings.data, *([storage.folder] if storage.folder else []))
+    require_owner(settings.data, *([storage.folder] if storage.folder else []))
     # A Redis that is away could bring it all back, so nothing is done without.
-    redis = connect(deployment.find_redis(settings), timeout=TIMEOUT)
+    redis = connect(find_redis(settings), timeout=TIMEOUT)
     require(redis, storage)
     removal = Removal(
         redis,
@@ -92,7 +92,7 @@ def _sentence(found: Found) -> str:
 def _parts(found: Found) -> Iterator[str]:
     if found.objects:
         names = ", ".join(name.rpartition("/")[2] for name in found.objects)
-        yield f"{_count(found.objects, 'object', 's')} of {ByteSize(found.size).human_readable()} ({names})"
+        yield f"{_count(found.objects, 'object', 's')} of {notation.shown_size(found.size)} ({names})"
     if found.state:
         yield f"the record ({found.state})"
     if found.jobs:

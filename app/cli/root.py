@@ -14,13 +14,13 @@ FAILED = 1
 MISUSE = 2
 
 COMMANDS = {
-    "config": ("look:config", "Show every setting, where it comes from, and what is wrong."),
+    "config": ("config:config", "Show every setting, where it comes from, and what is wrong."),
     "demo": ("run:demo", "See it work, with a simulated Replicate."),
     "doctor": ("doctor:doctor", "Say what could lose data or hide trouble here."),
     "handlers": ("handlers:handlers", "List the handlers: their state, what waits, dead letters."),
     "healthcheck": ("run:healthcheck", "Tell whether a part of this host lives; for containers."),
     "link": ("account:link", "Print fresh links to the stored files of a prediction."),
-    "ls": ("look:ls", "List what was received, the latest change first."),
+    "ls": ("ls:ls", "List what was received, the latest change first."),
     "open": ("account:open_dashboard", "Open the dashboard, by a link that signs in once."),
     "rebuild": ("rebuild:rebuild", "Restore from storage what Redis has lost."),
     "reconcile": ("reconcile:reconcile", "Find what finished at Replicate and never arrived."),

@@ -13,6 +13,7 @@ from app.receive.listening import refusal
 from app.telemetry import logs as telemetry
 from app.telemetry.redaction import secrets_of
 from app.up import lifeline
+from app.valkey.client import expect_redis, find_redis
 
 _QUEUES = (PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE)
 
@@ -52,7 +53,7 @@ def serve(*, on_lifeline: bool) -> None:
     settings, handlers = deployment.prepare(os.environ, receives=True)
     secrets = secrets_of(settings, handlers)
     telemetry.configure(settings.log_level, settings.log_format, role="receiver", secrets=secrets)
-    find = deployment.expect_redis if on_lifeline else deployment.find_redis
+    find = expect_redis if on_lifeline else find_redis
     main.serve(deployment.connect(settings, handlers, find))
 
 

@@ -21,11 +21,10 @@ from redis.exceptions import AuthenticationError, RedisError
 from app import deployment
 from app.accept import queues
 from app.accept.claim_check import ClaimCheck
-from app.accept.inbox import connect
 from app.accept.records import Records
 from app.cli import kept
 from app.cli.kept import Display, Lines, Terminal
-from app.cli.look import TIMEOUT
+from app.cli.opening import TIMEOUT
 from app.cli.terminal import say
 from app.clock import Clock, clock_of
 from app.core.bucket_faults import redis_fault
@@ -41,6 +40,7 @@ from app.replicate.following import Follower
 from app.settings import Settings
 from app.storage.identity import require
 from app.storage.store import Storage
+from app.valkey.client import connect
 
 TRIES = 10
 LONGEST_WAIT = 60.0

@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 
 from app.accept.records import Record
 from app.cli import kept
-from app.cli.look import open_records, summary
+from app.cli.ls import summary
+from app.cli.opening import open_records
 from app.cli.terminal import say
 from app.core.context import Lineage, lineage
 from app.core.errors import ConfigurationError, OutkeepError, Permanent

@@ -6,10 +6,10 @@ from contextlib import closing
 import click
 
 from app import deployment
-from app.accept.inbox import connect
 from app.cli.terminal import say
 from app.storage.identity import Identity
 from app.storage.store import Storage
+from app.valkey.client import connect, find_redis
 
 TIMEOUT = 30.0
 
@@ -37,7 +37,7 @@ def adopt() -> None:
       OUTKEEP_STORAGE=s3://new-bucket outkeep storage adopt
     """
     settings, _ = deployment.prepare(os.environ)
-    with closing(connect(deployment.find_redis(settings), timeout=TIMEOUT)) as redis:
+    with closing(connect(find_redis(settings), timeout=TIMEOUT)) as redis:
         before, now = Identity(redis, Storage(settings.storage_url)).adopt()
     if before == now:
         say(f"{settings.storage_url} is the storage of this Redis already (id {now})")

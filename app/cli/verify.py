@@ -8,10 +8,10 @@ from dataclasses import asdict
 from datetime import datetime
 
 import click
-from pydantic import ByteSize
 
-from app.cli.look import open_storage
+from app.cli.opening import open_storage
 from app.cli.terminal import Progress, parse_moment, say
+from app.core import notation
 from app.core.names import ID, Kind, folder_name
 from app.maintain.verify import Odd, Verified, Verifier, everything
 from app.settings import load
@@ -72,7 +72,7 @@ def _sum(count: Mapping[str, int], url: str, since: str | None) -> str:
     if not count["predictions"]:  # perhaps it is another storage than was meant
         return f"nothing {'is stored' if since is None else 'was stored since then'} in {url}"
     end = f"{count['odd']} are missing or differ" if count["odd"] else "all are as they were stored"
-    size = ByteSize(count["bytes"]).human_readable()
+    size = notation.shown_size(count["bytes"])
     return f"{count['files']} files of {count['predictions']} predictions ({size}): {end}"
 
 

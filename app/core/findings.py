@@ -111,11 +111,11 @@ def reconciled(mode: str, age: float | None) -> Finding:
     return Finding(Level.OK, "reconcile", f"{max(age, 0):.0f} s ago")
 
 
-def durability(config: Mapping[str, str], *, severe: Level) -> list[Finding]:
-    """What a configuration of Redis (of the names in `DURABLE`) could lose; the worst is `severe`."""
+def durability(config: Mapping[str, str]) -> list[Finding]:
+    """What a configuration of Redis (of the names in `DURABLE`) could lose."""
     weak = [
         Finding(
-            Level.WARN if name in _A_CHOICE else severe,
+            Level.WARN if name in _A_CHOICE else Level.FAIL,
             "redis",
             f"{name} is {config[name]}, not {wanted}: {_LOSSES[name]}",
         )
@@ -278,17 +278,13 @@ UNTOLD_AFTER = 120.0
 def workers(queue: str, silences: Sequence[float]) -> Finding:
     """Judge who serves a queue: for each registered worker, how long it was not heard of."""
     check = f"workers of {queue}"
-    heard = [silence for silence in silences if silence < SILENCE]
-    if heard or (silences and queue not in OURS):
-        return Finding(Level.OK, check, _running(silences, heard))
+    if heard := sum(silence < SILENCE for silence in silences):
+        return Finding(Level.OK, check, f"{heard} running")
+    if silences and queue not in OURS:
+        # RQ's own worker says nothing for up to seven minutes while it has nothing to do.
+        detail = f"{len(silences)} registered, last heard of {min(silences):.0f} s ago"
+        return Finding(Level.OK, check, detail)
     return Finding(Level.FAIL, check, f"none runs; start `{command(queue)}`")
-
-
-def _running(silences: Sequence[float], heard: Sequence[float]) -> str:
-    if heard:
-        return f"{len(heard)} running"
-    # RQ's own worker says nothing for up to seven minutes while it has nothing to do.
-    return f"{len(silences)} registered, last heard of {min(silences):.0f} s ago"
 
 
 def waiting(queue: str, count: int, oldest: float) -> Finding:

@@ -86,6 +86,15 @@ def size(text: str) -> int:
     return found
 
 
+def shown_size(size: float) -> str:
+    """A number of bytes as people read it, and as `size` does: `512B`, `32.0MiB`."""
+    units = iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
+    unit = "B"
+    while abs(size) >= 1024 and unit != "PiB":  # noqa: PLR2004
+        size, unit = size / 1024, next(units)
+    return f"{size:.0f}B" if unit == "B" else f"{size:.1f}{unit}"
+
+
 def lacks_unit(text: str) -> bool:
     """Whether a size is so small a number alone that its unit was forgotten: it would be bytes."""
     match = _SIZE.fullmatch(text.strip().lower())

@@ -1,47 +1,56 @@
-"""The checks that readiness, the doctor and the health check of a container share.
+"""The checks, each once: `/readyz`, `outkeep doctor`, `outkeep healthcheck` and the dashboard pick from them.
 
-`users` are the queues that hold jobs of the user's. All raise redis' errors.
+Functions that look at Redis raise redis-py's errors.
 """
 
 import asyncio
 import http.client
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.suspension import WORKERS_SUSPENDED
 from rq.worker.base import BaseWorker
 
 from app.accept import queues
-from app.accept.inbox import connect
+from app.accept.spool import Spool
 from app.clock import clock_of, clocks_off
 from app.core import findings as rules
 from app.core.errors import Permanent
-from app.core.findings import OURS, UNTOLD_AFTER, Finding, Level
+from app.core.findings import OURS, SILENCE, UNTOLD_AFTER, Finding, Level
 from app.core.fleet import Process, compared
 from app.core.lifecycle import Repair
 from app.core.names import KEY_FINGERPRINT, NOTIFY_QUEUE, PERSIST_QUEUE, REPAIRED, SWEPT, WRITE_PROBE
-from app.deployment import find_redis
+from app.disk import floor_of
 from app.health.presence import others
 from app.maintain.handler_states import HandlerStates
 from app.maintain.user_jobs import untold
 from app.receive.listening import reached_at
+from app.reconcile import memory as reconcile_memory
 from app.settings import Settings
+from app.storage.identity import Identity, lost
+from app.valkey.client import connect, find_redis
 from app.valkey.processes import is_stopped
 
 T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """Work that hangs holds up who asks for its result, and nobody else. For one event loop."""
+    """Work in a thread, of which all callers share the result: a hung check delays only its own callers.
+
+    For one event loop.
+    """
 
     def __init__(self, work: Callable[[], T], *, kept: float) -> None:
         """A result is given out again for `kept` seconds."""
@@ -66,62 +75,91 @@ class Recent(Generic[T]):
             self._ended = time.monotonic()
 
 
-def workers(redis: Redis, users: Sequence[str], now: datetime) -> Iterator[Finding]:
-    """Whether every queue that is needed is served."""
-    if redis.exists(WORKERS_SUSPENDED):
-        yield Finding(Level.FAIL, "workers", "all are suspended; `rq resume` lets them go on")
-    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, *users):
-        registered = BaseWorker.all(queue=queues.queue(name, redis))
-        heard = [worker.last_heartbeat for worker in registered if worker.last_heartbeat]
-        yield rules.workers(name, [(now - at).total_seconds() for at in heard])
+@dataclass(frozen=True)
+class Subject:
+    """What is examined: `own` is what a process of this configuration says of itself.
+
+    `identity` has looked at the storage; None where that is not possible. `users` are the queues that hold
+    jobs of the user's, `reconciles` is the setting; None without a token.
+    """
+
+    own: Process
+    identity: Identity | None
+    users: Sequence[str]
+    reconciles: str | None
 
 
-def scheduler(redis: Redis, users: Sequence[str] = ()) -> Finding:
-    """Whether delayed retries are started."""
-    idle = [name for name in _all(users) if not redis.exists(RQScheduler.get_locking_key(name))]
-    if idle:
-        detail = f"none for {', '.join(idle)}: delayed retries do not start; the workers of "
-        detail += f"{PERSIST_QUEUE} and {NOTIFY_QUEUE} bring one"
-        return Finding(Level.FAIL, "scheduler", detail)
-    return Finding(Level.OK, "scheduler", "running")
+def shared(redis: Redis, subject: Subject, now: datetime) -> Iterator[Finding]:
+    """What readiness tells, too: it takes a few round trips, however much waits."""
+    yield from server(redis)
+    yield from durability(redis)
+    yield from memory(redis)
+    yield from default_user(redis)
+    known = cast(bytes | None, redis.get(KEY_FINGERPRINT))
+    last_key = known.decode(errors="replace") if known else None
+    yield from compared(subject.own, others(redis, subject.own), last_key=last_key)
+    if subject.identity is not None:
+        yield from lost(subject.identity)
+    yield from rules.clocks(clocks_off(redis))
+    yield from workers(redis, subject.users, now)
+    yield scheduler(redis, subject.users)
+    yield from ages(redis, subject.users, now)
+    yield from switched_off(redis)
+    if subject.reconciles is not None:
+        yield rules.reconciled(subject.reconciles, reconcile_memory.age(redis, now.timestamp()))
 
 
-def ages(redis: Redis, now: datetime, users: Sequence[str] = ()) -> Iterator[Finding]:
-    """How long work has waited, queue by queue."""
-    for name in _all(users):
-        queue = queues.queue(name, redis)
-        yield rules.waiting(name, queue.count, _waited(redis, queue.key, now))
-        if name == PERSIST_QUEUE and (put_off := queue.scheduled_job_registry.get_job_count(cleanup=False)):
-            yield rules.put_off(put_off)
+def of_redis(redis: Redis, subject: Subject) -> list[Finding]:
+    """Every check that needs Redis."""
+    findings: list[Finding] = []
+    try:
+        redis.set(WRITE_PROBE, 1, px=1000)
+    except ResponseError as error:
+        detail = f"takes no writes ({type(error).__name__}): nothing is stored until it does"
+        findings.append(Finding(Level.FAIL, "redis", detail))
+    try:
+        now = clock_of(redis)()
+        findings += shared(redis, subject, now)
+        findings += [_clock(redis), *swept(redis, now)]
+        for name in _all(subject.users):
+            registry = queues.queue(name, redis).failed_job_registry
+            findings.append(rules.dead_letters(name, registry.get_job_count(cleanup=False)))
+        if subject.users:
+            ended = untold(redis, subject.users)
+            findings.append(rules.untold([job for job, end in ended if end.age(now) >= UNTOLD_AFTER]))
+    except ResponseError as error:  # a cluster, or a user who may not do what we must
+        detail = f"refuses commands that are needed ({type(error).__name__}): {error}"
+        findings.append(Finding(Level.FAIL, "redis", detail))
+    failing = {one.check for one in findings if one.level is Level.FAIL}
+    return [one for one in findings if one.level is not Level.OK or one.check not in failing]
 
 
-def dead_letters(redis: Redis, users: Sequence[str]) -> Iterator[Finding]:
-    """How many jobs have failed for good, queue by queue."""
-    for name in _all(users):
-        registry = queues.queue(name, redis).failed_job_registry
-        yield rules.dead_letters(name, registry.get_job_count(cleanup=False))
+def server(redis: Redis) -> list[Finding]:
+    """What Redis says against itself: its version, its role, its replicas, its disk."""
+    try:
+        info = cast(dict[str, object], redis.info())
+    except ResponseError:
+        return [Finding(Level.WARN, "redis", "INFO is not allowed, so its version and role are unknown")]
+    return rules.server(info)
 
 
-def untold_ends(redis: Redis, users: Sequence[str], now: datetime) -> Iterator[Finding]:
-    """Whether it is told how the jobs of the user's ended; nothing where there are none."""
-    if users:
-        found = [job_id for job_id, end in untold(redis, users) if end.age(now) >= UNTOLD_AFTER]
-        yield rules.untold(found)
+def durability(redis: Redis) -> list[Finding]:
+    """What Redis' configuration could lose."""
+    try:
+        found = {name: cast(dict[object, object], redis.config_get(name)) for name in rules.DURABLE}
+    except ResponseError:
+        return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
+    return rules.durability(
+        {name: rules.text(said.get(name, said.get(name.encode(), b""))) for name, said in found.items()}
+    )
 
 
-def _all(users: Sequence[str]) -> tuple[str, ...]:
-    """Our queues, and those that users work off themselves."""
-    return (*OURS, *(name for name in users if name not in OURS))
-
-
-def _waited(redis: Redis, queue_key: str, now: datetime) -> float:
-    """For how many seconds the first job of a queue has stood there."""
-    first = cast(bytes | None, redis.lindex(queue_key, 0))
-    with suppress(ValueError):  # whoever can write to Redis can write anything
-        since = redis.hget(Job.key_for(first.decode()), "enqueued_at") if first else None
-        if since is not None:
-            return (now - datetime.fromisoformat(cast(bytes, since).decode())).total_seconds()
-    return 0.0
+def memory(redis: Redis) -> list[Finding]:
+    """Whether Redis' memory runs short; nothing where it may not be asked."""
+    try:
+        return rules.memory(cast(dict[str, object], redis.info("memory")))
+    except ResponseError:
+        return []
 
 
 REPLAYED = (
@@ -149,67 +187,6 @@ REPLAYED = (
 """Commands as they stand in the log of Redis, within transactions: it writes what scripts and `EXPIRE` do."""
 
 
-def check_redis(
-    redis: Redis, own: Process, handlers: Sequence[str], users: Sequence[str] = ()
-) -> list[Finding]:
-    """Every check that needs Redis; raises redis' errors when it does not answer.
-
-    `own` is what a process of this configuration would say of itself, `handlers` are the names of those that
-    are told, `users` the queues that hold jobs of the user's.
-    """
-    findings = [*server(redis), *_writes(redis)]
-    try:
-        findings += _rest(redis, own, handlers, users, wrong=any(one.level is Level.FAIL for one in findings))
-    except ResponseError as error:
-        # A cluster, or a user who may not do what we must.
-        detail = f"refuses commands that are needed ({type(error).__name__}): {error}"
-        findings.append(Finding(Level.FAIL, "redis", detail))
-    return findings
-
-
-def _rest(
-    redis: Redis, own: Process, handlers: Sequence[str], users: Sequence[str], *, wrong: bool
-) -> list[Finding]:
-    durable, now = durability(redis, severe=Level.FAIL), clock_of(redis)()
-    return [
-        *(found for found in durable if not (wrong and found.level is Level.OK)),
-        *memory(redis),
-        *default_user(redis),
-        *_fleet(redis, own),
-        _clock(redis),
-        *rules.clocks(clocks_off(redis)),
-        *workers(redis, users, now),
-        scheduler(redis, users),
-        *swept(redis, now),
-        *ages(redis, now, users),
-        *dead_letters(redis, users),
-        *untold_ends(redis, users, now),
-        *_switched_off(redis, handlers),
-    ]
-
-
-def server(redis: Redis) -> list[Finding]:
-    """What Redis says against itself: its version, its role, its replicas, its disk."""
-    try:
-        info = cast(dict[str, object], redis.info())
-    except ResponseError:
-        return [Finding(Level.WARN, "redis", "INFO is not allowed, so its version and role are unknown")]
-    return rules.server(info)
-
-
-def _writes(redis: Redis) -> Iterator[Finding]:
-    try:
-        redis.set(WRITE_PROBE, 1, px=1000)
-    except ResponseError as error:
-        detail = f"takes no writes ({type(error).__name__}): nothing is stored until it does"
-        yield Finding(Level.FAIL, "redis", detail)
-
-
-def _fleet(redis: Redis, own: Process) -> list[Finding]:
-    known = cast(bytes | None, redis.get(KEY_FINGERPRINT))
-    return compared(own, others(redis, own), last_key=known.decode(errors="replace") if known else None)
-
-
 def default_user(redis: Redis) -> list[Finding]:
     """Whether Redis drops transactions when it loads its log, since its default user may not run them.
 
@@ -224,6 +201,62 @@ def default_user(redis: Redis) -> list[Finding]:
     except ResponseError:
         return []  # not allowed to look; or a server before 7.0, which is named for that
     return rules.default_user(refused=any(rules.text(answer) != "OK" for answer in answers))
+
+
+def workers(redis: Redis, users: Sequence[str], now: datetime) -> Iterator[Finding]:
+    """Whether every queue that is needed is served."""
+    if redis.exists(WORKERS_SUSPENDED):
+        yield Finding(Level.FAIL, "workers", "all are suspended; `rq resume` lets them go on")
+    for name in (PERSIST_QUEUE, NOTIFY_QUEUE, *users):
+        yield rules.workers(name, [silence for _, silence in registered(redis, name, now)])
+
+
+def registered(redis: Redis, name: str, now: datetime) -> Iterator[tuple[BaseWorker, float]]:
+    """The workers that are registered for a queue, each with the seconds since it was heard of."""
+    for worker in BaseWorker.all(queue=queues.queue(name, redis)):
+        if worker.last_heartbeat is not None:
+            yield worker, (now - worker.last_heartbeat).total_seconds()
+
+
+def scheduler(redis: Redis, users: Sequence[str]) -> Finding:
+    """Whether delayed retries are started."""
+    idle = [name for name in _all(users) if not redis.exists(RQScheduler.get_locking_key(name))]
+    if idle:
+        detail = f"none for {', '.join(idle)}: delayed retries do not start; the workers of "
+        detail += f"{PERSIST_QUEUE} and {NOTIFY_QUEUE} bring one"
+        return Finding(Level.FAIL, "scheduler", detail)
+    return Finding(Level.OK, "scheduler", "running")
+
+
+def ages(redis: Redis, users: Sequence[str], now: datetime) -> Iterator[Finding]:
+    """How long work has waited, queue by queue."""
+    for name in _all(users):
+        queue = queues.queue(name, redis)
+        yield rules.waiting(name, queue.count, _waited(redis, queue.key, now))
+        if name == PERSIST_QUEUE and (put_off := queue.scheduled_job_registry.get_job_count(cleanup=False)):
+            yield rules.put_off(put_off)
+
+
+def _all(users: Sequence[str]) -> tuple[str, ...]:
+    """Our queues, and those that users work off themselves."""
+    return (*OURS, *(name for name in users if name not in OURS))
+
+
+def _waited(redis: Redis, queue_key: str, now: datetime) -> float:
+    """For how many seconds the first job of a queue has stood there."""
+    first = cast(bytes | None, redis.lindex(queue_key, 0))
+    with suppress(ValueError):  # whoever can write to Redis can write anything
+        since = redis.hget(Job.key_for(first.decode()), "enqueued_at") if first else None
+        if since is not None:
+            return (now - datetime.fromisoformat(cast(bytes, since).decode())).total_seconds()
+    return 0.0
+
+
+def switched_off(redis: Redis) -> Iterator[Finding]:
+    """The handlers that are told nothing any more."""
+    for name, since in sorted(HandlerStates(redis).switched_off().items()):
+        detail = f"it answered 410 at {since} and is told nothing; `outkeep handlers enable {name}` ends that"
+        yield Finding(Level.WARN, f"handler {name}", detail)
 
 
 def _clock(redis: Redis) -> Finding:
@@ -244,35 +277,37 @@ def swept(redis: Redis, now: datetime) -> list[Finding]:
     return [rules.sweep(None if at is None else now.timestamp() - float(at)), *rules.repairs(made)]
 
 
-def _switched_off(redis: Redis, handlers: Sequence[str]) -> Iterator[Finding]:
-    states = HandlerStates(redis)
-    for name in handlers:
-        if states.is_off(name):
-            detail = f"it answered 410 and is told nothing more; `outkeep handlers enable {name}` ends that"
-            yield Finding(Level.WARN, f"handler {name}", detail)
+def disk(folder: Path, floor: int | None) -> Finding:
+    """Whether there is room on the disk of a folder, or of where it will be; `floor` in bytes."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return rules.disk(str(place), shutil.disk_usage(place).free, floor_of(place, floor))
 
 
-def durability(redis: Redis, *, severe: Level) -> list[Finding]:
-    """What Redis' configuration could lose; `severe` is the level of the worst."""
-    try:
-        found = {name: cast(dict[object, object], redis.config_get(name)) for name in rules.DURABLE}
-    except RedisError:
-        return [Finding(Level.WARN, "redis", "CONFIG GET is not allowed, so durability is unknown")]
-    current = {name: rules.text(said.get(name, said.get(name.encode(), b""))) for name, said in found.items()}
-    return rules.durability(current, severe=severe)
-
-
-def memory(redis: Redis) -> list[Finding]:
-    """Whether Redis' memory runs short; nothing where it may not be asked."""
-    try:
-        return rules.memory(cast(dict[str, object], redis.info("memory")))
-    except ResponseError:
+def spooled(spool: Spool | None, now: datetime) -> list[Finding]:
+    """Whether it could take a delivery, and what waits there."""
+    if spool is None:
         return []
+    trouble = spool.trouble()
+    if trouble is not None:
+        return [Finding(Level.WARN, "spool", trouble)]
+    try:
+        waiting, damaged = spool.waiting(), spool.damaged()
+    except OSError as error:
+        return [Finding(Level.WARN, "spool", f"cannot read {spool.folder}: {error.strerror}")]
+    findings = []
+    if damaged:
+        detail = f"{damaged} deliveries are damaged; look at *.damaged in {spool.folder}"
+        findings.append(Finding(Level.WARN, "spool", detail))
+    if waiting:
+        age = (now - waiting[0].received_at).total_seconds()
+        whom = "for Redis, or, if large, for the storage"
+        detail = f"{len(waiting)} deliveries wait {whom}; the oldest for {age:.0f} s"
+        findings.append(Finding(Level.WARN, "spool", detail))
+    return findings or [Finding(Level.OK, "spool", "empty")]
 
 
 TIMEOUT = 3.0
-SILENCE = timedelta(seconds=90)
-"""A worker that has not been heard of for this long is taken for dead."""
+"""Seconds that a part has to answer the health check."""
 
 _OK = 200
 
@@ -299,12 +334,10 @@ def _check_receiver(host: str, port: int) -> None:
 
 
 def _check_worker(queue: str, url: str) -> None:
-    redis = connect(url, timeout=TIMEOUT)
-    here, earliest = socket.gethostname(), clock_of(redis)() - SILENCE
+    redis, here = connect(url, timeout=TIMEOUT), socket.gethostname()
     stopped = None
-    for worker in BaseWorker.all(queue=queues.queue(queue, redis)):
-        heard = worker.last_heartbeat
-        if worker.hostname == here and heard is not None and heard > earliest:
+    for worker, silence in registered(redis, queue, clock_of(redis)()):
+        if worker.hostname == here and silence < SILENCE:
             if not is_stopped(worker.pid or 0):
                 return
             stopped = worker.pid

@@ -20,10 +20,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from app import deployment
-from app.accept.inbox import connect
 from app.accept.spool import Spool
-from app.clock import clock_of
-from app.core import findings as job_findings
 from app.core import findings as rules
 from app.core.addresses import is_private, is_public
 from app.core.bucket_faults import certificate_fault, lacking, redis_fault
@@ -32,16 +29,16 @@ from app.core.findings import Finding, Level
 from app.core.handlers import Call, FollowUp, Handler, Webhook, job_queues
 from app.core.names import CLAIMS, HANDLE_QUEUE, QUARANTINE, Kind
 from app.deployment import Deployment
+from app.disk import KEY_FILE
 from app.health import presence
-from app.health.checks import check_redis
-from app.health.readiness import disk, spooled
+from app.health.checks import Subject, disk, of_redis, spooled
 from app.maintain.backlog import queues_of_users
 from app.receive.keyring import fetch_secret
-from app.reconcile import memory as reconcile_memory
 from app.settings import Settings, doubts, examine
-from app.storage.identity import Identity, lost
+from app.storage.identity import Identity
 from app.storage.store import Storage
 from app.valkey import running as embedded_trace
+from app.valkey.client import connect, find_redis
 
 
 def defines(source: bytes, name: str) -> bool:
@@ -187,20 +184,17 @@ def _fetched_secret(settings: Settings) -> Finding:
 def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
     """What Redis says, or why it says nothing: then work waits, and deliveries go to the spool."""
     try:
-        url = deployment.find_redis(settings)
+        url = find_redis(settings)
         keys = _keys(settings)
     except ConfigurationError as error:
         return [Finding(Level.FAIL, "redis", problem) for problem in error.problems]
     try:
         with closing(connect(url, timeout=TIMEOUT)) as redis:
-            names, users = [handler.name for handler in handlers], _users(redis, handlers)
             own = presence.process_of(Deployment(settings, url, keys, tuple(handlers)), DOCTOR)
-            findings = check_redis(redis, own, names, users)
-            findings += _identity(redis, settings)
-            if settings.api_token is not None:
-                age = reconcile_memory.age(redis, clock_of(redis).time())
-                findings.append(rules.reconciled(settings.reconciles, age))
-            return findings
+            reconciles = None if settings.api_token is None else settings.reconciles
+            identity, trouble = _identity(redis, settings)
+            subject = Subject(own, identity, _users(redis, handlers), reconciles)
+            return [*of_redis(redis, subject), *trouble]
     except AuthenticationError:
         detail = "it refuses the user or password of REDIS_URL"
     except BusyLoadingError:
@@ -213,15 +207,14 @@ def _redis(settings: Settings, handlers: Sequence[Handler]) -> list[Finding]:
     return [Finding(Level.FAIL, "redis", detail)]
 
 
-def _identity(redis: Redis, settings: Settings) -> list[Finding]:
-    """Whether Redis belongs to this storage, and still holds what it held."""
+def _identity(redis: Redis, settings: Settings) -> tuple[Identity | None, list[Finding]]:
+    """What tells whether Redis still holds what it held, and whether it belongs to this storage."""
     try:
         identity = Identity(redis, Storage(settings.storage_url))
-        if (problem := identity.trouble()) is not None:
-            return [Finding(Level.FAIL, "storage id", problem)]
-        return lost(identity)
+        problem = identity.trouble()
     except (OutkeepError, ResponseError):
-        return []  # the checks of the storage and of Redis say why
+        return None, []  # the checks of the storage and of Redis say why
+    return identity, [] if problem is None else [Finding(Level.FAIL, "storage id", problem)]
 
 
 def _left_behind(settings: Settings) -> list[Finding]:
@@ -249,7 +242,7 @@ def _keys(settings: Settings) -> tuple[bytes, ...]:
     """The keys that sign; none when there are none yet: a doctor makes nothing."""
     if settings.secret_keys is not None:
         return settings.secret_keys
-    return deployment.own_keys(settings.data) if (settings.data / deployment.KEY_FILE).exists() else ()
+    return deployment.own_keys(settings.data) if (settings.data / KEY_FILE).exists() else ()
 
 
 def _spool(settings: Settings) -> list[Finding]:
@@ -345,7 +338,7 @@ def _handler(handler: Handler, settings: Settings, code: Path) -> Finding:
             return _webhook(check, url, settings)
         case Call(function, queue):
             trouble = missing(function, code) if queue == HANDLE_QUEUE else None
-            return job_findings.function(handler.name, function, queue, trouble)
+            return rules.function(handler.name, function, queue, trouble)
         case FollowUp(model):
             return Finding(Level.OK, check, f"predicts with {model}")
 

@@ -15,7 +15,6 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.accept.inbox import connect
 from app.core import fleet
 from app.core.errors import ConfigurationError, OutkeepError
 from app.core.fleet import Process
@@ -24,6 +23,7 @@ from app.core.names import PROCESSES, process_key
 from app.deployment import Deployment
 from app.storage.identity import Identity
 from app.storage.store import Storage
+from app.valkey.client import connect
 
 START_PATIENCE = 5.0
 """Seconds that the start of a process waits for that."""

@@ -12,7 +12,6 @@ from datetime import datetime
 from functools import partial
 from urllib.parse import quote
 
-from pydantic import SecretStr
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,6 +21,7 @@ from app.core.errors import OutkeepError, Rejected, Transient
 from app.core.links import LinkKeys, check_path, file_path
 from app.core.names import ID, Kind, manifest_name, object_name
 from app.core.presentation import parse_range, presentation
+from app.core.secret import SecretStr
 from app.receive.headers import bearer, carries
 from app.storage.store import Storage, Stored
 

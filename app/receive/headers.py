@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import time
 
-from pydantic import SecretStr
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -12,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import Rejected
 from app.core.hosts import AllowedHosts
+from app.core.secret import SecretStr
 from app.receive.rate_limit import Guesses
 
 

@@ -9,12 +9,12 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
-from pydantic import SecretStr
 from starlette.requests import Request
 
 from app.core.errors import Rejected
 from app.core.findings import Finding, out_of_time
 from app.core.manifest import Source
+from app.core.secret import SecretStr
 from app.core.signature import MISMATCH, OUT_OF_TIME, Delivery, VerifyingKey, verify
 from app.receive.bodies import TOO_LARGE, Bodies, apart
 from app.receive.headers import carries

@@ -7,9 +7,8 @@ from math import isfinite
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import SecretStr
-
 from app.core.handlers import Handler, Webhook
+from app.core.secret import SecretStr
 from app.core.signature import SharedKey
 from app.settings import Settings
 
@@ -75,7 +74,7 @@ def secrets_of(settings: Settings, handlers: Iterable[Handler] = ()) -> set[str]
     """Every secret of a process in every spelling in which it could slip into a text."""
     found = {key.decode("utf-8", "replace") for key in settings.secret_keys or ()}
     found |= _password(settings.redis_url or "")
-    for _, value in settings:
+    for value in vars(settings).values():
         for secret in value if isinstance(value, tuple) else (value,):
             if isinstance(secret, SecretStr):
                 found |= spellings(secret.get_secret_value())

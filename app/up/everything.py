@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_urlsafe
 
@@ -102,7 +103,7 @@ def _own_token(settings: Settings, port: int) -> dict[str, str]:
 
     Only on a loopback address: there whoever can use the link that is printed is on this host already.
     """
-    url = settings.model_copy(update={"port": port}).own_url
+    url = replace(settings, port=port).own_url
     if settings.admin_token is not None:
         _say(f"The dashboard: {settings.public_url or url}/")
         return {}

@@ -9,12 +9,12 @@ from pathlib import Path
 from redis import Redis
 from starlette.routing import BaseRoute
 
-from app.accept.inbox import connect
 from app.accept.records import Records
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.health.doctor import diagnose
 from app.storage.store import Storage
+from app.valkey.client import connect
 from app.web.catalog import Catalog
 from app.web.dashboard import Dashboard
 from app.web.feed import PATIENCE, Feed

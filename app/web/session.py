@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
-from pydantic import SecretStr
 from redis import Redis
 from redis.exceptions import RedisError
 from starlette.requests import Request
@@ -20,6 +19,7 @@ from starlette.responses import Response
 
 from app.core.errors import Rejected, Transient
 from app.core.names import used_link_key
+from app.core.secret import SecretStr
 from app.receive.headers import bearer, carries
 from app.receive.rate_limit import Guesses
 from app.web.signing import Signer, link_signer

@@ -16,13 +16,14 @@ from typing import cast
 import pytest
 from redis import Redis
 
-from app.accept.inbox import MAX_BATCH, MAX_BATCH_BYTES, Inbox, connect
+from app.accept.inbox import MAX_BATCH, MAX_BATCH_BYTES, Inbox
 from app.accept.records import LARGE, Accepted, Arrival, Records
 from app.core.errors import Transient
 from app.core.manifest import Receipt
 from app.core.names import Kind, persist_job_id
 from app.core.prediction import parse
 from app.receive.listening import free_port
+from app.valkey.client import connect
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive import web as webs
 from tests.receive.web import BOUND, WEBHOOK, Answer, Web, prediction, signed, wait_until

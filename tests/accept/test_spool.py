@@ -22,7 +22,6 @@ import pytest
 from redis import Redis
 
 from app.accept.claim_check import ClaimCheck
-from app.accept.inbox import connect
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records
 from app.accept.spool import MAX_BATCH, MAX_FAILURES, Drainer, Spool, Spooled
@@ -32,6 +31,7 @@ from app.core.names import Kind, persist_job_id
 from app.core.policy import HOUR, PERSIST_MARGIN
 from app.receive.listening import free_port
 from app.storage.store import Storage
+from app.valkey.client import connect
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive import web as webs
 from tests.receive.web import BOUND, ENDING, WEBHOOK, Web, prediction, signed, wait_until
@@ -374,7 +374,7 @@ READ_ONLY = """
 import signal
 from app.accept.claim_check import ClaimCheck
 from app.accept.spool import TIMEOUT, Drainer
-from app.accept.inbox import connect
+from app.valkey.client import connect
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records
 from app.storage.store import Storage

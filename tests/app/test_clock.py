@@ -13,8 +13,8 @@ import rq
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.accept.inbox import connect
 from app.clock import PATIENCE, Clock, clocks_off
+from app.valkey.client import connect
 from tests.own_valkey import own_valkey
 from tests.receive.web import wait_until
 from tests.redis_proxy import rewriting

@@ -13,9 +13,11 @@ import pytest
 
 from app.core.errors import ConfigurationError
 from app.core.handlers import Webhook
-from app.deployment import connect, find_redis, own_keys, owner_problems, prepare
+from app.deployment import connect, own_keys, prepare
+from app.disk import owner_problems
 from app.settings import load
 from app.storage.store import Storage
+from app.valkey.client import find_redis
 from tests.receive.web import SECRET, SECRET_KEY, clean_environment
 
 HANDLER = '[[handler]]\nname = "gallery"\nurl = "https://example.com/x"\nsecret = "{secret}"\n'

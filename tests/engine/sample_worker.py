@@ -20,8 +20,8 @@ from rq import Retry
 from rq.job import Job
 from rq.queue import Queue
 
-from app.accept.inbox import connect
 from app.clock import Clock, lend_to_rq
+from app.valkey.client import connect
 from workers.engine.async_worker import AsyncWorker
 from workers.engine.job import JobFunction
 from workers.engine.steady_worker import Pace

@@ -85,8 +85,8 @@ def test_all_is_well_with_a_durable_redis_and_workers(valkey: OwnValkey, tmp_pat
 
     assert answer.status == 200
     assert [one.partition(":")[0] for one in lines(answer)] == [
-        "ok secret key",
         "ok redis",
+        "ok secret key",
         "ok workers of persist",
         "ok workers of notify",
         "ok scheduler",
@@ -128,9 +128,9 @@ def test_a_handler_that_is_switched_off_is_warned_of_without_its_name_for_strang
         stranger = ready(web, **{"x-forwarded-for": "203.0.113.9"})
 
     assert answer.status == 200
-    assert line(answer, "handlers") == (
-        "warn handlers: gallery answered 410 at 2026-03-16T00:00:00.000Z and is told nothing until"
-        " `outkeep handlers enable gallery`"
+    assert line(answer, "handler gallery") == (
+        "warn handler gallery: it answered 410 at 2026-03-16T00:00:00.000Z and is told nothing;"
+        " `outkeep handlers enable gallery` ends that"
     )
     assert line(stranger, "handlers") == "warn handlers"
 
@@ -190,8 +190,8 @@ def test_missing_workers_are_warned_of(valkey: OwnValkey, tmp_path: Path) -> Non
         "warn workers of persist: none runs; start `outkeep work persist`"
     )
     assert line(answer, "workers of notify") == "ok workers of notify: 1 running"
-    assert line(answer, "workers of jobs") == (
-        "warn workers of jobs: thumbs: none runs; start `rq worker -S json thumbs`"
+    assert line(answer, "workers of thumbs") == (
+        "warn workers of thumbs: none runs; start `rq worker -S json thumbs`"
     )
     assert 'outkeep_queue_jobs{queue="thumbs",state="waiting"} 0.0' in metrics
 

@@ -9,9 +9,9 @@ from redis import Redis
 
 from app.accept import changes
 from app.accept.changes import Notified
-from app.accept.inbox import connect
 from app.core.manifest import format_time
 from app.core.names import Kind
+from app.valkey.client import connect
 from app.web.catalog import Catalog, Filters
 from app.web.feed import Feed
 from tests.kept import TTL, Deployment

@@ -14,7 +14,6 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.accept.inbox import connect
 from app.accept.spool import Spool
 from app.core.errors import OutkeepError, Transient
 from app.core.names import PERSIST_QUEUE
@@ -25,6 +24,7 @@ from app.reconcile.memory import Memory
 from app.reconcile.passes import Pace, Reconciler, Report, reconciler_of
 from app.replicate.created_here import CreatedHere
 from app.telemetry.tally import Tally
+from app.valkey.client import connect
 
 LOOK = 2.0
 """Seconds between two looks, at what is awaited and at whose turn it is: nothing that is due waits longer."""

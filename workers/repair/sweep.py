@@ -10,7 +10,6 @@ from typing import Self
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.accept.inbox import connect
 from app.accept.quarantine import Quarantine
 from app.accept.records import Records
 from app.clock import Clock
@@ -24,6 +23,7 @@ from app.maintain.removal import Removal, RemovedNotes
 from app.maintain.user_jobs import tell_ends
 from app.storage.store import Storage
 from app.telemetry.tally import series
+from app.valkey.client import connect
 from workers.repair.files import LocalFiles, OrphanedBodies
 from workers.repair.inconsistencies import Consistency, RefusedOutputs
 from workers.repair.recovery import CatchUp, Epochs
