@@ -98,8 +98,8 @@ def test_a_form_changes_only_what_was_changed_in_it() -> None:
     ("name", "word"),
     [
         ("a.png", "picture"), ("a.mp4", "film"), ("a.mp3", "sound"), ("output.txt", "text"),
-        ("a.json", "text"), ("a.svg", "file"), ("a.html", "file"), ("a.pdf", "file"), ("a.glb", "file"), ("a.js", "file"),
-        ("a.bin", "file"), ("a.tiff", "file"),
+        ("a.json", "text"), ("a.svg", "file"), ("a.html", "file"), ("a.pdf", "file"), ("a.glb", "file"),
+        ("a.js", "file"), ("a.bin", "file"), ("a.tiff", "file"),
     ],
 )  # fmt: skip
 def test_what_could_run_is_never_shown_but_named(name: str, word: str) -> None:
