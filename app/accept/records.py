@@ -49,6 +49,7 @@ from app.core.names import (
 from app.core.policy import ask_delay
 from app.core.prediction import Prediction, parse_time
 from app.core.progress import live
+from app.core.reconciling import SILENCE
 
 PAGE = 200
 
@@ -380,10 +381,10 @@ def _require_small(arrival: Arrival) -> None:
 
 
 def _score(arrival: Arrival, now: datetime) -> float | str:
-    """When it was heard of, or will be asked for; nothing for what Replicate does not know, or has ended."""
+    """When it will be asked for by its id; nothing for what Replicate does not know, or has ended."""
     if arrival.receipt.source == "cog" or arrival.outline is not None:
         return ""
-    return now.timestamp() + (ask_delay(0.0) if arrival.is_asked_for else 0.0)
+    return now.timestamp() + (ask_delay(0.0) if arrival.is_asked_for else SILENCE)
 
 
 def _fields(arrival: Arrival, now: datetime) -> list[str | bytes]:

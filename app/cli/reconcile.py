@@ -19,10 +19,10 @@ from app.cli.opening import TIMEOUT
 from app.cli.terminal import parse_moment, say
 from app.core.errors import ConfigurationError, Permanent
 from app.core.manifest import format_time
-from app.core.names import Kind
+from app.core.names import RECONCILE_TURN, Kind
 from app.core.reconciling import Found
 from app.deployment import Deployment
-from app.reconcile.memory import Memory
+from app.maintain.lease import leased
 from app.reconcile.passes import Report, Tell, reconciler_of, say_nothing
 from app.storage.identity import require
 from app.storage.store import Storage
@@ -98,7 +98,7 @@ def _turn(redis: Redis) -> Iterator[None]:
     """Our turn, once another process has ended its pass."""
     until = time.monotonic() + PATIENCE
     while True:
-        with Memory(redis).turn() as ours:
+        with leased(redis, RECONCILE_TURN) as ours:
             if ours:
                 yield
                 return

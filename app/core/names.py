@@ -148,11 +148,10 @@ SWEEP_TURN = "outkeep:sweep-turn"
 """Lease of the process that sweeps now; expires before the next sweep is due."""
 
 AWAITED = "outkeep:awaited"
-"""Sorted set of `awaited_member`s whose end is awaited, scored by when they were last heard of (seconds)."""
+"""Sorted set of `awaited_member`s, scored by when they are asked for (`app.replicate.watchlist`)."""
 
 AWAITED_HERE = "outkeep:awaited-here"
-"""Sorted set of `record_member`s: what was created here without a webhook, scored by when it is asked for
-next (Unix seconds)."""
+"""The same of what was created here without a webhook, by their `record_member`s."""
 
 RUNNING, RUNNING_OF_COG = "outkeep:running", "outkeep:running-of-cog"
 """Sorted sets of `record_member`s of which no more than progress was sent, scored by when (Unix seconds)."""
@@ -164,10 +163,10 @@ PASSED_OVER = "outkeep:passed-over"
 """Sorted set of `<kind>:<id>` that reconciliation has looked at and left alone, scored by when (seconds)."""
 
 RECONCILE_TURN = "outkeep:reconcile-turn"
-"""Held by the process that reconciles now; expires soon after that process was killed."""
+"""Lease of the process that reconciles now."""
 
 ASKING_TURN = "outkeep:asking-turn"
-"""Held by the process that asks for what was created here; expires soon after that process was killed."""
+"""Lease of the process that polls what was created here."""
 
 RECONCILE_MARKS = "outkeep:reconcile-marks"
 """Hash: kind → from which time of creation the next pass has to look (Unix seconds)."""
@@ -203,7 +202,7 @@ IDENTITY_LOCK = "outkeep:identity-lock"
 """Held while `IDENTITY_NAME` is written; expires."""
 
 REBUILD_TURN = "outkeep:rebuild-turn"
-"""Held by the process that rebuilds by itself after Redis has lost its data."""
+"""Lease of the process that rebuilds by itself after Redis has lost its data."""
 
 CAUGHT_UP = "outkeep:caught-up"
 """Hash: name of a handler that some processes do not know → up to when it was seen to that it is told (Unix
@@ -211,7 +210,7 @@ seconds)."""
 
 
 def catch_up_turn(fingerprint: str) -> str:
-    """Set by the process that tells new handlers now, one for each handlers file; expires."""
+    """Lease of the process that tells new handlers now, one for each handlers file."""
     return f"outkeep:catch-up-turn:{fingerprint}"
 
 
@@ -223,7 +222,7 @@ REMOVALS = "outkeep:removals"
 """Sorted set of `<kind>:<id>` that are being removed, scored by when that was asked for (seconds)."""
 
 RETENTION_TURN = "outkeep:retention-turn"
-"""Set by the process that looks for what is too old to be kept, and after that until it is time again."""
+"""Lease of the process that looks for what is too old to be kept, and after that until it is time again."""
 
 
 def removed_key(kind: Kind, prediction_id: str) -> str:

@@ -153,11 +153,11 @@ def expected_for(prediction: Prediction, now: datetime) -> float:
     return max(0.0, GRACE - (now - ended).total_seconds())
 
 
-def heard_at(found: Found, prediction: Prediction | None, now: datetime) -> float | None:
-    """When one that is awaited counts as heard of (Unix seconds): `SILENCE` later it is asked for by id."""
+def due_at(found: Found, prediction: Prediction | None, now: datetime) -> float | None:
+    """When one that was not created here is asked for by its id (Unix seconds); None: not any more."""
     if found is Found.EXPECTED and prediction is not None:
-        return now.timestamp() + expected_for(prediction, now) - SILENCE
-    return now.timestamp() if found in {Found.RUNNING, Found.FAILED} else None
+        return now.timestamp() + expected_for(prediction, now)
+    return now.timestamp() + SILENCE if found in {Found.RUNNING, Found.FAILED} else None
 
 
 def is_quiet(

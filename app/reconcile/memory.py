@@ -3,8 +3,7 @@
 Methods block; errors are redis-py's, of `first_start` those of storage too.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import cast
 
@@ -13,21 +12,15 @@ from redis import Redis
 from app.core.errors import StorageFailure
 from app.core.lifecycle import State
 from app.core.names import (
-    AWAITED,
     FIRST_START,
     PASSED_OVER,
     RECONCILE_MARKS,
-    RECONCILE_TURN,
     RECONCILED,
     Kind,
-    awaited_member,
     record_key,
     record_member,
     removed_key,
-    split_awaited,
 )
-from app.core.reconciling import Awaited, Origin
-from app.maintain.lease import leased
 from app.storage.identity import Identity
 from app.storage.store import Storage
 
@@ -74,10 +67,6 @@ class Memory:
         """Remember that a pass over everything is complete."""
         self._redis.set(RECONCILED, now.timestamp())
 
-    def completed_at(self) -> float | None:
-        """When the last complete pass ended, in Unix seconds."""
-        return completed_at(self._redis)
-
     def settled(self, kind: Kind, ids: Sequence[str]) -> set[str]:
         """Those of which a record says that they are past running, or that were removed or passed over."""
         if not ids:
@@ -102,44 +91,11 @@ class Memory:
         self._redis.zadd(PASSED_OVER, {record_member(kind, identity): now.timestamp()})
         self._redis.zremrangebyscore(PASSED_OVER, "-inf", now.timestamp() - FORGOTTEN_AFTER)
 
-    def expect(self, awaited: Sequence[Awaited], heard: float) -> None:
-        """Await the end of some that were heard of at `heard` (Unix seconds)."""
-        if awaited:
-            self._redis.zadd(AWAITED, {_member(one): heard for one in awaited})
-
-    def silent(self, since: float, most: int) -> list[Awaited]:
-        """Those that were not heard of since then, the most silent first."""
-        found = self._redis.zrange(AWAITED, "-inf", since, byscore=True, offset=0, num=most)
-        places = [split_awaited(member.decode()) for member in cast(list[bytes], found)]
-        return [
-            Awaited(kind, identity, Origin.WEB if web else Origin.ELSEWHERE) for kind, identity, web in places
-        ]
-
-    def forget(self, awaited: Awaited) -> None:
-        """Await one no longer."""
-        self._redis.zrem(AWAITED, _member(awaited))
-
-    @contextmanager
-    def turn(self) -> Iterator[bool]:
-        """Whether it is ours to reconcile until the end of the block; it is given back then."""
-        with leased(self._redis, RECONCILE_TURN) as ours:
-            yield ours
-
-
-def completed_at(redis: Redis) -> float | None:
-    """When the last complete pass ended, in Unix seconds."""
-    at = cast(bytes | None, redis.get(RECONCILED))
-    return None if at is None else float(at)
-
 
 def age(redis: Redis, now: float) -> float | None:
     """Seconds since the last complete pass ended; `now` is the Unix time."""
-    at = completed_at(redis)
-    return None if at is None else now - at
-
-
-def _member(awaited: Awaited) -> str:
-    return awaited_member(awaited.kind, awaited.id, web=awaited.origin is Origin.WEB)
+    at = cast(bytes | None, redis.get(RECONCILED))
+    return None if at is None else now - float(at)
 
 
 def _moment(text: bytes) -> datetime:

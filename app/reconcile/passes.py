@@ -42,8 +42,8 @@ from app.deployment import Deployment
 from app.maintain.removal import RemovedNotes
 from app.reconcile.memory import Memory
 from app.replicate.client import Api, Object, connected
-from app.replicate.created_here import CreatedHere
 from app.replicate.follow_ups import FollowUps
+from app.replicate.watchlist import Watchlist
 from app.storage.store import Storage
 from app.telemetry.tally import Tally
 
@@ -144,7 +144,7 @@ class Asker:
     records: Records
     follow_ups: FollowUps
     memory: Memory
-    here: CreatedHere
+    watchlist: Watchlist
     claims: ClaimCheck
     rules: Rules
     clock: Callable[[], datetime]
@@ -251,34 +251,27 @@ class Asker:
             quiet=quiet,
         )
 
-    def forget(self, awaited: Awaited) -> None:
-        """Ask for one no longer; raises redis-py's errors."""
-        if awaited.origin is Origin.HERE:
-            self.here.forget(awaited.kind, awaited.id)
-        else:
-            self.memory.forget(awaited)
-
     def _remember(self, awaited: Awaited, found: Found, prediction: Prediction | None) -> None:
         now = self.clock()
-        heard = judgement.heard_at(found, prediction, now)
-        if heard is not None:
-            self.memory.expect([awaited], heard)
+        due_at = judgement.due_at(found, prediction, now)
+        if due_at is not None:
+            self.watchlist.add([awaited], due_at)
             return
-        self.memory.forget(awaited)
+        self.watchlist.forget(awaited)
         if found in {Found.FOREIGN, Found.UNREADABLE}:
             self.memory.pass_over(awaited.kind, awaited.id, now)
 
     def _ask_again(self, awaited: Awaited, found: Found, _: Prediction | None) -> None:
-        """The same for what was created here: it is asked for by its age, as our own record tells it."""
+        """The same for what was created here: it is polled by its age, as our own record tells it."""
         now, record = self.clock(), self.records.get(awaited.kind, awaited.id)
         age = None if record is None else (now - record.received_at).total_seconds()
         wait = asked_again_in(found, age)
         if found is Found.UNREADABLE:
             self.memory.pass_over(awaited.kind, awaited.id, now)
         if wait is None:
-            self.forget(awaited)
+            self.watchlist.forget(awaited)
         else:
-            self.here.put_off(awaited.kind, awaited.id, now.timestamp() + wait)
+            self.watchlist.put_off(awaited.kind, awaited.id, now.timestamp() + wait)
 
 
 def _warn(awaited: Awaited, error: OutkeepError) -> None:
@@ -322,30 +315,26 @@ class Reconciler:
         """
         with raised_at_the_end() as later:
             with later():
-                await self._ask_for_silent(report)
+                await self._ask_for(self.asker.watchlist.due, MOST_SILENT, report)
             for kind in Kind:
                 with later():
                     await self._look_through(kind, since, report)
         if since is None:
             await asyncio.to_thread(self._memory.completed, self._now())
 
-    async def _ask_for_silent(self, report: Report) -> None:
-        until = self._now().timestamp() - judgement.SILENCE
-        await self._ask_for(await asyncio.to_thread(self._memory.silent, until, MOST_SILENT), report)
-
     async def ask(self, report: Report) -> None:
         """Ask by id for what was created here without a webhook, where that is due; raises as `run` does."""
-        now = self._now().timestamp()
-        await self._ask_for(await asyncio.to_thread(self.asker.here.due, now, MOST_DUE), report)
+        await self._ask_for(self.asker.watchlist.due_here, MOST_DUE, report)
 
-    async def _ask_for(self, awaited: Sequence[Awaited], report: Report) -> None:
+    async def _ask_for(self, due: Callable[[float, int], list[Awaited]], most: int, report: Report) -> None:
+        watched = await asyncio.to_thread(due, self._now().timestamp(), most)
         with raised_at_the_end() as later:
             for kind in Kind:
-                of_kind = [one for one in awaited if one.kind is kind]
+                of_kind = [one for one in watched if one.kind is kind]
                 known = await asyncio.to_thread(self._known, kind, [one.id for one in of_kind])
                 for one in of_kind:
                     if one.id in known:
-                        await asyncio.to_thread(self.asker.forget, one)
+                        await asyncio.to_thread(self.asker.watchlist.forget, one)
                 with later():
                     await self._settle(kind, [one for one in of_kind if one.id not in known], report)
 
@@ -384,9 +373,9 @@ class Reconciler:
                 wanted.append(judgement.in_brief(one))
                 continue
             self.asker.count(report, kind, found)
-            heard = judgement.heard_at(found, one, now)
-            if heard is not None:
-                self._memory.expect([_awaited(one)], heard)
+            due_at = judgement.due_at(found, one, now)
+            if due_at is not None:
+                self.asker.watchlist.add([_awaited(one)], due_at)
         return wanted
 
     def _judge(self, one: Prediction, now: datetime, *, settled: bool) -> Found | None:
@@ -498,7 +487,7 @@ async def reconciler_of(
             records=records,
             follow_ups=FollowUps(redis),
             memory=memory,
-            here=CreatedHere(redis),
+            watchlist=Watchlist(redis),
             claims=claims,
             rules=rules,
             clock=clock,

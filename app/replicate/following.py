@@ -24,7 +24,7 @@ from app.core.names import Kind
 from app.core.policy import poll_delay
 from app.core.prediction import Prediction, from_object, parse
 from app.replicate.client import Api
-from app.replicate.created_here import CreatedHere
+from app.replicate.watchlist import Watchlist
 from app.storage.store import Storage
 
 LOOK = 0.2
@@ -116,7 +116,7 @@ class Follower:
         """Should this process die, a worker asks for it all the same, a little later."""
         until = self.clock().timestamp() + ASKED_BY_OTHERS
         with suppress(RedisError):  # then it is asked for twice
-            CreatedHere(self.redis).put_off(Kind.PREDICTION, prediction_id, until)
+            Watchlist(self.redis).put_off(Kind.PREDICTION, prediction_id, until)
 
     def _look(self, prediction: Prediction, *, patient: bool) -> Manifest | None:
         """The manifest, once it is there; unless we are `patient`, what nobody handed in is handed in."""

@@ -13,12 +13,11 @@ from app.core.reconciling import (
     FIRST_LOOK,
     GRACE,
     OVERLAP,
-    SILENCE,
     Found,
     Rules,
     by_urgency,
+    due_at,
     expected_for,
-    heard_at,
     is_foreign,
     is_late,
     is_quiet,
@@ -182,14 +181,11 @@ def test_what_is_deleted_next_comes_first() -> None:
 def test_what_ended_just_now_is_asked_for_when_its_webhook_should_have_come() -> None:
     one = prediction(completed_at=ago(seconds=20))
 
-    heard = heard_at(Found.EXPECTED, one, NOW)
-
     assert expected_for(one, NOW) == GRACE - 20
-    assert heard is not None
-    assert heard + SILENCE - NOW.timestamp() == GRACE - 20
+    assert due_at(Found.EXPECTED, one, NOW) == NOW.timestamp() + GRACE - 20
 
 
 @pytest.mark.parametrize("found", list(Found))
 def test_only_what_has_not_ended_stays_awaited(found: Found) -> None:
     awaited = {Found.RUNNING, Found.EXPECTED, Found.FAILED}
-    assert (heard_at(found, prediction(), NOW) is not None) is (found in awaited)
+    assert (due_at(found, prediction(), NOW) is not None) is (found in awaited)

@@ -23,6 +23,7 @@ from app.core.names import (
     FIRST_START,
     FOLLOW_UPS_OPEN,
     IDENTITY_NAME,
+    RECONCILE_TURN,
     Kind,
     persist_job_id,
     record_key,
@@ -31,10 +32,12 @@ from app.core.names import (
 from app.core.policy import LATEST_ASK
 from app.core.prediction import parse
 from app.core.reconciling import GRACE, OVERLAP, SILENCE, SOUGHT_FOR, fingerprint
+from app.maintain.lease import leased
 from app.maintain.removal import Removal
+from app.reconcile.memory import age
 from app.replicate.client import MAX_ANSWER
-from app.replicate.created_here import CreatedHere
 from app.replicate.follow_ups import FollowUps, Intent
+from app.replicate.watchlist import Watchlist
 from app.simulator import Simulator
 from tests.receive.web import SECRET_KEY
 from tests.reconcile.reconciliation import HOOK, PREDICTION, PUBLIC_URL, TRAINING, Desk, create
@@ -313,7 +316,7 @@ class TestWhatWasCreatedHere:
         asked = []
         for second in range(1200):
             desk.now += timedelta(seconds=1)
-            if (CreatedHere(desk.redis).next_at() or 0) <= desk.now.timestamp():
+            if (Watchlist(desk.redis).next_here() or 0) <= desk.now.timestamp():
                 assert desk.ask() == {"running": 1}
                 asked.append(second)
         waits = [later - sooner for sooner, later in itertools.pairwise(asked)]
@@ -351,7 +354,7 @@ class TestWhatWasCreatedHere:
     def test_the_end_that_came_otherwise_is_the_end(self, desk: Desk) -> None:
         start(desk, "a")
         receive(desk, desk.finish("a"))
-        CreatedHere(desk.redis).put_off(PREDICTION, "a", 0)
+        Watchlist(desk.redis).put_off(PREDICTION, "a", 0)
         assert not desk.redis.exists(AWAITED_HERE)
 
     def test_what_the_api_does_not_know_yet_is_asked_for_again_for_a_while(self, desk: Desk) -> None:
@@ -512,7 +515,7 @@ def test_a_page_with_outputs_of_any_size_ends_no_pass(desk: Desk) -> None:
     given = desk.finish("a", output="y" * LARGE)
 
     assert desk.run() == {"known": 4, "new": 1}
-    assert desk.memory.completed_at() == desk.now.timestamp()
+    assert age(desk.redis, desk.now.timestamp()) == 0
     place = desk.record("a").body_at
     assert place is not None
     assert json.loads(desk.storage.get(place) or b"") == given
@@ -546,12 +549,12 @@ def test_a_pass_that_fails_is_taken_up_where_it_stood(desk: Desk) -> None:
     taken = len(desk.jobs())
     assert 0 < taken < 40
     assert desk.memory.mark(PREDICTION) is None
-    assert desk.memory.completed_at() is None
+    assert age(desk.redis, 0) is None
 
     left = desk.run()
     assert left == {"new": 40 - taken, "known": taken}
     assert desk.memory.mark(PREDICTION) == desk.now - timedelta(seconds=OVERLAP)
-    assert desk.memory.completed_at() == desk.now.timestamp()
+    assert age(desk.redis, desk.now.timestamp()) == 0
 
 
 def test_an_answer_of_too_many_requests_is_waited_out(desk: Desk) -> None:
@@ -685,18 +688,18 @@ def test_since_looks_as_far_as_it_says_and_leaves_the_mark_alone(desk: Desk) -> 
     old = desk.ago(hours=20)
     desk.finish("old", created_at=old, completed_at=old)
     assert desk.run() == {}
-    left = [desk.memory.mark(PREDICTION), desk.memory.mark(TRAINING), desk.memory.completed_at()]
+    left = [desk.memory.mark(PREDICTION), desk.memory.mark(TRAINING), age(desk.redis, 0)]
 
     desk.now += timedelta(minutes=1)
     assert desk.run(since=desk.now - timedelta(hours=21)) == {"late": 1}
-    assert [desk.memory.mark(PREDICTION), desk.memory.mark(TRAINING), desk.memory.completed_at()] == left
+    assert [desk.memory.mark(PREDICTION), desk.memory.mark(TRAINING), age(desk.redis, 0)] == left
     assert None not in left
 
 
 def test_one_process_at_a_time_has_its_turn(desk: Desk) -> None:
-    with desk.memory.turn() as first, desk.memory.turn() as second:
+    with leased(desk.redis, RECONCILE_TURN) as first, leased(desk.redis, RECONCILE_TURN) as second:
         assert (first, second) == (True, False)
-    with desk.memory.turn() as third:
+    with leased(desk.redis, RECONCILE_TURN) as third:
         assert third
 
 

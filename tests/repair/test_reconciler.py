@@ -15,7 +15,8 @@ from redis import Redis
 from app.accept.spool import Spool, Spooled
 from app.core.lifecycle import State
 from app.core.manifest import Receipt
-from app.core.names import COUNTERS, FIRST_START, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILED
+from app.core.names import COUNTERS, FIRST_START, NOTIFY_QUEUE, PERSIST_QUEUE, RECONCILE_TURN, RECONCILED
+from app.maintain.lease import leased
 from app.receive.listening import free_port
 from app.simulator import Simulator
 from tests.receive.web import in_thread, wait_until
@@ -89,7 +90,7 @@ def test_several_workers_make_one_pass_in_a_while(desk: Desk) -> None:
 def test_a_worker_that_ends_leaves_its_turn_to_others(desk: Desk) -> None:
     with reconciling(PERSIST_QUEUE, desk.deployment, every=0.01):
         wait_until(lambda: desk.redis.exists(RECONCILED) == 1)
-    with desk.memory.turn() as ours:
+    with leased(desk.redis, RECONCILE_TURN) as ours:
         assert ours
 
 

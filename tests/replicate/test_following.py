@@ -21,8 +21,8 @@ from app.core.names import AWAITED, PERSIST_QUEUE, Kind, persist_job_id
 from app.core.policy import SOONEST_ASK, poll_delay
 from app.core.prediction import Prediction, from_object
 from app.replicate.client import connected
-from app.replicate.created_here import CreatedHere
 from app.replicate.following import ASKED_BY_OTHERS, Follower
+from app.replicate.watchlist import Watchlist
 from app.storage.store import Storage
 from tests.raw_host import ok, raw_host
 
@@ -117,19 +117,19 @@ def test_it_is_followed_through_troubles_of_the_api(follower: Follower) -> None:
 
 
 def test_workers_ask_for_it_only_if_we_do_not_any_more(follower: Follower, redis: Redis) -> None:
-    here, now = CreatedHere(redis), datetime.now(UTC)
+    here, now = Watchlist(redis), datetime.now(UTC)
     frozen = replace(follower, clock=lambda: now)
     frozen.hand_in(running())
-    assert here.next_at() == now.timestamp() + SOONEST_ASK
+    assert here.next_here() == now.timestamp() + SOONEST_ASK
     follow(frozen, answer(ended()))
-    assert here.next_at() == now.timestamp() + ASKED_BY_OTHERS
+    assert here.next_here() == now.timestamp() + ASKED_BY_OTHERS
     frozen.hand_in(ended())
-    assert here.next_at() is None
+    assert here.next_here() is None
 
 
 def test_workers_do_not_ask_for_what_a_webhook_tells_of(follower: Follower, redis: Redis) -> None:
     replace(follower, awaits_webhook=True).hand_in(running())
-    assert CreatedHere(redis).next_at() is None
+    assert Watchlist(redis).next_here() is None
     assert redis.zcard(AWAITED) == 1
 
 

@@ -16,13 +16,14 @@ from redis.exceptions import RedisError
 
 from app.accept.spool import Spool
 from app.core.errors import OutkeepError, Transient
-from app.core.names import PERSIST_QUEUE
+from app.core.names import ASKING_TURN, PERSIST_QUEUE, RECONCILE_TURN
 from app.core.reconciling import TAKEN
 from app.deployment import Deployment
+from app.maintain.lease import leased
 from app.reconcile import memory as reconcile_memory
 from app.reconcile.memory import Memory
 from app.reconcile.passes import Pace, Reconciler, Report, reconciler_of
-from app.replicate.created_here import CreatedHere
+from app.replicate.watchlist import Watchlist
 from app.telemetry.tally import Tally
 from app.valkey.client import connect
 
@@ -71,7 +72,7 @@ class Asking:
     def __init__(self, deployment: Deployment, redis: Redis, *, again: float = AGAIN) -> None:
         self._deployment = deployment
         self._redis = redis
-        self._here = CreatedHere(redis)
+        self._watchlist = Watchlist(redis)
         self._pace = Pace(interval=INTERVAL)
         self._again = again
         self._trouble = Trouble("asking for what was created here", again)
@@ -81,7 +82,7 @@ class Asking:
         while True:
             wait = LOOK
             try:
-                if await asyncio.to_thread(self._here.next_at) is not None:
+                if await asyncio.to_thread(self._watchlist.next_here) is not None:
                     await self._while_awaited()
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end it for good
                 self._trouble.begins(error)
@@ -94,7 +95,7 @@ class Asking:
         async with reconciler_of(
             self._deployment, self._redis, self._deployment.clock, tally=tally, pace=self._pace
         ) as reconciler:
-            while (at := await asyncio.to_thread(self._here.next_at)) is not None:
+            while (at := await asyncio.to_thread(self._watchlist.next_here)) is not None:
                 wait = at - self._deployment.clock.time()
                 if wait > 0:
                     await asyncio.sleep(min(wait, LOOK))
@@ -105,7 +106,7 @@ class Asking:
                     await asyncio.to_thread(tally.flush, self._redis)
 
     async def _round(self, reconciler: Reconciler) -> None:
-        with self._here.turn() as ours:
+        with leased(self._redis, ASKING_TURN) as ours:
             if ours:
                 await reconciler.ask(Report())
                 self._trouble.ends()
@@ -209,7 +210,6 @@ class Passes:
         settings = deployment.settings
         self._deployment = deployment
         self._redis = redis
-        self._memory = Memory(redis)
         self._every = every
         self._spool = Spool(settings.data / "spool", disk_floor=settings.disk_floor)
         self._patience = patience
@@ -235,7 +235,7 @@ class Passes:
             return
         if await asyncio.to_thread(self._is_about_to_come_in):
             return
-        with self._memory.turn() as ours:
+        with leased(self._redis, RECONCILE_TURN) as ours:
             if ours:
                 await self._pass()
 
