@@ -61,7 +61,7 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
         storage,
         ttl=settings.record_ttl,
         clock=clock_of(redis),
-        local=LocalCopies(settings.temporary, settings.data / "spool"),
+        local=LocalCopies(settings.temporary, settings.data / "spool", settings.data / "thumbs"),
     )
     kinds = [Kind(kind)] if kind else list(Kind)
     unknown = [one for one in dict.fromkeys(ids) if not _look(removal, kinds, one)]

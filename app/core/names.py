@@ -472,3 +472,12 @@ def held_place(name: str) -> tuple[Kind, str] | None:
     if len(parts) != _HELD_PARTS or parts[0] != _HELD or parts[1] not in list(Kind):
         return None
     return Kind(parts[1]), parts[2]
+
+
+def thumb_name(kind: Kind, prediction_id: str, digest: str) -> str:
+    """The small picture of a stored one whose content has this SHA-256, in `<data>/thumbs`."""
+    return f"{kind}-{prediction_id}-{digest}.webp"
+
+
+THUMBS_OF_ANY = "?" * 64
+"""In place of a digest: the pattern of all thumbnails of a prediction."""

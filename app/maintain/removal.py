@@ -32,6 +32,7 @@ from app.core.names import (
     REMOVED,
     RUNNING,
     RUNNING_OF_COG,
+    THUMBS_OF_ANY,
     Kind,
     awaited_member,
     folder_name,
@@ -50,6 +51,7 @@ from app.core.names import (
     split_member,
     split_notify_job_id,
     split_outcome_name,
+    thumb_name,
 )
 from app.core.reconciling import FARTHEST_LOOK
 from app.maintain.backlog import Trace, Traces, forget
@@ -62,13 +64,15 @@ class LocalCopies:
 
     temporary: Path
     spool: Path
+    thumbs: Path
 
     def of(self, kind: Kind, prediction_id: str) -> list[Path]:
         """The files that hold something of a prediction."""
         place = (kind, prediction_id)
         downloads = (path for path in _files(self.temporary) if held_place(path.name) == place)
         deliveries = (path for path in _files(self.spool) if is_spooled(path.name, kind, prediction_id))
-        return sorted([*downloads, *deliveries])
+        thumbs = self.thumbs.glob(thumb_name(kind, prediction_id, THUMBS_OF_ANY) + "*")
+        return sorted([*downloads, *deliveries, *thumbs])
 
 
 def _files(folder: Path) -> Iterator[Path]:

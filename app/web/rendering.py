@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from app.core.errors import Rejected
+from app.core.names import Kind
 
 ASSETS = Path(__file__).parent / "assets"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -194,4 +195,4 @@ def query(values: Mapping[str, Any], **changes: Any) -> str:
 
 def thumb(one: Any) -> str:
     """Where the small picture of a summary is."""
-    return str(one.picture.url)
+    return f"/thumbs/{Kind(one.kind).folder}/{one.id}/{quote(one.picture.name)}"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from redis import Redis
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
 from app.accept.records import Records
 from app.core.links import link_keys
@@ -22,6 +22,7 @@ from app.web.library import Library
 from app.web.session import Sessions
 from app.web.sign_in import SignIn
 from app.web.signing import Signer
+from app.web.thumbs import Thumbs
 
 CATALOG = "catalog.db"
 """In the folder of the data."""
@@ -34,10 +35,12 @@ class Service:
     library: Library
     feed: Feed
     sessions: Sessions
+    thumbs: Thumbs
     routes: Sequence[BaseRoute]
 
     def close(self) -> None:
         """End the threads."""
+        self.thumbs.close()
         self.feed.stop()
         self.library.close()
 
@@ -70,4 +73,11 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
     sessions = Sessions(settings.admin_token, deployment.secret_keys, redis, deployment.clock.time)
     notes = Signer(deployment.secret_keys, b"outkeep notes v1")
     dashboard = Dashboard(sessions, library, notes, runs_again=settings.api_token is not None)
-    return Service(library, feed, sessions, [*SignIn(sessions).routes(), *dashboard.routes()])
+    thumbs = Thumbs(storage, settings.data / "thumbs", sessions, settings.disk_floor)
+    feed.listen(thumbs.follow)
+    routes = [
+        *SignIn(sessions).routes(),
+        *dashboard.routes(),
+        Route("/thumbs/{folder}/{id}/{name}", thumbs.serve, methods=["GET"]),
+    ]
+    return Service(library, feed, sessions, thumbs, routes)

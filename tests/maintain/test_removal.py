@@ -56,7 +56,7 @@ def settings(past: Deployment, valkey_url: str) -> dict[str, str]:
 
 
 def removal(past: Deployment) -> Removal:
-    local = LocalCopies(past.folder / "tmp", past.folder / "spool")
+    local = LocalCopies(past.folder / "tmp", past.folder / "spool", past.folder / "thumbs")
     return Removal(past.redis, past.storage, ttl=TTL, clock=lambda: past.now, local=local)
 
 
@@ -108,6 +108,9 @@ def test_nothing_is_left_but_the_mark_that_it_is_gone(past: Deployment) -> None:
     past.tell(ID, "gallery", Told("dead", 10, NOW, "status_500"))
     (past.folder / "outputs/predictions" / ID / "output-1.png#7").write_bytes(b"half written")
     past.storage.put_bytes(f"claims/prediction-{ID}-{'ab' * 32}.json", b"a large body")
+    (past.folder / "thumbs").mkdir()
+    (past.folder / f"thumbs/prediction-{ID}-{'ab' * 32}.webp").write_bytes(b"small")
+    (past.folder / f"thumbs/prediction-{ID}-2-{'ab' * 32}.webp").write_bytes(b"of another")
     past.redis.set(f"outkeep:follow-up:gallery:prediction:{ID}", "{}")
     past.redis.set(f"outkeep:follows:{ID}", "upscale:prediction:parent")
     past.redis.hset(FOLLOW_UPS_OPEN, f"gallery:prediction:{ID}", "a fingerprint")
@@ -123,6 +126,7 @@ def test_nothing_is_left_but_the_mark_that_it_is_gone(past: Deployment) -> None:
     assert 0 < past.redis.ttl(f"outkeep:removed:prediction:{ID}") <= TTL
     assert past.redis.hkeys(FOLLOW_UPS_OPEN) == [b"gallery:prediction:other"]
     assert not (past.folder / "outputs/predictions" / ID).exists()
+    assert [path.read_bytes() for path in (past.folder / "thumbs").iterdir()] == [b"of another"]
     assert (found.state, found.running) == ("dispatched", [])
     names = ["output-0.png", "prediction.json", "told-gallery.json"]
     claim = f"claims/prediction-{ID}-{'ab' * 32}.json"
