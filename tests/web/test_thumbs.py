@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from pydantic import SecretStr
 from redis import Redis
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,6 +23,7 @@ from app.core.manifest import KeptFile, Receipt
 from app.core.names import Kind, object_name, thumb_name
 from app.core.outputs import OutputFile
 from app.core.prediction import parse
+from app.core.secret import SecretStr
 from app.simulator.film import mp4
 from app.simulator.pictures import animation, png
 from app.storage.store import Storage
