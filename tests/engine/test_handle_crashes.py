@@ -308,3 +308,29 @@ def test_a_worker_without_threads_ends_when_its_parent_does(tmp_path: Path, stop
         (holder.kill if stop == "killed" else holder.terminate)()
         holder.wait()
         assert child.wait(60) == 7
+
+
+def test_a_signal_in_the_middle_of_a_line_of_the_log_ends_a_worker(tmp_path: Path) -> None:
+    """The log swallows whatever is raised while it writes, and RQ ends an idle worker by raising."""
+    code = (
+        "import io, os, signal, sys\n"
+        "from tests.engine import handle_process\n"
+        "class Signals(io.TextIOWrapper):\n"
+        "    def write(self, text):\n"
+        "        if 'redis_lost' in text:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return super().write(text)\n"
+        "sys.stdout = Signals(sys.stdout.buffer)\n"
+        "sys.stderr = Signals(sys.stderr.buffer)\n"
+        "handle_process.main(*sys.argv[1:])\n"
+    )
+    with own_valkey() as valkey:
+        valkey.start()
+        process = subprocess.Popen([sys.executable, "-c", code, valkey.url, json.dumps(FAST)], cwd=ROOT)
+        try:
+            wait_until(lambda: valkey.redis.scard("rq:workers") == 1)
+            valkey.kill()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()

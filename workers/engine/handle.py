@@ -256,6 +256,11 @@ class HandleWorker(PatientWorker, Worker):
         with self._said():
             super().set_state(state, pipeline)
 
+    def _shutdown(self) -> None:
+        # What RQ raises for an idle worker may be swallowed by what it interrupts: a line of the log does so.
+        self._stop_requested = True
+        super()._shutdown()  # type: ignore[no-untyped-call]
+
     def set_shutdown_requested_date(self) -> None:
         """Say that it ends after its job; a signal must not raise anything in the middle of that."""
         with self._said():
@@ -278,8 +283,9 @@ class HandleWorker(PatientWorker, Worker):
         self.set_state(WorkerStatus.IDLE)
         while not self._stop_requested:
             try:
-                while not self._may_take():
+                if not self._may_take():
                     time.sleep(1)
+                    continue
                 job = queue.take(timeout)
             except DequeueTimeout:
                 continue
