@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 from redis import Redis
@@ -67,6 +68,8 @@ def environment(simulator: Simulator, data: Path, port: int, handler: tuple[str,
         "DEMO_SECRET": secret,
         "HOST": "127.0.0.1",
         "LOG_FORMAT": "json",
+        # Else `up` prints a link that signs in, and what it prints is the log here.
+        "OUTKEEP_ADMIN_TOKEN": token_urlsafe(32),
         "OUTKEEP_DATA": str(data),
         "OUTKEEP_DISK_FLOOR": "0",
         "OUTKEEP_HANDLERS": str(file),

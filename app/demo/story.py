@@ -22,9 +22,11 @@ from app.core.names import Kind
 from app.core.signature import generate_secret
 from app.demo import stage, words
 from app.demo.stage import downstream
+from app.deployment import own_keys
 from app.receive.listening import free_port
 from app.simulator import Simulator
 from app.storage.store import Storage
+from app.web.signing import sign_in_url
 
 _TTL = 7 * 86400
 _STOPPED = "Outkeep stopped before all was handed on"
@@ -91,7 +93,8 @@ def run(data: Path | None, *, stay: bool) -> int:
             except RedisError:
                 raise stage.failure(_STOPPED, data) from None
             if stay:
-                _stay(process, data, lambda: words.try_meanwhile(data, example, url))
+                link = sign_in_url(url, own_keys(data), now=time.time())
+                _stay(process, data, lambda: words.try_meanwhile(data, example, url, link))
             else:
                 words.try_next(data, example)
     return 0

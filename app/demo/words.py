@@ -74,9 +74,14 @@ def try_next(data: Path, identity: str) -> None:
     )
 
 
-def try_meanwhile(data: Path, identity: str, url: str) -> None:
-    """What to do while it keeps running; `url` is that of the receiver."""
+def try_meanwhile(data: Path, identity: str, url: str, link: str) -> None:
+    """What to do while it keeps running; `url` is that of the receiver, `link` signs in to its pages, once."""
     outkeep, of_data = _command(), f"OUTKEEP_DATA={shlex.quote(str(data))}"
+    title("Look at what was kept, in a browser")
+    _pairs(
+        ("a link that is good once", link),
+        ("another one", f"{of_data} PORT={url.rpartition(':')[2]} {outkeep} open"),
+    )
     title("Everything keeps running; Ctrl-C ends it. Try in another terminal")
     _pairs(
         ("what was received", f"{of_data} {outkeep} ls"),

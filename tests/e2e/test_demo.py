@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urljoin
 
+import httpx
 import pytest
 
 from app.demo.stage import failure
@@ -57,12 +59,12 @@ def demo(
             kill_all(data)
 
 
-def read_until(process: "subprocess.Popen[str]", beginning: str) -> None:
-    """Read its output up to a line that begins so."""
+def read_until(process: "subprocess.Popen[str]", beginning: str) -> str:
+    """Read its output up to a line that begins so, and give it back."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(beginning):
-            return
+            return line
     raise AssertionError(f"it never said {beginning!r}: {process.stderr and process.stderr.read()}")
 
 
@@ -144,7 +146,17 @@ def test_an_end_in_the_middle_is_one_line_and_leaves_no_process(tmp_path: Path) 
 def test_with_stay_it_runs_until_ctrl_c_and_leaves_no_process(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with demo(data, "--stay") as process:
+        read_until(process, "Look at what was kept")
+        link, other = [line.strip() for line in (read_until(process, "      ") for _ in range(2))]
         read_until(process, "Everything keeps running")
+        cookies = httpx.get(link, timeout=60, trust_env=False).cookies
+        page = httpx.get(urljoin(link, "/predictions"), cookies=cookies, timeout=60, trust_env=False)
+        assert page.text.count("/thumbs/predictions/") >= 4
+        made = subprocess.run(
+            f"{other} --print", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert made.stdout.startswith(urljoin(link, "/sign-in?link="))
+        assert "link=" not in (data / "outkeep.log").read_text()
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE)
         assert (process.returncode, errors) == (0, "")
