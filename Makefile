@@ -6,7 +6,7 @@ COG := .venv-cog/.installed
 NODE := .venv-node/.installed
 NGINX := .nginx/usr/sbin/nginx
 
-.PHONY: setup cog node nginx demo test loss soak check format house bench lock clean
+.PHONY: setup cog node nginx demo test loss soak openapi check format house bench lock clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,10 @@ demo: setup
 # What the tests would fetch themselves is fetched first: they run side by side, twice as many as there are cores.
 test: setup nginx cog node
 	$(BIN)/python -m pytest -n $(or $(JOBS),4) --dist worksteal
+
+# The description of the API, which a test compares with what answers.
+openapi: setup
+	$(BIN)/python -c 'from app.web.openapi import document; open("docs/openapi.json", "w").write(document())'
 
 # Kills processes at random times and looks for what is lost: `make loss SEED=7 KILLS=50`.
 loss: setup

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
@@ -140,6 +141,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     )
     # A redirect loses a webhook: Replicate follows none and takes it for delivered.
     app.router.redirect_slashes = False
+    app.state.before_shutdown = web.stream.close if web else None
     return app
 
 
@@ -268,7 +270,8 @@ def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:
     settings = deployment.settings
     app = create_app(deployment, limits)
     seats = Seats(limits, Proxies(settings.forwarded_allow_ips))
-    return uvicorn.Server(
+    return _Server(
+        app.state.before_shutdown,
         uvicorn.Config(
             Gate(app, allowed=settings.allowed_hosts, admin_token=settings.admin_token),
             # Of the right shape, if not of the type: uvicorn only calls it to make one for each connection.
@@ -285,5 +288,18 @@ def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:
             forwarded_allow_ips=settings.forwarded_allow_ips,
             timeout_graceful_shutdown=ceil(limits.grace_seconds),
             timeout_keep_alive=ceil(limits.keep_alive_seconds),
-        )
+        ),
     )
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams when it is told to end itself: it waits for all answers to be over."""
+
+    def __init__(self, before_shutdown: Callable[[], None] | None, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._before_shutdown = before_shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._before_shutdown is not None:
+            self._before_shutdown()
+        await super().shutdown(sockets)

@@ -10,9 +10,10 @@ from redis import Redis
 from rq.job import Job
 
 from app.accept import queues
+from app.accept.changes import Notified, note_attempt
 from app.accept.records import Arrival, Records
 from app.core import handlers, manifest, outcomes
-from app.core.manifest import KeptFile, Manifest, Receipt
+from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import (
     NOTIFY_QUEUE,
     PERSIST_QUEUE,
@@ -106,6 +107,10 @@ class Deployment:
         document = outcomes.document(notification_id(handler, kind, prediction_id), told)
         name = object_name(kind, prediction_id, outcome_name(handler))
         self.storage.put_bytes(name, json.dumps(document).encode())
+        notified = Notified(
+            handler, told.outcome, told.attempts, format_time(told.at), told.error, told.child
+        )
+        note_attempt(self.redis, kind, prediction_id, notified)
         self.end(NOTIFY_QUEUE, notify_job_id(handler, kind, prediction_id))
 
     def end(self, name: str, job_id: str) -> None:

@@ -23,6 +23,9 @@ PARAMETER = "outkeep_context"
 RESERVED = "outkeep"
 """The member of a context that is ours."""
 
+RERUN_OF = "rerun_of"
+"""The key there that says which prediction somebody has run again."""
+
 MAX_BYTES = 1024
 """Of the JSON in a token, without what is ours in it: a URL that is much longer is refused here and there."""
 
@@ -145,7 +148,11 @@ def lineage(context: Any) -> Lineage | None:
 def parent(context: Any) -> str | None:
     """The id of what the prediction with this context follows."""
     found = lineage(context)
-    return found.parent if found else None
+    if found is not None:
+        return found.parent
+    ours = context.get(RESERVED) if isinstance(context, dict) else None
+    again = ours.get(RERUN_OF) if isinstance(ours, dict) else None
+    return again if isinstance(again, str) and ID.fullmatch(again) else None
 
 
 def _payload(context: Mapping[str, Any]) -> bytes:

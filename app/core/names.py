@@ -236,6 +236,16 @@ def delivery_key(prediction_id: str, webhook_id: str) -> str:
     return f"outkeep:delivery:{digest.hexdigest()[:32]}"
 
 
+def bulk_replay_key(identity: str) -> str:
+    """Hash: a bulk replay, how far it is (fields: see `app.web.actions`); expires."""
+    return f"outkeep:bulk-replay:{identity}"
+
+
+def idempotency_key(digest: str) -> str:
+    """Hash: what a request with this `Idempotency-Key` was, and its answer; expires."""
+    return f"outkeep:idempotency:{digest}"
+
+
 def used_link_key(once: str) -> str:
     """Set when a link has signed somebody in; expires after the link."""
     return f"outkeep:used-link:{once}"

@@ -183,7 +183,7 @@ class Replay:
             manifest, fault = self._manifest(kind, prediction_id)
             known = known or bool(record or manifest or fault)
             if record is not None and record.state is State.FAILED and self._only is None:
-                yield self._keep(kind, prediction_id)
+                yield self.keep(kind, prediction_id)
             elif record is not None and manifest is None and fault is None:
                 yield _refused(kind, prediction_id, None, f"nothing is stored of it, it is {record.state}")
             if manifest is not None:
@@ -198,10 +198,10 @@ class Replay:
         """Tell all dead letters again, and keep the predictions whose outputs could not be kept."""
         if self._only is None:
             for kind, prediction_id in failed_predictions(self._redis, self._records):
-                yield self._keep(kind, prediction_id)
+                yield self.keep(kind, prediction_id)
         for place in list(self._dead):
             if self._only in {None, place[0]}:
-                yield self._tell(*place)
+                yield self.tell(*place)
         for job_id in self._foreign:
             yield _refused(None, job_id, None, "it failed and is no job of ours; `rq info` shows it")
 
@@ -231,12 +231,13 @@ class Replay:
         wanted = [handler.name for handler in interested(list(self._handlers.values()), prediction)]
         chosen = [name for name in wanted if self._only in {None, name}]
         for name in chosen:
-            yield self._tell(name, *place)
+            yield self.tell(name, *place)
 
     def _unwanted(self) -> str:
         return f"{self._only} does not want it" if self._only else "no handler of the handlers file wants it"
 
-    def _tell(self, handler: str, kind: Kind, prediction_id: str) -> Replayed:
+    def tell(self, handler: str, kind: Kind, prediction_id: str) -> Replayed:
+        """Tell one handler about one prediction."""
         place = (handler, kind, prediction_id)
         obstacle = self._obstacle(*place)
         if obstacle is not None:
@@ -268,7 +269,7 @@ class Replay:
             return "nothing is stored of it"
         return None
 
-    def _keep(self, kind: Kind, prediction_id: str) -> Replayed:
+    def keep(self, kind: Kind, prediction_id: str) -> Replayed:
         """Run the persist job of a prediction anew."""
         record = self._records.get(kind, prediction_id)
         has_body = record is not None and (record.body or record.body_at) is not None

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import time
+from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -48,6 +49,10 @@ WEBHOOKS = "/webhooks/"
 """Never refused here: that would lose events."""
 
 
+API = "/api/"
+"""Where errors are problems, as RFC 9457 has them."""
+
+
 class Gate:
     """Wraps the whole application, also its error pages."""
 
@@ -77,9 +82,10 @@ class Gate:
                 self._check_name(Request(scope))
                 self._check_token(Request(scope), time.monotonic())
         except Rejected as error:
-            content = {"error": error.code, "message": error.message}
+            content = _refused(scope["path"], error)
             headers = {"retry-after": str(int(error.retry_after))} if isinstance(error, _Patience) else None
-            app = JSONResponse(content, status_code=error.status, headers=headers)
+            media_type = "application/problem+json" if "detail" in content else None
+            app = JSONResponse(content, error.status, headers, media_type)
         await app(scope, receive, send_with_policy)
 
     def _check_name(self, request: Request) -> None:
@@ -99,6 +105,15 @@ class Gate:
             raise _Patience(wait)
         if not carries(request, self._admin_token):
             self._guesses.wrong(address, now)
+
+
+def _refused(path: str, error: Rejected) -> dict[str, str | int]:
+    """As the API says it, or everybody else."""
+    if not path.startswith(API):
+        return {"error": error.code, "message": error.message}
+    title = HTTPStatus(error.status).phrase
+    said = {"detail": error.message, "code": error.code}
+    return {"type": "about:blank", "title": title, "status": error.status, **said}
 
 
 class _Patience(Rejected):

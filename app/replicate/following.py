@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from app.accept.arrivals import body_of, make_arrival
 from app.accept.claim_check import ClaimCheck
 from app.accept.records import Accepted, Records
+from app.core.context import parent
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.lifecycle import State
 from app.core.manifest import Manifest, Receipt
@@ -61,7 +62,7 @@ class Follower:
         body = body_of(raw)
         prediction = parse(body, Kind.PREDICTION)
         now = self.clock()
-        receipt = Receipt(now, None, source="run", context=self.context)
+        receipt = Receipt(now, None, source="run", context=self.context, parent=parent(self.context))
         asked = not self.awaits_webhook
         made = make_arrival(self.redis, prediction, body, receipt, now, is_asked_for=asked)
         checked = self.claims.check_in(made)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from app.core.findings import Level
 from app.core.lifecycle import State
@@ -360,10 +360,80 @@ class Problem(Answer):
     parameters: list[str] = []
 
 
+class Running(Answer):
+    """What a dashboard shows as under way: not in a list of the API."""
+
+    summary: Summary
+    live: Live | None
+    updated_at: Time
+
+
+def _flag(value: object) -> bool:
+    if value not in {"true", "false"}:
+        raise ValueError("write true or false")
+    return value == "true"
+
+
+def _number(value: object) -> int:
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal() and len(value) < 4):  # noqa: PLR2004
+        raise ValueError("write a whole number")
+    return int(str(value))
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_number)]
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Moment = Annotated[
+    str,
+    Field(max_length=64),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhdw]$"},
+                {"type": "string", "format": "date-time"},
+            ],
+            "description": "a duration before now, such as 24h, or a time",
+        }
+    ),
+]
+
+
+class ListQuery(Answer):
+    """Parameters of a list: all of them narrow it down, but for `limit` and `cursor`.
+
+    In `q` words are joined by *and* and quotes make a phrase; anything else in it is text.
+    """
+
+    q: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    status: Text | None = None
+    state: State | None = None
+    model: Text | None = Field(None, description="`owner/name`; `*` stands for anything")
+    handler: Name | None = None
+    lost: Flag = False
+    untold: Flag = False
+    parent: Name | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: Limit = 50
+    cursor: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
+
+
+class StatsQuery(Answer):
+    """Parameters of the sums."""
+
+    since: Moment = "24h"
+    by: Literal["model", "day"] = "model"
+
+
+class NoQuery(Answer):
+    """Routes that take no parameters refuse all."""
+
+
 class ReplayBody(Answer):
     """Which handler is told again; None: all that want it."""
 
-    handler: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    handler: Name | None = None
 
 
 class RerunBody(Answer):
@@ -379,15 +449,7 @@ class BulkBody(Answer):
     """
 
     failed: bool = False
-    since: str | None = Field(None, max_length=64)
-    handler: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    model: str | None = Field(None, max_length=256)
+    since: Moment | None = None
+    handler: Name | None = None
+    model: Text | None = None
     dry_run: bool = False
-
-
-class Running(Answer):
-    """What a dashboard shows as under way: not in a list of the API."""
-
-    summary: Summary
-    live: Live | None
-    updated_at: Time

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redis import Redis
 from starlette.routing import BaseRoute, Route
@@ -13,8 +14,11 @@ from app.accept.records import Records
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.health.doctor import diagnose
+from app.maintain.removal import LocalCopies
 from app.storage.store import Storage
 from app.valkey.client import connect
+from app.web.actions import Actions
+from app.web.api import Api
 from app.web.catalog import Catalog
 from app.web.dashboard import Dashboard
 from app.web.feed import PATIENCE, Feed
@@ -22,7 +26,11 @@ from app.web.library import Library
 from app.web.session import Sessions
 from app.web.sign_in import SignIn
 from app.web.signing import Signer
+from app.web.stream import Stream
 from app.web.thumbs import Thumbs
+
+if TYPE_CHECKING:
+    from app.web.outgoing import Outgoing
 
 CATALOG = "catalog.db"
 """In the folder of the data."""
@@ -33,7 +41,9 @@ class Service:
     """What is read, what follows the changes, and the routes."""
 
     library: Library
+    actions: Actions
     feed: Feed
+    stream: Stream
     sessions: Sessions
     thumbs: Thumbs
     routes: Sequence[BaseRoute]
@@ -41,6 +51,7 @@ class Service:
     def close(self) -> None:
         """End the threads."""
         self.thumbs.close()
+        self.actions.close()
         self.feed.stop()
         self.library.close()
 
@@ -69,15 +80,43 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
         examine=partial(diagnose, os.environ, Path.cwd()),
         public_storage_url=settings.storage_public_url,
     )
+    actions = Actions(
+        redis=redis,
+        records=records,
+        storage=storage,
+        catalog=catalog,
+        handlers=deployment.handlers,
+        local=LocalCopies(settings.temporary, settings.data / "spool"),
+        ttl=settings.record_ttl,
+        clock=deployment.clock,
+    )
+    stream = Stream(redis)
+    feed.listen(stream.publish)
     assert settings.admin_token is not None
     sessions = Sessions(settings.admin_token, deployment.secret_keys, redis, deployment.clock.time)
     notes = Signer(deployment.secret_keys, b"outkeep notes v1")
     dashboard = Dashboard(sessions, library, notes, runs_again=settings.api_token is not None)
     thumbs = Thumbs(storage, settings.data / "thumbs", sessions, settings.disk_floor)
     feed.listen(thumbs.follow)
+    api = Api(
+        library=library,
+        actions=actions,
+        stream=stream,
+        outgoing=partial(_outgoing, deployment, redis, records, storage),
+        redis=redis,
+        require=sessions.require,
+        secret_keys=deployment.secret_keys,
+    )
     routes = [
+        api.mount(),
         *SignIn(sessions).routes(),
         *dashboard.routes(),
         Route("/thumbs/{folder}/{id}/{name}", thumbs.serve, methods=["GET"]),
     ]
-    return Service(library, feed, sessions, thumbs, routes)
+    return Service(library, actions, feed, stream, sessions, thumbs, routes)
+
+
+def _outgoing(deployment: Deployment, redis: Redis, records: Records, storage: Storage) -> "Outgoing":
+    from app.web.outgoing import Outgoing  # noqa: PLC0415  it brings clients that a receiver does without
+
+    return Outgoing(deployment.settings, redis, records, storage, deployment.secret_keys, deployment.clock)

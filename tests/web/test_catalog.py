@@ -15,7 +15,7 @@ from app.valkey.client import connect
 from app.web.catalog import Catalog, Filters
 from app.web.feed import Feed
 from tests.kept import TTL, Deployment
-from tests.receive.web import wait_until
+from tests.web.api import follow
 
 NOW = datetime(2026, 3, 16, 12, 0, 0, tzinfo=UTC)
 
@@ -36,22 +36,11 @@ class Kept:
 
     def follow(self) -> None:
         """Until all that has changed so far is shown."""
-        last = changes.newest(self.redis)
-        wait_until(lambda: self._is_at(last))
-
-    def _is_at(self, last: str) -> bool:
-        with self.catalog.reading() as connection:
-            is_built = self.catalog.fact(connection, "building") is None
-            position = self.catalog.fact(connection, "position")
-        return is_built and position is not None and _order(position) >= _order(last)
+        follow(self.catalog, self.redis)
 
     def ids(self, **filters: object) -> list[str]:
         rows, _ = self.catalog.page(Filters(**filters), 50, None)  # type: ignore[arg-type]
         return [row["id"] for row in rows]
-
-
-def _order(position: str) -> tuple[int, ...]:
-    return tuple(map(int, position.split("-")))
 
 
 @pytest.fixture
