@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from math import ceil
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from redis import Redis
@@ -52,7 +52,9 @@ from app.telemetry.resources import give_back_large_blocks, open_more_files
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
 from app.valkey.client import connect
-from app.web.service import open_service
+
+if TYPE_CHECKING:
+    from app.web.service import Service
 
 CLAIM_PATIENCE = 2.0
 """Seconds that a sender waits for the storage to take a large body, before the spool takes it."""
@@ -111,7 +113,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     )
     drainer = Drainer(folder, patient, patient_records, waiting, deployment.clock, quarantine=quarantine)
 
-    web = open_service(deployment, patient, patient_records, storage) if settings.admin_token else None
+    web = _web(deployment, patient, patient_records, storage)
     closes = (
         *([web.close] if web else ()),
         drainer.stop,
@@ -290,6 +292,15 @@ def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:
             timeout_keep_alive=ceil(limits.keep_alive_seconds),
         ),
     )
+
+
+def _web(deployment: Deployment, redis: Redis, records: Records, storage: Storage) -> "Service | None":
+    """Pages and API; nothing, and nothing of it imported, without an admin token."""
+    if deployment.settings.admin_token is None:
+        return None
+    from app.web.service import open_service  # noqa: PLC0415
+
+    return open_service(deployment, redis, records, storage)
 
 
 class _Server(uvicorn.Server):
