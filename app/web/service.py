@@ -86,7 +86,7 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
         storage=storage,
         catalog=catalog,
         handlers=deployment.handlers,
-        local=LocalCopies(settings.temporary, settings.data / "spool"),
+        local=LocalCopies(settings.temporary, settings.data / "spool", settings.data / "thumbs"),
         ttl=settings.record_ttl,
         clock=deployment.clock,
     )
