@@ -75,7 +75,7 @@ def try_next(data: Path, identity: str) -> None:
 
 
 def try_meanwhile(data: Path, identity: str, url: str, link: str) -> None:
-    """What to do while it keeps running; `url` is that of the receiver, `link` signs in to its pages, once."""
+    """What to do while it keeps running; `url` is that of the receiver, `link` signs in to it, once."""
     outkeep, of_data = _command(), f"OUTKEEP_DATA={shlex.quote(str(data))}"
     title("Look at what was kept, in a browser")
     _pairs(
