@@ -1,37 +1,18 @@
-"""What enters the inbox: a delivery with its receipt; of a large one, what is needed to fetch its outputs."""
+"""What enters the inbox: a delivery with its receipt and its job."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 from redis import Redis
 
 from app.accept import queues
-from app.accept.records import LARGE, Arrival
+from app.accept.records import Arrival
 from app.core.errors import Unusable
 from app.core.manifest import Receipt
-from app.core.outputs import MAX_SPOTS, bare, find_spots, is_inline
 from app.core.policy import PERSIST_MARGIN, keep_until
 from app.core.prediction import Prediction
-
-KEYS = ("id", "status", "model", "version", "created_at", "completed_at")
-"""What stays as it is; input and logs, which make most events large, are left out."""
-
-
-def outline(raw: Mapping[str, Any], *, limit: int) -> bytes | None:
-    """A terminal object without its input, logs, text and inline files, as JSON of `limit` bytes at most.
-
-    None when that is not possible, or there is nothing to fetch.
-    """
-    output = bare(raw.get("output"))
-    if all(is_inline(spot.source) for spot in islice(find_spots(output), MAX_SPOTS)):
-        return None
-    short = {key: raw[key] for key in KEYS if key in raw} | {"output": output}
-    body = json.dumps(short).encode()
-    return body if len(body) <= limit else None
 
 
 def body_of(raw: Mapping[str, Any]) -> bytes:
@@ -58,15 +39,6 @@ def make_arrival(
         timeout = int(max(left, 0)) + PERSIST_MARGIN
         job = queues.persist_job(redis, prediction.kind, prediction.id, timeout=timeout)
     return Arrival(prediction, body, receipt, job, is_asked_for=is_asked_for)
-
-
-def outlined(arrival: Arrival) -> Arrival | None:
-    """What can be accepted already of a large terminal event that the storage does not take.
-
-    Its outputs are fetched then, while there is time. None when there are none to fetch.
-    """
-    short = outline(arrival.prediction.raw, limit=LARGE)
-    return None if short is None else replace(arrival, body=b"", outline=short)
 
 
 def foreign(prediction_id: str) -> Unusable:

@@ -80,8 +80,6 @@ if outcome == 'accepted' or outcome == 'progress' then
   local to = finish and ARGV[9] or ARGV[8]
   redis.call('XADD', ARGV[7], 'MAXLEN', '~', 100000, '*', 'of', ARGV[3], 'what', to)
 end
--- Nobody asks for what waits in a spool, which lasts as long as the storage fails.
-if outcome == 'duplicate' and not over and ARGV[6] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
 if outcome == 'progress' and ARGV[10] ~= '' then
   redis.call('ZADD', KEYS[#KEYS - 1], ARGV[10], ARGV[3])
   -- Without a token nobody asks for what fell silent.
@@ -94,14 +92,14 @@ end
 local running = KEYS[#KEYS - 2]
 if finish then
   redis.call('ZREM', running, ARGV[3])
-elseif outcome == 'progress' and ARGV[6] == '' and ARGV[18] == 'url' and not firm then
+elseif outcome == 'progress' and ARGV[18] == 'url' and not firm then
   redis.call('ZADD', running, ARGV[5], ARGV[3])
   local surplus = redis.call('ZCARD', running) - ARGV[20]
   for _, member in ipairs(surplus > 0 and redis.call('ZRANGE', running, 0, surplus - 1) or {}) do
     local key = string.sub(KEYS[1], 1, -1 - #ARGV[3]) .. member
-    local one = redis.call('HMGET', key, 'state', 'source', 'context_from', 'outline')
+    local one = redis.call('HMGET', key, 'state', 'source', 'context_from')
     redis.call('ZREM', running, member)
-    if one[1] == ARGV[8] and (one[2] == 'cog') == cog and one[3] ~= 'run' and not one[4] then
+    if one[1] == ARGV[8] and (one[2] == 'cog') == cog and one[3] ~= 'run' then
       redis.call('DEL', key)
       redis.call('ZREM', KEYS[2], member)
       redis.call('ZREM', KEYS[#KEYS - 1], member)
@@ -110,7 +108,6 @@ elseif outcome == 'progress' and ARGV[6] == '' and ARGV[18] == 'url' and not fir
 end
 -- An event whose job is gone, or failed long ago, gets one: nothing else would ever work on it.
 local waits = outcome == 'accepted' or again or (finish and state == ARGV[9])
-  or (ARGV[6] ~= '' and (outcome == 'progress' or outcome == 'duplicate' and not over))
 -- A job that waits for another try at what was overruled need not wait.
 local live = {queued = true, started = true, scheduled = not overruled, deferred = not overruled}
 if waits and not live[redis.call('HGET', KEYS[5], 'status')] then

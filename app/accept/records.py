@@ -4,7 +4,7 @@ Fields of a record, all text: `state` (ours), `status` (Replicate's word), `rank
 `received_at`, `updated_at`, `webhook_id`, `source`, `query` and `context` (JSON), `context_from` (`run`: we
 have noted the context ourselves; `disputed`: deliveries did not agree on one), `quiet` (set: no handler is
 told, unless its own event comes after all), until stored `body` (as received) or `body_at` (the object that
-holds it) or, while neither is here, `outline` (see `Arrival`), `error` (a code), `files` and `lost` (counts),
+holds it), `error` (a code), `files` and `lost` (counts),
 `completed_at` and `created_at` (Replicate's), while it runs `live` (JSON: see `app.core.progress`), and
 `kept:<number>` for each file that has ended while others are still tried.
 """
@@ -56,9 +56,6 @@ PAGE = 200
 MAX_REFUSED = 10_000
 """Predictions with refused outputs that are looked at; those whose hour ends first."""
 
-OUTLINE_RANK = "9"
-"""Newer than any progress."""
-
 PROGRESS_REPEATED_FOR = 900
 """Seconds for which the id of a delivery counts once: a signature is good for 300 s before and after its
 time. That of an end counts for as long as a record lives."""
@@ -85,7 +82,7 @@ _REMOVED, _TO_BE_TOLD, _OVERRULED = -1, -2, -3
 """What `MOVE` answers when it does nothing."""
 
 _Hash = Mapping[bytes, bytes]
-_BODIES = frozenset({b"body", b"outline"})
+_BODIES = frozenset({b"body", b"outline"})  # 0.1 also kept an outline of what the storage did not take
 _SMALL = (
     "state", "status", "model", "received_at", "updated_at", "created_at", "completed_at", "webhook_id",
     "source", "query", "context", "parent", "quiet", "body_at", "files", "lost", "error", "live",
@@ -123,18 +120,16 @@ class Arrival:
     """Whether it was created here without a webhook: then nothing tells of its end but asking for it."""
     is_repeat: bool = False
     """Whether it is taken for a repeat, so that its large body was brought nowhere."""
-    outline: bytes | None = None
-    """In the place of `body`, what of it is needed to fetch the outputs; the end itself is yet to come."""
 
     @property
     def move(self) -> Move:
         """What it does to its record."""
-        return Move.PROGRESS if self.job is None or self.outline is not None else Move.FINISH
+        return Move.PROGRESS if self.job is None else Move.FINISH
 
     @property
     def rank(self) -> str:
         """Its place among the progress of one prediction."""
-        return self.prediction.progress_rank if self.outline is None else OUTLINE_RANK
+        return self.prediction.progress_rank
 
 
 @dataclass(frozen=True)
@@ -151,8 +146,6 @@ class Record:
     body: bytes | None
     body_at: str | None
     """The object in storage that holds the body; None when the record does, or it is stored."""
-    outline: bytes | None
-    """See `Arrival.outline`; there is no body beside it."""
     receipt: Receipt
     files: int
     lost: int
@@ -382,7 +375,7 @@ def _require_small(arrival: Arrival) -> None:
 
 def _score(arrival: Arrival, now: datetime) -> float | str:
     """When it will be asked for by its id; nothing for what Replicate does not know, or has ended."""
-    if arrival.receipt.source == "cog" or arrival.outline is not None:
+    if arrival.receipt.source == "cog":
         return ""
     return now.timestamp() + (ask_delay(0.0) if arrival.is_asked_for else SILENCE)
 
@@ -397,7 +390,6 @@ def _fields(arrival: Arrival, now: datetime) -> list[str | bytes]:
         "quiet": "1" if receipt.quiet else None,
         "body": arrival.body if arrival.move is Move.FINISH and arrival.body_at is None else None,
         "body_at": arrival.body_at,
-        "outline": arrival.outline,
         "live": json.dumps(shown) if arrival.job is None and (shown := live(prediction)) else None,
     }
     return [item for name, value in fields.items() if value is not None for item in (name, value)]
@@ -446,7 +438,6 @@ def _record(kind: Kind, prediction_id: str, raw: _Hash) -> Record:
         updated_at=datetime.fromisoformat(texts["updated_at"]),
         body=raw.get(b"body"),
         body_at=texts.get("body_at"),
-        outline=raw.get(b"outline"),
         receipt=receipt,
         files=int(texts.get("files", 0)),
         lost=int(texts.get("lost", 0)),

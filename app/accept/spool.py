@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.accept.arrivals import foreign, make_arrival, outlined
+from app.accept.arrivals import foreign, make_arrival
 from app.accept.claim_check import ClaimCheck
 from app.accept.quarantine import COUNTED_FOR, Aside, Quarantine
 from app.accept.records import LARGE, Accepted, Arrival, Records
-from app.core.errors import StorageFailure, Transient, Unusable
+from app.core.errors import Transient, Unusable
 from app.core.manifest import Receipt, format_time
 from app.core.names import Kind, spool_name
 from app.core.prediction import parse
@@ -248,12 +248,6 @@ TIMEOUT = 5.0
 
 MAX_BATCH = 64
 MAX_BATCH_BYTES = 8 << 20
-OUTLINES_AT_ONCE = 8
-"""Each may be read from many megabytes, while small ones wait."""
-
-RENEWED = timedelta(hours=1)
-"""After this an outline is sent again: its record must not expire while the event waits."""
-
 MAX_FAILURES = 4
 """Failures in a row after which Redis is taken for unwell; fewer may be the fault of single deliveries."""
 
@@ -282,7 +276,6 @@ class Drainer:
         self._accepted: set[Path] = set()
         # What the quarantine has no room for stays in the spool, and is read again after a while.
         self._unkept: dict[Path, datetime] = {}
-        self._outlined: dict[Path, datetime] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -344,30 +337,9 @@ class Drainer:
                 fed = self._feed([one])
             except Transient as error:
                 log.debug("a large delivery waits on in the spool", extra={"code": error.code})
-                if isinstance(error, StorageFailure):
-                    self._outline(waiting[number - 1 :])
                 return
             facts = {"count": fed, "left": len(waiting) - number}
             log.info("deliveries from the spool are accepted", extra=facts)
-
-    def _outline(self, waiting: Sequence[Waiting]) -> None:
-        """Let the outputs of what waits for the storage be fetched: their hour does not wait."""
-        now, left = self._clock(), {one.path for one in waiting}
-        self._outlined = {
-            path: at for path, at in self._outlined.items() if path in left and now - at < RENEWED
-        }
-        fresh = [one for one in waiting if one.path not in self._outlined]
-        for one in fresh[:OUTLINES_AT_ONCE]:
-            arrival = self._read(one)
-            short = None if arrival is None else outlined(arrival)
-            if short is not None:
-                try:
-                    [outcome] = self._records.accept([short], now)
-                except Transient:
-                    return
-                facts = {"id": short.prediction.id, "outcome": outcome}
-                log.info("outputs of a delivery that waits are fetched", extra=facts)
-            self._outlined[one.path] = now
 
     def _feed(self, batch: Sequence[Waiting]) -> int:
         read = [(one, arrival) for one in batch if (arrival := self._read(one)) is not None]

@@ -141,8 +141,6 @@ def _print_record(record: Record) -> None:
     say(f"  state   {record.state}")
     if record.error is not None:
         say(f"  error   {record.error}")
-    if record.outline is not None:
-        say("  waits   its event for the storage; its outputs are fetched meanwhile")
 
 
 def _print(known: _Known, where: str) -> None:

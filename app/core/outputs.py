@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote
 
@@ -25,9 +25,6 @@ MAX_POINTERS = 256 * 1024
 
 MAX_SPOTS = 20_000
 """URLs and `data:` URIs of one output that are looked at; the most that a recorded output holds is 249."""
-
-_WORD, _INLINE = ".", "data:;base64,"
-"""What stands for the words of a text, and for the bytes of an inline file, where only sources count."""
 
 SHOWN = 200
 """Characters of a pointer that a line of the log shows."""
@@ -172,25 +169,6 @@ def find(output: Any, rules: HostRules, *, most: int = MAX_SPOTS) -> Found:
         elif spot.is_whole and len(links) < MAX_LINKS:
             links.append(OutputFile(pointers.spell(spot.path), source))
     return Found(files, links, is_all=True)
-
-
-def bare(output: Any) -> Any:
-    """An output in which texts hold their sources and nothing else of theirs, and inline files no bytes.
-
-    `find` finds the same files in it, in the same order, save that their pointers may differ.
-    """
-    if isinstance(output, dict):
-        return {key: bare(item) for key, item in output.items()}
-    if isinstance(output, list) and not _are_tokens(output):
-        return [bare(item) for item in output]
-    if not isinstance(output, str | list):
-        return output
-    tokens = [output] if isinstance(output, str) else output
-    short = [_INLINE if is_inline(source) else source for _, _, source in islice(_sources(tokens), MAX_SPOTS)]
-    if len(tokens) == 1 and _whole(tokens[0]) is not None:
-        return short[0]
-    text = " ".join([_WORD, *short]) if short else ""
-    return text if isinstance(output, str) else [_WORD, text] if text else []
 
 
 def joined_text(output: Any) -> str | None:

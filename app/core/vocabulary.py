@@ -35,7 +35,6 @@ EVENTS: Final[Mapping[str, str]] = {
     "a stored file could not be served; it is asked for again": "file_not_served",
     "the storage failed while a file was served; its reader has to ask again": "file_broken_off",
     # spool
-    "outputs of a delivery that waits are fetched": "delivery_outlined",
     "deliveries from the spool are accepted": "spool_drained",
     "deliveries from the spool are accepted and cannot be removed from it": "spool_not_removed",
     "the spool waits for Redis": "spool_waiting",

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 from redis import Redis
 
-from app.accept.arrivals import body_of, make_arrival, outlined
+from app.accept.arrivals import body_of, make_arrival
 from app.accept.claim_check import ClaimCheck
-from app.accept.records import Accepted, Arrival, Record, Records
+from app.accept.records import Accepted, Record, Records
 from app.core import reconciling as judgement
 from app.core.context import context_keys, parent
 from app.core.errors import OutkeepError, StorageFailure, Transient, Unusable
@@ -193,7 +193,7 @@ class Asker:
             return Found.EXPECTED, prediction
         record = self.records.get(kind, prediction.id)
         if record is not None and (record.receipt.quiet or record.receipt.source == "cog"):
-            record = None  # an outline of our own, for which nobody waits; or a claim that anybody may make
+            record = None  # nobody waits for it; or a claim that anybody may make
         is_known = is_ours or record is not None
         if not is_known and self._may_follow(prediction, now):
             return Found.EXPECTED, prediction
@@ -201,7 +201,7 @@ class Asker:
             return Found.FOREIGN, prediction
         receipt = self._receipt(prediction, record, now, awaited.origin)
         arrival = make_arrival(self.redis, prediction, body, receipt, now)
-        checked = self._check_in(arrival, now)
+        checked = self.claims.check_in(arrival)
         [outcome] = self.records.accept([checked], now)
         self.claims.settle(arrival, checked, outcome)
         if outcome is not Accepted.ACCEPTED:
@@ -209,16 +209,6 @@ class Asker:
         facts = {"kind": str(kind), "id": prediction.id, "status": prediction.status, "quiet": receipt.quiet}
         log.info("taken in from the API, since no webhook told of it", extra=facts)
         return Found.LATE if judgement.is_late(prediction, now) else Found.NEW, prediction
-
-    def _check_in(self, arrival: Arrival, now: datetime) -> Arrival:
-        """As the claim check does it; where that fails, the outputs at least are fetched."""
-        try:
-            return self.claims.check_in(arrival)
-        except StorageFailure:
-            short = outlined(arrival)
-            if short is not None:
-                self.records.accept([short], now)
-            raise
 
     def _may_follow(self, prediction: Prediction, now: datetime) -> bool:
         """Whether it may be a follow-up whose job was killed: only that job can tell what it follows."""

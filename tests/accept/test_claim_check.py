@@ -17,10 +17,9 @@ from redis import Redis
 
 from app.accept.arrivals import make_arrival
 from app.accept.claim_check import FRESH, ClaimCheck, claimed
-from app.accept.quarantine import Quarantine
 from app.accept.queues import queue
 from app.accept.records import LARGE, Accepted, Arrival, Records
-from app.accept.spool import RENEWED, Drainer, Spool, Spooled
+from app.accept.spool import Spool, Spooled
 from app.core.errors import Permanent, Transient
 from app.core.manifest import Receipt, Source
 from app.core.names import CLAIMS, PERSIST_QUEUE, Kind, record_key
@@ -242,60 +241,6 @@ def test_while_the_storage_fails_large_ones_wait_in_the_spool_and_small_ones_pas
 
 
 URL = "https://replicate.delivery/x/out-0.png"
-
-
-def test_while_the_storage_fails_what_large_ones_produced_is_fetched_all_the_same(
-    valkey: OwnValkey, tmp_path: Path
-) -> None:
-    mend = break_storage(tmp_path)
-    records = Records(valkey.redis, ttl=60)
-    jobs = queue(PERSIST_QUEUE, valkey.redis)
-    with in_thread(valkey.url, tmp_path) as web:
-        assert web.outcome(large("text")) == "spooled"
-        for name in ("one", "two"):
-            assert web.outcome(large(name, output=URL)) == "spooled"
-        wait_until(lambda: len(jobs.job_ids) == 2)
-    with in_thread(valkey.url, tmp_path) as web:  # also after a start, and once only
-        assert web.outcome(large("three", output=URL)) == "spooled"
-        wait_until(lambda: len(jobs.job_ids) == 3)
-        outlines = {name: records.get(Kind.PREDICTION, name) for name in ("one", "two", "three", "text")}
-        mend()
-        wait_until(lambda: not spooled(tmp_path))
-
-    assert outlines.pop("text") is None
-    for name, record in outlines.items():
-        assert record is not None
-        assert (record.body, record.body_at) == (None, None)
-        outline = json.loads(record.outline or b"")
-        assert (outline["id"], outline["output"]) == (name, URL)
-        whole = records.get(Kind.PREDICTION, name)
-        assert whole is not None
-        assert whole.outline is None
-        assert whole.body_at in claims_in(web)
-    assert sorted(jobs.job_ids) == [f"persist-prediction-{name}" for name in ("one", "text", "three", "two")]
-
-
-def test_an_outline_does_not_expire_while_its_event_waits(valkey: OwnValkey, tmp_path: Path) -> None:
-    break_storage(tmp_path)
-    spool, times = Spool(tmp_path / "spool", disk_floor=0), [datetime.now(UTC)]
-    body = large(output=URL)
-    asyncio.run(spool.keep(ID, Spooled(Kind.PREDICTION, body, Receipt(times[0], "msg_1"))))
-    storage, records = Storage((tmp_path / "outputs").as_uri()), Records(valkey.redis, ttl=7200)
-    checks = ClaimCheck(storage, records, patience=5)
-    quarantine = Quarantine(storage, disk_floor=0, clock=lambda: times[0])
-    drainer = Drainer(spool, valkey.redis, records, checks, lambda: times[0], quarantine=quarantine)
-    drainer.start()
-    try:
-        key = record_key(Kind.PREDICTION, ID)
-        wait_until(lambda: bool(valkey.redis.exists(key)))
-        valkey.redis.expire(key, 3600)
-        times[0] += RENEWED
-        wait_until(lambda: int(valkey.redis.ttl(key)) > 3600)
-    finally:
-        drainer.stop()
-        checks.close()
-        spool.close()
-    assert records.get(Kind.PREDICTION, ID) is not None
 
 
 def test_without_a_spool_a_large_delivery_is_refused_while_the_storage_fails(

@@ -204,8 +204,6 @@ def test_what_ended_or_was_begun_here_or_waits_in_a_spool_does_not_go_for_what_r
         replace(running("begun", own, "starting"), is_asked_for=True),
         running("noted", SENT, "starting"),  # a webhook was faster than we
         replace(running("noted", own), is_asked_for=True),
-        running("spooled", SENT),
-        replace(end("spooled"), body=b"", outline=b"{}"),
         running("late", SENT),
         end("late"),
         running("both", OF_COG),  # and Replicate tells of it, too
@@ -214,8 +212,7 @@ def test_what_ended_or_was_begun_here_or_waits_in_a_spool_does_not_go_for_what_r
     ]
     records.accept(firm, NOW)
     before = {
-        name: redis.hgetall(record_key(Kind.PREDICTION, name))
-        for name in ("ended", "late", "spooled", "begun", "noted")
+        name: redis.hgetall(record_key(Kind.PREDICTION, name)) for name in ("ended", "late", "begun", "noted")
     }
     for number in range(100):
         records.accept([running(f"p{number}", OF_COG)], NOW + timedelta(seconds=number))

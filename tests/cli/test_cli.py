@@ -15,7 +15,6 @@ from urllib.request import Request, urlopen
 import pytest
 from redis import Redis
 
-from app.accept.arrivals import make_arrival, outlined
 from app.accept.records import Records
 from app.cli.root import COMMANDS as LISTED
 from app.cli.root import cli
@@ -683,16 +682,6 @@ def test_show_says_that_it_saw_the_storage_alone(settings: dict[str, str], tmp_p
         f"{said}; set it, or start `outkeep up`: shown from storage alone",
         "outkeep: nothing is known of x",
     ]
-
-
-def test_show_says_that_an_event_waits_for_the_storage(settings: dict[str, str], redis: Redis) -> None:
-    body = prediction("large", output="https://replicate.delivery/x/a.png", logs="x" * (2 << 20))
-    arrival = make_arrival(redis, parse(body, Kind.PREDICTION), body, Receipt(NOW, "msg_1"), NOW)
-    short = outlined(arrival)
-    assert short is not None
-    Records(redis, ttl=60).accept([short], NOW)
-    done = outkeep("show", "large", settings=settings)
-    assert "  state   running\n  waits   its event for the storage; its outputs are fetched" in done.stdout
 
 
 def test_show_of_an_unknown_id_ends_with_1(settings: dict[str, str]) -> None:

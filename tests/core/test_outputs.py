@@ -15,7 +15,6 @@ from app.core.outputs import (
     MAX_POINTERS,
     MAX_SPOTS,
     OutputFile,
-    bare,
     escape,
     find,
     find_spots,
@@ -521,10 +520,6 @@ def test_only_so_many_sources_are_replaced_and_the_others_stay(many: Callable[[i
     assert len(asked) == MAX_SPOTS
 
 
-def test_of_a_text_only_so_many_sources_are_left_when_it_is_bare() -> None:
-    assert bare(" ".join([URL] * (MAX_SPOTS + 50))).count(URL) == MAX_SPOTS
-
-
 @pytest.mark.parametrize(
     ("output", "source"),
     [
@@ -642,19 +637,6 @@ def test_what_is_replaced_is_asked_for_in_order_of_appearance(output: Any) -> No
     asked: list[str] = []
     replaced(output, asked.append)
     assert asked == [spot.source for spot in find_spots(output)]
-
-
-@settings(deadline=None)
-@given(OUTPUTS)
-def test_a_bare_output_holds_the_same_files_in_the_same_order(output: Any) -> None:
-    def to_be_fetched(output: Any) -> list[tuple[int, str]]:
-        return [
-            (number, file.source)
-            for number, file in enumerate(find(output, RULES).files)
-            if not file.is_inline
-        ]
-
-    assert to_be_fetched(bare(output)) == to_be_fetched(output)
 
 
 @settings(deadline=None)

@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 
 import app.core
-from app.accept.arrivals import outline
 from app.cli import kept as progress
 from app.core import (
     addresses,
@@ -268,8 +267,6 @@ def read_prediction(prediction: Prediction, body: bytes) -> None:
     events.event_type(again)
     assert len(events.encode(event)) <= events.MAX_BYTES
     assert len(events.encode(events.as_replicate_sends_it(again, lambda name: name))) < 2 * len(written)
-    short = outline(prediction.raw, limit=MIB)
-    assert short is None or len(short) <= MIB
     data = events.whole(again, lambda name: name)
     templates.files_used(TEMPLATE, FILES)
     templates.files_named(TEMPLATE, FILES)

@@ -152,25 +152,6 @@ def test_credentials_that_are_refused_for_a_while_lose_nothing(
     assert '"credentials_expired"' in up.text()
 
 
-def test_what_a_large_event_produced_is_kept_although_the_bucket_takes_the_event_too_late(
-    up: Up, simulator: Simulator, downstream: Recorder, proxy: FaultyProxy, storage: Storage
-) -> None:
-    content = PNG + os.urandom(1000)
-    url = simulator.add_file("large.png", content)
-    proxy.rule = lambda _: Refusal(403, "ExpiredToken")
-    finish(up, simulator, "large", url, logs="x" * (2 << 20))
-    until(lambda: simulator.downloads(url), "it is fetched all the same")
-    until(lambda: list((up.data / "tmp").glob("held.*")), "it waits on the host")
-    simulator.remove_file(url)  # as Replicate does when the hour is over
-    proxy.mend()
-    event = told(downstream, "large")
-
-    assert event["data"]["lost"] == []
-    assert event["data"]["files"][0]["sha256"] == hashlib.sha256(content).hexdigest()
-    assert storage.get("predictions/large/output-0.png") == content
-    until(lambda: not list(storage.names(CLAIMS)), "the body that waited is gone")
-
-
 def test_the_commands_work_on_a_bucket(
     up: Up, simulator: Simulator, downstream: Recorder, storage: Storage
 ) -> None:

@@ -13,7 +13,6 @@ from redis import Redis
 from rq.queue import Queue
 
 from app.accept import queues
-from app.accept.arrivals import outlined
 from app.accept.claim_check import ClaimCheck
 from app.accept.records import Accepted, Arrival, Record, Records
 from app.core.handlers import Handler
@@ -102,13 +101,6 @@ class Desk:
         [outcome] = self.records.accept([checked_in], self.now)
         assert outcome is Accepted.ACCEPTED
         return arrival.prediction.raw
-
-    def outline(self, output: Any, **keys: Any) -> Accepted:
-        """Accept the outline of such an event, as the drainer does while the storage fails."""
-        short = outlined(self.arrival(output, **keys))
-        assert short is not None
-        [outcome] = self.records.accept([short], self.now)
-        return outcome
 
     def arrival(
         self,

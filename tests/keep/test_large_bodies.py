@@ -12,6 +12,7 @@ from redis import Redis
 
 from app.core.errors import Permanent
 from app.core.lifecycle import CLAIM_AFTER, Move, Repair, State
+from app.core.manifest import format_time
 from app.core.names import CLAIMS, Kind, claim_name, record_key
 from app.maintain.replay import Replay
 from app.storage.store import Storage
@@ -179,6 +180,20 @@ def test_a_body_without_a_record_stays_as_long_as_its_delivery_may_come_again(de
     assert orphans(desk, later=CLAIM_AFTER + 1).run() == {Repair.CLAIM_REMOVED: 0}
     assert orphans(desk, later=TTL + 1).run() == {Repair.CLAIM_REMOVED: 1}
     assert claims(desk) == [f"{CLAIMS}/not-ours.txt"]
+
+
+def test_an_outline_that_0_1_has_left_gives_way_to_the_event(desk: Desk) -> None:
+    """Its job has nothing to work on any more; the event itself waits in the spool, and brings a new one."""
+    fields = {"state": "running", "rank": "9", "status": "succeeded", "outline": "{}", "source": "webhook"}
+    times = dict.fromkeys(("received_at", "updated_at"), format_time(desk.now))
+    left = fields | times | {"query": "{}"}
+    desk.redis.hset(KEY, items=[part for pair in left.items() for part in pair])
+    with pytest.raises(Permanent, match="neither a manifest nor a record with a body"):
+        desk.work()
+    received = receive(desk)
+    assert desk.work() is None
+    assert desk.manifest()["prediction"] == received
+    assert not desk.redis.hexists(KEY, "outline")
 
 
 def test_the_storage_is_looked_at_once_in_a_while(desk: Desk) -> None:

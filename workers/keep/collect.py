@@ -90,8 +90,6 @@ class Run:
         """Walks the output: use a thread."""
         found = find(prediction.output, rules, most=max_files + NAMED_SURPLUS)
         files = [Wanted.of(record.kind, record.id, *numbered) for numbered in enumerate(found.files)]
-        if record.outline is not None:  # what is inside the event, or too much, is for the whole of it
-            files = [one for one in files[:max_files] if not one.place.is_inline]
         ends = keep_until(prediction.completed_at, record.received_at).timestamp()
         return cls(
             record, prediction, files, tries, attempt, began, ends, more=not found.is_all, links=found.links
@@ -110,7 +108,7 @@ class Run:
         ]
         if not files or began >= ends:
             return None
-        record = replace(record, kept={}, outline=None)
+        record = replace(record, kept={})
         return cls(record, manifest.prediction, files, tries, attempt, began, ends, mends=manifest)
 
     @property
@@ -241,7 +239,7 @@ class Collector:
             return _Later(due, crowded=True)
         except OutkeepError as error:
             return self._failed(run, wanted, error, began, jitter)
-        if len(run.files) > 1 or run.record.outline is not None:
+        if len(run.files) > 1:
             # What Redis does not remember is fetched once more, and that is all.
             with suppress(RedisError):
                 await asyncio.to_thread(self._remember, run, {wanted.number: kept})
@@ -251,14 +249,13 @@ class Collector:
         return known.error in MENDED_BY_SETTING and self.rules.permits(wanted.source)
 
     def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
-        """Every file as it ended, in order of appearance, or seconds to wait before the next run."""
+        """Every file as it ended, in order of appearance, or seconds to wait before the next run.
+
+        Then what is lost is remembered.
+        """
         ended = [result for result in results if isinstance(result, KeptFile)]
         if len(ended) == len(results):
             return ended
-        return self.put_off(run, results)
-
-    def put_off(self, run: Run, results: Sequence[Result]) -> float:
-        """Remember what is lost; seconds to wait before the next run."""
         lost = {
             wanted.number: result
             for wanted, result in zip(run.files, results, strict=True)

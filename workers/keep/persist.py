@@ -186,7 +186,7 @@ class Persist:
         """Where an event has its place; None for small ones, of which there may be any number."""
         if record is not None and record.body_at is not None:
             return self._large
-        is_medium = record is not None and len(record.body or record.outline or b"") > MEDIUM
+        is_medium = record is not None and len(record.body or b"") > MEDIUM
         return self._medium if is_medium else None
 
     async def _wait_in(self, run: Run) -> AbstractAsyncContextManager[None]:
@@ -208,7 +208,7 @@ class Persist:
             load = partial(self._load, kind, prediction_id, record, tries, attempt)
         else:
             load = partial(self._left, manifest, record, tries, attempt)
-        is_here = manifest is not None or (record is not None and bool(record.body or record.outline))
+        is_here = manifest is not None or (record is not None and bool(record.body))
         loaded = await (asyncio.to_thread(load) if is_here else self.storage.run(load, about=about))
         if isinstance(loaded, Run):
             if loaded.mends is not None:  # first tell what is told anyway
@@ -220,12 +220,8 @@ class Persist:
             async with await self._wait_in(loaded):
                 outputs = self.collector.collect(loaded)
                 results, inputs = (
-                    await self.inputs.beside(loaded, outputs)
-                    if self.inputs and loaded.record.outline is None
-                    else (await outputs, [])
+                    await self.inputs.beside(loaded, outputs) if self.inputs else (await outputs, [])
                 )
-            if loaded.record.outline is not None:
-                return await asyncio.to_thread(self._await_the_whole, loaded, results)
             conclude = partial(self.conclude, loaded, results, inputs)
             return await self.storage.run(conclude, about=about)
         quiet = record is not None and record.receipt.quiet
@@ -259,16 +255,6 @@ class Persist:
                 extra=facts,
             )
         return None
-
-    def _await_the_whole(self, run: Run, results: Sequence[Result]) -> float:
-        """Seconds to wait before the next run, when no more than the outline of an event is here."""
-        kind, prediction_id = run.record.kind, run.record.id
-        wait = self.collector.put_off(run, results)
-        if self.records.is_removed(kind, prediction_id):
-            raise Removed(f"{kind} {prediction_id} was removed meanwhile")
-        record = self.records.get(kind, prediction_id)
-        has_come = record is None or record.outline is None
-        return 0.0 if has_come else wait
 
     def conclude(self, run: Run, results: Sequence[Result], inputs: Sequence[Tried]) -> float | None:
         """What follows when each file was tried; seconds to wait before the next run, or None.
@@ -383,7 +369,7 @@ class Persist:
             read = partial(self._read, kind, prediction_id, record)
             return await self.storage.run(read, about=manifest_name(kind, prediction_id))
         except StorageFailure:
-            if record is None or (record.body is None and record.outline is None):
+            if record is None or record.body is None:
                 raise
             return None
 
@@ -397,7 +383,7 @@ class Persist:
     def _body(self, record: Record) -> bytes | None:
         if record.body_at is not None:
             return claimed(self.storage, record.body_at)
-        return record.body or record.outline
+        return record.body
 
     def _put_off(self, kind: Kind, prediction_id: str, error: Transient | RedisError, attempt: int) -> float:
         delay = store_delay(attempt=attempt, jitter=self.jitter())
