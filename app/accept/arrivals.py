@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from redis import Redis
-
 from app.accept import queues
 from app.accept.records import Arrival
 from app.core.errors import Unusable
@@ -24,7 +22,6 @@ def body_of(raw: Mapping[str, Any]) -> bytes:
 
 
 def make_arrival(
-    redis: Redis,
     prediction: Prediction,
     body: bytes,
     receipt: Receipt,
@@ -32,12 +29,12 @@ def make_arrival(
     *,
     is_asked_for: bool = False,
 ) -> Arrival:
-    """Nothing is sent to `redis` yet. `now` is later than the receipt of a delivery that was spooled."""
+    """`now` is later than the receipt of a delivery that was spooled."""
     job = None
     if prediction.is_terminal:
         left = (keep_until(prediction.completed_at, receipt.received_at) - now).total_seconds()
         timeout = int(max(left, 0)) + PERSIST_MARGIN
-        job = queues.persist_job(redis, prediction.kind, prediction.id, timeout=timeout)
+        job = queues.new_persist_job(prediction.kind, prediction.id, timeout=timeout, at=now)
     return Arrival(prediction, body, receipt, job, is_asked_for=is_asked_for)
 
 

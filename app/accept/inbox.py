@@ -3,15 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
 
-from app.accept.records import Accepted, Arrival, Records
+from app.accept.group_commit import Command, Wire, pack
+from app.accept.record_scripts import ACCEPT
+from app.accept.records import Accepted, Arrival, Records, unconfirmed
 from app.core.errors import Transient
+from app.valkey.client import TIMEOUT
 
 DEADLINE = 1.25
 """Seconds that one batch may take in all: a time-out starts anew with each byte that drips in."""
@@ -20,8 +23,7 @@ PROBE_INTERVAL = 1.0
 MAX_BATCH = 256
 MAX_BATCH_BYTES = 8 << 20
 
-THREADS = 8
-"""One sends and one probes; the others are for calls that still hang after their batch was given up."""
+_ACCEPTED = {outcome.encode(): outcome for outcome in Accepted}
 
 log = logging.getLogger("outkeep.inbox")
 
@@ -33,21 +35,21 @@ class _Waiting:
 
 
 class Inbox:
-    """Group commit with a breaker.
+    """Group commit with a breaker, on one connection of the event loop.
 
     Nothing waits when idle: a delivery that finds no batch on its way leaves at once. One failed batch
     opens the breaker: all who wait are refused at once, and so is everyone until a PING succeeds.
     """
 
     def __init__(self, connection: Redis, records: Records, clock: Callable[[], datetime]) -> None:
+        """Of `connection`, which may be used elsewhere, it takes the address."""
         self._redis = connection
         self._records = records
         self._clock = clock
         self._waiting: list[_Waiting] = []
         self._sender: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
-        # Not those that all others share: whatever else hangs, a storage for example, must not hold us up.
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="inbox")
+        self._wire: Wire | None = None
 
     async def accept(self, arrival: Arrival) -> Accepted:
         """Wait until a delivery is durable; raises `Transient` when that is not confirmed."""
@@ -66,7 +68,8 @@ class Inbox:
         if self._prober is not None:
             self._prober.cancel()
             await asyncio.gather(self._prober, return_exceptions=True)
-        self._threads.shutdown(wait=False)
+        if self._wire is not None:
+            self._wire.close(RedisConnectionError("closed"))
 
     async def _send(self) -> None:
         try:
@@ -89,27 +92,62 @@ class Inbox:
         return batch
 
     async def _commit(self, batch: list[_Waiting]) -> None:
-        arrivals = [waiting.arrival for waiting in batch]
         try:
-            loop = asyncio.get_running_loop()
-            sending = loop.run_in_executor(self._threads, self._records.accept, arrivals, self._clock())
-            outcomes = await asyncio.wait_for(sending, DEADLINE)
+            now = self._clock()
+            commands = [self._records.accept_command(waiting.arrival, now) for waiting in batch]
+            async with asyncio.timeout(DEADLINE):
+                outcomes = await self._carried_out(commands)
             for waiting, outcome in zip(batch, outcomes, strict=True):
-                _answer(waiting, outcome)
-        except (Transient, TimeoutError) as error:
+                _answer(waiting, _ACCEPTED[outcome])
+        except (RedisError, OSError) as error:  # a TimeoutError among them
+            if self._wire is not None:
+                self._wire.close(RedisConnectionError("it did not answer in time"))
             batch, self._waiting = [*batch, *self._waiting], []
-            facts = {"count": len(batch), "reason": str(error) or "Redis did not confirm in time"}
+            reason = "Redis did not confirm in time"
+            if isinstance(error, RedisError):
+                reason = unconfirmed(error).message
+            facts = {"count": len(batch), "reason": reason}
             log.warning("deliveries are not sent to Redis until it answers", extra=facts)
             self._prober = asyncio.create_task(self._probe())
         finally:
             _refuse(batch)
 
+    async def _carried_out(self, commands: Sequence[Command]) -> list[bytes]:
+        """The answers to calls of the script; those are made again that met a Redis that has forgotten it."""
+        outcomes: dict[int, bytes] = {}
+        while left := [number for number in range(len(commands)) if number not in outcomes]:
+            wire = await self._connected()
+            loads: Sequence[Command] = () if ACCEPT in wire.scripts else [("SCRIPT", "LOAD", ACCEPT)]
+            wire.scripts.add(ACCEPT)
+            packet = pack([*loads, *(commands[number] for number in left)])
+            [answers] = wire.send(packet, len(loads) + len(left))
+            for number, answer in zip(left, (await answers)[len(loads) :], strict=True):
+                if isinstance(answer, NoScriptError):
+                    wire.scripts.discard(ACCEPT)
+                elif isinstance(answer, Exception):
+                    raise answer
+                else:
+                    outcomes[number] = answer
+        return [outcomes[number] for number in range(len(commands))]
+
+    async def _connected(self) -> Wire:
+        if self._wire is None or self._wire.lost:
+            self._wire = await Wire.connect(self._redis, TIMEOUT)
+        return self._wire
+
     async def _probe(self) -> None:
         while True:
             await asyncio.sleep(PROBE_INTERVAL)
             try:
-                await asyncio.get_running_loop().run_in_executor(self._threads, self._redis.ping)
-            except RedisError:
+                async with asyncio.timeout(DEADLINE):
+                    wire = await self._connected()
+                    [answers] = wire.send(pack([("PING",)]), 1)
+                    [answer] = await answers
+            except (RedisError, OSError):
+                if self._wire is not None:
+                    self._wire.close(RedisConnectionError("it did not answer in time"))
+                continue
+            if isinstance(answer, Exception):
                 continue
             log.info("Redis answers again")
             self._prober = None

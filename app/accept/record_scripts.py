@@ -64,15 +64,16 @@ local last = 21 + tonumber(ARGV[21])
 if outcome == 'accepted' or outcome == 'progress' then
   redis.call('HSET', KEYS[1], unpack(ARGV, 22, last))
   if takes then
-    redis.call('HDEL', KEYS[1], 'context', 'parent')
+    if state then redis.call('HDEL', KEYS[1], 'context', 'parent') end
     if ARGV[16] ~= '' then redis.call('HSET', KEYS[1], 'context', ARGV[16]) end
     if ARGV[17] ~= '' then redis.call('HSET', KEYS[1], 'parent', ARGV[17]) end
   end
   if firm or ARGV[18] == 'run' then redis.call('HSET', KEYS[1], 'context_from', 'run') end
   if outcome == 'accepted' then
-    redis.call('HDEL', KEYS[1], 'outline', 'live')
-    if ARGV[11] ~= '' then redis.call('HDEL', KEYS[1], 'quiet') end
-    redis.call('PERSIST', KEYS[1])
+    if state then
+      redis.call('HDEL', KEYS[1], 'outline', 'live', ARGV[11] ~= '' and 'quiet' or 'live')
+      redis.call('PERSIST', KEYS[1])
+    end
   else
     redis.call('EXPIRE', KEYS[1], ARGV[4])
   end

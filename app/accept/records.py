@@ -20,11 +20,11 @@ from enum import StrEnum
 from typing import Any, cast
 
 from redis import Redis
-from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq.job import Job
 
 from app.accept import queues
+from app.accept.queues import NewJob
 from app.accept.record_scripts import ACCEPT, KEEP, MOVE
 from app.core.context import shortened
 from app.core.errors import Permanent, Removed, Transient
@@ -78,6 +78,12 @@ MOST_RUNNING = 20_000
 COG_PART = 4
 """Of Cog, one in so many of these: a token displaces nothing that is signed."""
 
+ACCEPT_DIGEST = hashlib.sha1(ACCEPT.encode(), usedforsecurity=False).hexdigest()
+"""What Redis calls the script."""
+
+_TOLD = (*map(str, origins(Move.TELL)), str(target(Move.TELL)))
+"""The state of what nobody was to be told of, and the one in which handlers are."""
+
 _REMOVED, _TO_BE_TOLD, _OVERRULED = -1, -2, -3
 """What `MOVE` answers when it does nothing."""
 
@@ -112,7 +118,7 @@ class Arrival:
     prediction: Prediction
     body: bytes
     receipt: Receipt
-    job: Job | None
+    job: Job | NewJob | None
     """The persist job of a terminal event; None for progress."""
     body_at: str | None = None
     """The object in storage that holds the body, in the place of `body`."""
@@ -166,7 +172,6 @@ class Records:
         self._redis = connection
         self._ttl = ttl
         self._most_running = most_running
-        self._accept = hashlib.sha1(ACCEPT.encode(), usedforsecurity=False).hexdigest()
         self._move = connection.register_script(MOVE)
         self._keep = connection.register_script(KEEP)
 
@@ -178,48 +183,44 @@ class Records:
         confirm all of them: then each may or may not have been written, and sending it again is safe.
         Raises `Permanent` for a large body: it has to go through `ClaimCheck` first.
         """
-        for arrival in arrivals:
-            _require_small(arrival)
+        commands = [self.accept_command(arrival, now) for arrival in arrivals]
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 # Loaded every time: asking whether Redis still has it would be a second round trip.
                 pipeline.script_load(ACCEPT)
-                for arrival in arrivals:
-                    self._add(pipeline, arrival, now)
+                for command in commands:
+                    pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
                 return [Accepted(outcome.decode()) for outcome in pipeline.execute()[1:]]
         except RedisError as error:
-            raise _unconfirmed(error) from error
+            raise unconfirmed(error) from error
 
-    def _add(self, pipeline: Pipeline, arrival: Arrival, now: datetime) -> None:
-        prediction, job = arrival.prediction, arrival.job
-        fields = _fields(arrival, now)
-        member = record_member(prediction.kind, prediction.id)
+    def accept_command(self, arrival: Arrival, now: datetime) -> Sequence[str | bytes | int | float]:
+        """The call of the script `ACCEPT`, once it is loaded, for one delivery; raises as `accept` does."""
+        _require_small(arrival)
+        prediction, job, receipt, move = arrival.prediction, arrival.job, arrival.receipt, arrival.move
         place = (prediction.kind, prediction.id)
-        webhook_id, source = arrival.receipt.webhook_id, arrival.receipt.source
-        context = arrival.receipt.context
+        webhook_id, context, of_cog = receipt.webhook_id, receipt.context, receipt.source == "cog"
         delivery = delivery_key(prediction.id, webhook_id or "")
         keys = [record_key(*place), RECORDS, removed_key(*place), delivery]
-        job_fields: Sequence[str | bytes] = []
+        job_fields: Sequence[str | bytes] = ()
         if job is not None:
-            keys += [job.key, *queues.keys(job.origin, self._redis)]
+            keys += (job.key, *queues.keys(job.origin, self._redis))
             job_fields = queues.fields(job)
-        of_cog = source == "cog"
         keys.append(RUNNING_OF_COG if of_cog else RUNNING)
-        keys += [AWAITED_HERE, AWAITED] if arrival.is_asked_for else [AWAITED, AWAITED_HERE]
-        arguments = [
-            arrival.move, arrival.rank, member, self._ttl, now.timestamp(), job.id if job else "",
-            CHANGES, State.RUNNING, State.RECEIVED, _score(arrival, now),
-            "" if arrival.receipt.quiet else "1",
-            *map(str, origins(Move.TELL)), target(Move.TELL),
-            self._delivery_ttl(arrival) if webhook_id else "", "1" if of_cog else "",
-            json.dumps(context) if context is not None else "", arrival.receipt.parent or "",
-            _WHO_TELLS.get(source, "url"), "" if arrival.is_repeat else "1",
+        keys += (AWAITED_HERE, AWAITED) if arrival.is_asked_for else (AWAITED, AWAITED_HERE)
+        delivery_ttl: int | str = ""
+        if webhook_id:
+            delivery_ttl = self._ttl if move is Move.FINISH else min(self._ttl, PROGRESS_REPEATED_FOR)
+        fields = _fields(arrival, now)
+        return (
+            "EVALSHA", ACCEPT_DIGEST, len(keys), *keys,
+            move, arrival.rank, record_member(*place), self._ttl, now.timestamp(), job.id if job else "",
+            CHANGES, State.RUNNING, State.RECEIVED, _score(arrival, now), "" if receipt.quiet else "1",
+            *_TOLD, delivery_ttl, "1" if of_cog else "",
+            json.dumps(context) if context is not None else "", receipt.parent or "",
+            _WHO_TELLS.get(receipt.source, "url"), "" if arrival.is_repeat else "1",
             self._most_running // (COG_PART if of_cog else 1), len(fields), *fields, *job_fields,
-        ]  # fmt: skip
-        pipeline.evalsha(self._accept, len(keys), *keys, *arguments)
-
-    def _delivery_ttl(self, arrival: Arrival) -> int:
-        return self._ttl if arrival.move is Move.FINISH else min(self._ttl, PROGRESS_REPEATED_FOR)
+        )  # fmt: skip
 
     def move(
         self,
@@ -321,7 +322,7 @@ class Records:
                 pipeline.exists(removed_key(*place))
                 (state, source, body_at), removed = cast(tuple[list[bytes | None], int], pipeline.execute())
         except RedisError as error:
-            raise _unconfirmed(error) from error
+            raise unconfirmed(error) from error
         if removed or state is None:
             return removed == 1
         if (source == b"cog") != (arrival.receipt.source == "cog"):
@@ -364,7 +365,8 @@ class Records:
                 return
 
 
-def _unconfirmed(error: RedisError) -> Transient:
+def unconfirmed(error: RedisError) -> Transient:
+    """What to raise when Redis did not confirm."""
     return Transient("redis_unavailable", f"Redis did not confirm: {type(error).__name__}")
 
 
@@ -397,7 +399,7 @@ def _fields(arrival: Arrival, now: datetime) -> list[str | bytes]:
 
 def described(prediction: Prediction, receipt: Receipt) -> dict[str, str | None]:
     """The fields of a record that senders fill, each within its bound; the event itself stays whole."""
-    query = json.dumps(receipt.query)
+    query = json.dumps(receipt.query) if receipt.query else "{}"
     if len(query) > MAX_QUERY:
         log.warning("parameters of a webhook URL are too long and left out", extra={"id": prediction.id})
         query = json.dumps(shortened(receipt.query, MAX_QUERY))

@@ -389,7 +389,7 @@ class Drainer:
             log.error("a delivery in the spool cannot be used; it is set aside", extra={"code": error.code})  # noqa: TRY400  # fmt: skip
             self._spool.set_aside(one.path)
             return None
-        return make_arrival(self._redis, prediction, spooled.body, spooled.receipt, self._clock())
+        return make_arrival(prediction, spooled.body, spooled.receipt, self._clock())
 
 
 def _next_batch(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:

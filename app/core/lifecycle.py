@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from functools import cache
 
 
 class State(StrEnum):
@@ -50,11 +51,13 @@ MOVES: dict[tuple[State | None, Move], State] = {
 """From a state (None: no record) by a move to a state."""
 
 
+@cache
 def origins(move: Move) -> tuple[State | None, ...]:
     """The states from which a move is legal; None stands for no record."""
     return tuple(state for state, known in MOVES if known is move)
 
 
+@cache
 def target(move: Move) -> State:
     """Where a move leads; each move leads to one state."""
     (state,) = {to for (_, known), to in MOVES.items() if known is move}

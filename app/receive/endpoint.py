@@ -102,7 +102,7 @@ class Receiver:
             context=context,
             parent=parent(context),
         )
-        outcome = await self._accept(make_arrival(self.redis, prediction, delivery.body, receipt, now))
+        outcome = await self._accept(make_arrival(prediction, delivery.body, receipt, now))
         if outcome == Accepted.FOREIGN:
             await self._set_aside(request, delivery, kind, foreign(prediction.id))
             outcome = QUARANTINED

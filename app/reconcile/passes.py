@@ -200,7 +200,7 @@ class Asker:
         if judgement.is_foreign(prediction, self.rules, has_record=is_known, whole=True):
             return Found.FOREIGN, prediction
         receipt = self._receipt(prediction, record, now, awaited.origin)
-        arrival = make_arrival(self.redis, prediction, body, receipt, now)
+        arrival = make_arrival(prediction, body, receipt, now)
         checked = self.claims.check_in(arrival)
         [outcome] = self.records.accept([checked], now)
         self.claims.settle(arrival, checked, outcome)

@@ -64,7 +64,7 @@ class Follower:
         now = self.clock()
         receipt = Receipt(now, None, source="run", context=self.context, parent=parent(self.context))
         asked = not self.awaits_webhook
-        made = make_arrival(self.redis, prediction, body, receipt, now, is_asked_for=asked)
+        made = make_arrival(prediction, body, receipt, now, is_asked_for=asked)
         checked = self.claims.check_in(made)
         [outcome] = self.records.accept([checked], now)
         self.claims.settle(made, checked, outcome)

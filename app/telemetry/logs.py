@@ -5,16 +5,17 @@ A JSON line holds `event` (a stable name from `app.core.vocabulary`), `message` 
 `delivery`, `job`, `handler`, `code`.
 """
 
+import json
 import logging
+import os
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
-
-import structlog
-from redis.exceptions import RedisError
 
 from app.core.vocabulary import EVENTS, LIBRARY, UNLISTED
 from app.telemetry.redaction import Redactor
@@ -36,9 +37,13 @@ _QUIET = (
 )
 """Libraries that would log every job or request; their warnings still come through."""
 
-_NO_FACTS = frozenset({"_record", "_from_structlog", "color_message", "arguments", "kwargs"})
-"""What structlog adds for itself, what uvicorn says a second time, with colours, and what RQ says of a job
-that failed: its arguments, which can be an event with prompts and links."""
+_NO_FACTS = frozenset(vars(logging.makeLogRecord({}))) | {
+    "asctime", "message", "taskName", "color_message", "arguments", "kwargs"
+}  # fmt: skip
+"""What every record has, what uvicorn says a second time, with colours, and what RQ says of a job that
+failed: its arguments, which can be an event with prompts and links."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def configure(
@@ -60,6 +65,9 @@ def configure(
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+    # Who looks for these pays a third of what a line costs, and no line of ours shows them.
+    logging._srcfile = None  # noqa: SLF001  # as the documentation of `logging` says
+    logging.logThreads = logging.logMultiprocessing = False
     sys.excepthook = _log_crash
     threading.excepthook = _log_thread_crash
 
@@ -85,57 +93,64 @@ class _Hiding(logging.StreamHandler[TextIO]):
     def __init__(self, redactor: Redactor, role: str, *, as_text: bool, colours: bool) -> None:
         super().__init__(sys.stderr)
         self.redactor = redactor
-        self.setFormatter(_formatter(redactor, role, as_text=as_text, colours=colours))
+        self.setFormatter(_Line(redactor, role, as_text=as_text, colours=colours))
 
 
-def _formatter(redactor: Redactor, role: str, *, as_text: bool, colours: bool) -> logging.Formatter:
-    host = socket.gethostname()
+class _Line(logging.Formatter):
+    """One line, of JSON or readable. By hand, since each delivery that is accepted costs one."""
 
-    def name_process(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        # A child that was forked has another pid.
-        return {**event, "role": role, "host": host, "pid": event["_record"].process}
+    def __init__(self, redactor: Redactor, role: str, *, as_text: bool, colours: bool) -> None:
+        super().__init__()
+        self._redactor = redactor
+        self._process = {"role": role, "host": socket.gethostname()}
+        self._as_text = as_text
+        self._colours = colours
 
-    def redact(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        clean: dict[str, Any] = redactor.value(event)
-        return clean
+    def format(self, record: logging.LogRecord) -> str:
+        """Without secrets, whatever the record holds."""
+        event = self._event(record)
+        if self._as_text:
+            return self._readable(event)
+        try:
+            line = _ENCODER.encode(event)
+        except (TypeError, ValueError, RecursionError):  # what JSON does not know, and what holds itself
+            line = None
+        if line is None or not self._redactor.is_clean(line):
+            line = json.dumps(self._redactor.value(event), ensure_ascii=False)
+        return line
 
-    end: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=colours)]
-        if as_text
-        else [structlog.processors.JSONRenderer(ensure_ascii=False)]
-    )
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(),
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _briefly,
-            structlog.processors.format_exc_info,
-        ],
-        processors=[name_process, _plain if as_text else _named, redact, *end],
-    )
+    def _event(self, record: logging.LogRecord) -> dict[str, Any]:
+        message = record.getMessage()
+        event = {
+            **_bound(),
+            **{name: value for name, value in vars(record).items() if name not in _NO_FACTS},
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+            **self._process,
+            "pid": os.getpid(),  # a child that was forked has another one
+            **({"event": message} if self._as_text else {"event": event_name(record), "message": message}),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            error, redis = record.exc_info[1], sys.modules.get("redis.exceptions")
+            if redis and isinstance(error, redis.RedisError):
+                # It strikes everything that is under way, and a trace tells nothing.
+                event["error"] = f"{type(error).__name__}: {error}"
+            else:
+                event["exception"] = "".join(traceback.format_exception(error)).rstrip("\n")
+        return event
+
+    def _readable(self, event: dict[str, Any]) -> str:
+        from structlog.dev import ConsoleRenderer  # noqa: PLC0415  # heavy, and for terminals only
+
+        clean: dict[str, Any] = self._redactor.value(event)
+        return ConsoleRenderer(colors=self._colours)(None, "", clean)
 
 
-def _briefly(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """One line for an error of Redis: it strikes everything that is under way, and a trace tells nothing."""
-    found = event.get("exc_info")
-    if isinstance(found, tuple) and isinstance(found[1], RedisError):
-        del event["exc_info"]
-        event["error"] = f"{type(found[1]).__name__}: {found[1]}"
-    return event
-
-
-def _plain(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Drop what is no fact."""
-    return {name: value for name, value in event.items() if name not in _NO_FACTS}
-
-
-def _named(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """The name of the event where collectors look for it, the sentence beside it."""
-    name = event_name(event["_record"])
-    return {**_plain(_, __, event), "event": name, "message": event["event"]}
+def _bound() -> dict[str, Any]:
+    """What `structlog.contextvars` has bound, where a process uses that."""
+    structlog = sys.modules.get("structlog.contextvars")
+    return structlog.get_contextvars() if structlog else {}
 
 
 def event_name(record: logging.LogRecord) -> str:

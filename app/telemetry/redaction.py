@@ -1,6 +1,7 @@
 """Secrets out of text: the second line behind never putting them in."""
 
 import base64
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
@@ -34,6 +35,7 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._known: Sequence[str] = ()
+        self._signs: Sequence[str] = ()
         self.learn(secrets)
 
     def learn(self, secrets: Iterable[str]) -> None:
@@ -41,6 +43,15 @@ class Redactor:
         long_enough = {secret for secret in (*self._known, *secrets) if len(secret) >= SHORTEST}
         # The longest first: a piece of it may be a secret, too.
         self._known = sorted(long_enough, key=len, reverse=True)
+        as_json = {json.dumps(secret, ensure_ascii=False)[1:-1] for secret in long_enough}
+        self._signs = (*long_enough, *as_json)
+
+    def is_clean(self, line: str) -> bool:
+        """Whether a line of JSON holds no secret, nor anything from which a form of one might begin."""
+        if any(secret in line for secret in self._signs):
+            return False
+        folded = line.lower()
+        return not any(hint in folded for hint, _, _ in _FORMS)
 
     def text(self, text: str) -> str:
         """`text` with every secret replaced."""

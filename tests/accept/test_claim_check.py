@@ -58,7 +58,7 @@ def claims(storage: Storage, redis: Redis) -> Iterator[ClaimCheck]:
 
 def arrival(redis: Redis, body: bytes) -> Arrival:
     now = datetime.now(UTC)
-    return make_arrival(redis, parse(body, Kind.PREDICTION), body, Receipt(now, "msg_1"), now)
+    return make_arrival(parse(body, Kind.PREDICTION), body, Receipt(now, "msg_1"), now)
 
 
 def test_a_large_body_goes_to_the_storage_and_comes_back_exactly(
@@ -442,7 +442,7 @@ def test_redis_is_asked_before_a_body_is_brought(
     now, place = datetime.now(UTC), (Kind.PREDICTION, ID)
     if move != "unknown":
         body = prediction(ID, status="starting" if move == "runs" else "succeeded")
-        told = make_arrival(redis, parse(body, place[0]), body, Receipt(now, "msg_0", first), now)
+        told = make_arrival(parse(body, place[0]), body, Receipt(now, "msg_0", first), now)
         records.accept([told], now)
     if move == "dispatched":
         records.dispatch(*place, now, {}, [], source=first)
@@ -452,9 +452,7 @@ def test_redis_is_asked_before_a_body_is_brought(
 
     claims = ClaimCheck(storage, records, patience=30)
     body = large()
-    checked = claims.check_in(
-        make_arrival(redis, parse(body, place[0]), body, Receipt(now, "msg_1", then), now)
-    )
+    checked = claims.check_in(make_arrival(parse(body, place[0]), body, Receipt(now, "msg_1", then), now))
     claims.close()
     assert (checked.is_repeat, checked.body_at is not None) == (not brought, brought)
     assert len(list(storage.names(CLAIMS))) == brought

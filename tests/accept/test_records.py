@@ -1,6 +1,7 @@
 """Records and the jobs that are written with them."""
 
 import json
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -42,7 +43,9 @@ def records(redis: Redis) -> Records:
 
 def arrival(redis: Redis, body: bytes, receipt: Receipt | None = None) -> Arrival:
     parsed = parse(body, Kind.PREDICTION)
-    job = queues.persist_job(redis, parsed.kind, parsed.id, timeout=4200) if parsed.is_terminal else None
+    job = None
+    if parsed.is_terminal:
+        job = queues.new_persist_job(parsed.kind, parsed.id, timeout=4200, at=datetime.now(UTC))
     return Arrival(parsed, body, receipt or Receipt(NOW, "msg_1"), job)
 
 
@@ -52,7 +55,8 @@ def everything(redis: Redis) -> dict[bytes, object]:
     for key in cast(Iterator[bytes], redis.scan_iter("rq:*")):
         if redis.type(key) == b"hash":
             fields = cast(dict[bytes, bytes], redis.hgetall(key))
-            found[key] = {name: value for name, value in fields.items() if name not in TIMES}
+            known = {name: value for name, value in fields.items() if name not in TIMES}
+            found[key] = {**known, b"data": zlib.decompress(fields[b"data"])}
             assert fields.keys() >= TIMES
         elif redis.type(key) == b"list":
             found[key] = redis.lrange(key, 0, -1)

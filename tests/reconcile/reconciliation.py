@@ -124,5 +124,5 @@ def create(desk: Desk, identity: str) -> None:
     raw = {"id": identity, "status": "starting"}
     receipt = Receipt(desk.now, None, "run", context={"order": "42"})
     parsed = from_object(raw, PREDICTION)
-    arrival = make_arrival(desk.redis, parsed, b"", receipt, desk.now, is_asked_for=True)
+    arrival = make_arrival(parsed, b"", receipt, desk.now, is_asked_for=True)
     assert desk.records.accept([arrival], desk.now) == [Accepted.PROGRESS]

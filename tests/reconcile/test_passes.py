@@ -66,7 +66,7 @@ def receive(desk: Desk, prediction: dict[str, Any], **receipt: Any) -> Accepted:
     """What the receiver does with a delivery."""
     body = json.dumps(prediction).encode()
     given = Receipt(desk.now, "msg_1", **receipt)
-    arrival = make_arrival(desk.redis, parse(body, PREDICTION), body, given, desk.now)
+    arrival = make_arrival(parse(body, PREDICTION), body, given, desk.now)
     [outcome] = desk.records.accept([arrival], desk.now)
     return outcome
 
