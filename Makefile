@@ -4,9 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 COG := .venv-cog/.installed
 NODE := .venv-node/.installed
+ARQ := .venv-arq/.installed
 NGINX := .nginx/usr/sbin/nginx
 
-.PHONY: setup cog node nginx demo test loss soak openapi check format house bench lock clean
+.PHONY: setup cog node arq nginx demo test loss soak openapi check format house bench lock clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,14 @@ $(NODE): requirements-node.lock tests/node/package-lock.json tests/node/receiver
 	@touch $@
 
 # On a terminal it goes on until Ctrl-C, so that what it has kept can be looked at.
+# arq with Starlette and svix, what benches compare with. They ask for it themselves.
+arq: $(ARQ)
+
+$(ARQ): requirements-arq.lock
+	@test -x .venv-arq/bin/python || $(PYTHON) -m venv .venv-arq
+	@.venv-arq/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-arq.lock
+	@touch $@
+
 demo: setup
 	$(BIN)/outkeep demo $$(test -t 1 && echo --stay)
 
@@ -91,4 +100,4 @@ lock: setup
 	  pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-cog .venv-node .nginx .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-cog .venv-node .venv-arq .nginx .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -36,7 +36,7 @@ from app.health.metrics import Metrics
 from app.health.presence import Presence
 from app.health.readiness import Health
 from app.receive.bodies import Bodies
-from app.receive.endpoint import Receiver, http_error, internal_error
+from app.receive.endpoint import Hook, Receiver, http_error, internal_error
 from app.receive.files import Files
 from app.receive.headers import ON_EVERY_ANSWER, Gate
 from app.receive.keyring import KeyRing, ring_of
@@ -189,10 +189,7 @@ def _webhooks(
         senders += [(webhook_path(kind), replicate, kind) for kind in Kind]
     if settings.cog_token is not None:
         senders.append((COG_PATH, Cog(settings.cog_token, bodies, floods, clock), Kind.PREDICTION))
-    return [
-        Route(path, partial(receiver.receive, sender=sender, kind=kind), methods=["POST"])
-        for path, sender, kind in senders
-    ]
+    return [Route(path, Hook(receiver, sender, kind), methods=["POST"]) for path, sender, kind in senders]
 
 
 def _health(
@@ -272,10 +269,15 @@ def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:
     settings = deployment.settings
     app = create_app(deployment, limits)
     seats = Seats(limits, Proxies(settings.forwarded_allow_ips))
+    hooks = {
+        route.path: route.app
+        for route in app.routes
+        if isinstance(route, Route) and isinstance(route.app, Hook)
+    }
     return _Server(
         app.state.before_shutdown,
         uvicorn.Config(
-            Gate(app, allowed=settings.allowed_hosts, admin_token=settings.admin_token),
+            Gate(app, hooks=hooks, allowed=settings.allowed_hosts, admin_token=settings.admin_token),
             # Of the right shape, if not of the type: uvicorn only calls it to make one for each connection.
             http=cast(type[asyncio.Protocol], partial(BoundedProtocol, limits=limits, seats=seats)),
             backlog=limits.backlog,

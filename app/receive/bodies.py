@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
 from app.core.addresses import Proxies
 from app.core.answers import codings
@@ -26,6 +27,8 @@ CROWDED = 8
 
 LARGE = 1 << 20
 """Bytes from which a body is worked on in a thread."""
+
+_ENCODING = b"content-encoding"
 
 T = TypeVar("T")
 
@@ -84,14 +87,20 @@ class Bodies:
             ClientDisconnect: the sender is gone, or was too slow.
         """
         self._examine(request)
+        began = asyncio.get_running_loop().time()
+        message = await _received(request, None)
+        if not message.get("more_body") and len(message.get("body", b"")) <= self._limits.small_body:
+            body: bytes = message.get("body", b"")
+            if len(body) > self._max_body:
+                raise _too_large(self._max_body)
+            yield body  # as nearly all come: small, and at once
+            return
         stranger = None if proven else self._proxies.stranger(request.client.host if request.client else None)
-        held = _Held(stranger, asyncio.get_running_loop().time())
+        held = _Held(stranger, began)
         pieces = _Pieces(self._folder)
         try:
-            more = True
-            while more:
-                piece, more = await _next(request, held)
-                pieces.add(piece)
+            while True:
+                pieces.add(message.get("body", b""))
                 if pieces.size > self._max_body:
                     raise _too_large(self._max_body)
                 if pieces.size > self._limits.small_body:
@@ -101,6 +110,9 @@ class Bodies:
                     self._limits.small_body if is_crowded else self._limits.spilled_body
                 ):
                     await pieces.spill()
+                if not message.get("more_body"):
+                    break
+                message = await _received(request, held)
             self._coming.discard(held)
             # Copies are made of what is verified and parsed: of small ones any number.
             async with self._turns if pieces.is_spilled else nullcontext():
@@ -111,7 +123,8 @@ class Bodies:
 
     def _examine(self, request: Request) -> None:
         """Refuse what the head says not to be ours."""
-        if codings(request.headers.getlist("content-encoding")):
+        encodings = [value.decode("latin-1") for name, value in request.headers.raw if name == _ENCODING]
+        if encodings and codings(encodings):
             raise Rejected("content_encoding", "compressed bodies are not accepted", status=415)
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_body:
@@ -147,19 +160,21 @@ class Bodies:
                 del self._taken[held.stranger]
 
 
-async def _next(request: Request, held: _Held) -> tuple[bytes, bool]:
-    """The next piece, and whether there are more; raises `Transient` when the body is dropped meanwhile."""
-    try:
-        # What holds nothing is not dropped.
-        async with asyncio.timeout(None) if held.size else nullcontext() as held.waiting:
-            message = await request.receive()
-    except TimeoutError:
-        raise _busy() from None
-    finally:
-        held.waiting = None
+async def _received(request: Request, held: _Held | None) -> Message:
+    """The next piece of a body; raises `Transient` when the body is dropped meanwhile."""
+    if held is None or not held.size:  # what holds nothing is not dropped
+        message = await request.receive()
+    else:
+        try:
+            async with asyncio.timeout(None) as held.waiting:
+                message = await request.receive()
+        except TimeoutError:
+            raise _busy() from None
+        finally:
+            held.waiting = None
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
-    return message.get("body", b""), message.get("more_body", False)
+    return message
 
 
 class _Pieces:

@@ -1,6 +1,7 @@
 """The webhook endpoint: sender → parse → inbox. Nothing is answered with 2xx before it is durable."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from redis import Redis
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.accept.arrivals import foreign, make_arrival
 from app.accept.claim_check import ClaimCheck
@@ -21,7 +23,7 @@ from app.accept.inbox import Inbox
 from app.accept.quarantine import Aside, Quarantine
 from app.accept.records import Accepted, Arrival
 from app.accept.spool import Spool, Spooled
-from app.core.context import ContextKeys, gathered, parent, split_query
+from app.core.context import ContextKeys, Query, gathered, parent, split_query
 from app.core.errors import Rejected, Transient, Unusable
 from app.core.manifest import Receipt
 from app.core.names import Kind
@@ -29,6 +31,7 @@ from app.core.policy import believed
 from app.core.prediction import is_progress, parse
 from app.core.vocabulary import DELAYED, RECEIVED, REFUSED
 from app.receive.bodies import TOO_LARGE, apart
+from app.receive.headers import POLICY
 from app.receive.keyring import SECRET_MISSING
 from app.receive.senders import BAD_TOKEN, TOO_MANY_TOKENS, Authenticated, Sender
 from app.telemetry.tally import Tally
@@ -70,8 +73,8 @@ class Receiver:
         init=False, repr=False, default_factory=partial(ThreadPoolExecutor, QUARANTINERS, "quarantine")
     )
 
-    async def receive(self, request: Request, *, sender: Sender, kind: Kind) -> Response:
-        """A delivery of `sender` about a prediction or a training."""
+    async def receive(self, request: Request, *, sender: Sender, kind: Kind) -> ASGIApp:
+        """The answer to a delivery of `sender` about a prediction or a training."""
         try:
             async with sender.received(request) as delivery:
                 outcome = await self._keep(request, delivery, kind)
@@ -82,7 +85,7 @@ class Receiver:
             self.tally.add(REFUSED, "disconnected")
             return Response(status_code=400)
         self.tally.add(RECEIVED, outcome)
-        return JSONResponse({"outcome": outcome}, status_code=202)
+        return _ANSWERS[outcome]
 
     async def _keep(self, request: Request, delivery: Authenticated, kind: Kind) -> str:
         try:
@@ -93,7 +96,10 @@ class Receiver:
             await self._set_aside(request, delivery, kind, error)
             return QUARANTINED
         now = self.clock()
-        query, context = split_query(request.query_params.multi_items(), self.contexts)
+        query: Query = {}
+        context = None
+        if request.scope["query_string"]:
+            query, context = split_query(request.query_params.multi_items(), self.contexts)
         receipt = Receipt(
             received_at=now,
             webhook_id=delivery.webhook_id,
@@ -123,9 +129,12 @@ class Receiver:
         try:
             checked = await self._check_in(arrival)
             outcome = await self.inbox.accept(checked)
-            with suppress(TimeoutError):
-                settling = asyncio.wrap_future(self.claims.begin_settling(arrival, checked, outcome))
-                await asyncio.wait_for(settling, self.claims.patience)
+            settling = self.claims.begin_settling(arrival, checked, outcome)
+            if not settling.done():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.wrap_future(settling), self.claims.patience)
+            if settling.done():
+                settling.result()
             return outcome  # noqa: TRY300
         except Transient as error:
             if self.spool is None:
@@ -143,6 +152,8 @@ class Receiver:
     async def _check_in(self, arrival: Arrival) -> Arrival:
         """Bring a large body to the storage; raises `Transient`, within the patience of the claim check."""
         future = self.claims.begin(arrival)
+        if future.done():  # as nearly all are: they are small
+            return future.result()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.claims.patience)
         except TimeoutError:
@@ -161,6 +172,54 @@ class Receiver:
             {k: v for k, v in request.headers.items() if k not in _CREDENTIALS},
         )
         await asyncio.get_running_loop().run_in_executor(self._quarantiners, self.quarantine.put, aside)
+
+
+class _Taken:
+    """The answer to a delivery that was taken: made once, since there are few."""
+
+    def __init__(self, outcome: str) -> None:
+        body = json.dumps({"outcome": outcome}, separators=(",", ":")).encode()
+        headers = [
+            (b"content-length", str(len(body)).encode()),
+            (b"content-type", b"application/json"),
+            (b"content-security-policy", POLICY.encode()),
+        ]
+        self._start = {"type": "http.response.start", "status": 202, "headers": headers}
+        self._body = {"type": "http.response.body", "body": body}
+
+    async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
+        """ASGI."""
+        await send(self._start)
+        await send(self._body)
+
+
+_ANSWERS = {outcome: _Taken(outcome) for outcome in (*map(str, Accepted), SPOOLED, QUARANTINED)}
+
+
+@dataclass(frozen=True)
+class Hook:
+    """The ASGI application of one route for webhooks; nothing stands between it and the server."""
+
+    receiver: Receiver
+    sender: Sender
+    kind: Kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        request = Request(scope, receive)
+        try:
+            answer = await self.receiver.receive(request, sender=self.sender, kind=self.kind)
+        except Exception as error:
+            await _guarded(await internal_error(request, error))(scope, receive, send)
+            raise  # the server logs it
+        await _guarded(answer)(scope, receive, send)
+
+
+def _guarded(answer: ASGIApp) -> ASGIApp:
+    """With the policy that `Gate` sets for all else."""
+    if isinstance(answer, Response):
+        answer.headers["content-security-policy"] = POLICY
+    return answer
 
 
 def _refusal(error: Rejected | Transient) -> JSONResponse:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
@@ -57,10 +58,19 @@ class Gate:
     """Wraps the whole application, also its error pages."""
 
     def __init__(
-        self, app: ASGIApp, *, allowed: AllowedHosts | None = None, admin_token: SecretStr | None = None
+        self,
+        app: ASGIApp,
+        *,
+        hooks: Mapping[str, ASGIApp] | None = None,
+        allowed: AllowedHosts | None = None,
+        admin_token: SecretStr | None = None,
     ) -> None:
-        """Serve pages and API under `allowed` names only; None: under any."""
+        """Serve pages and API under `allowed` names only; None: under any.
+
+        A POST to the path of one of `hooks` goes to it and no other way.
+        """
         self._app = app
+        self._hooks = hooks or {}
         self._allowed = allowed
         self._admin_token = admin_token
         self._guesses = Guesses()
@@ -69,6 +79,10 @@ class Gate:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        hook = self._hooks.get(scope["path"])
+        if hook is not None and scope["method"] == "POST":
+            await hook(scope, receive, send)
             return
 
         async def send_with_policy(message: Message) -> None:
