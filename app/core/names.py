@@ -303,7 +303,7 @@ FOLLOW_UPS_OPEN = "outkeep:follow-ups-open"
 
 
 def follow_up_lock(handler: str, kind: Kind, prediction_id: str) -> str:
-    """Held by the one run that creates this follow-up; expires soon after its process died."""
+    """Lease of the one run that creates this follow-up."""
     return f"outkeep:following:{handler}:{kind}:{prediction_id}"
 
 

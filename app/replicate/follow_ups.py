@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from redis import Redis
+from redis.lock import Lock
 
 from app.core.names import FOLLOW_UPS_OPEN, Kind, follow_up_child, follow_up_key, follow_up_lock
 
@@ -19,27 +20,16 @@ TTL = 30 * 86400
 SOUGHT_FOR = timedelta(days=1)
 """How long what may have been created is waited for; once it has ended, for less than its files live."""
 
-LOCK_TTL = 20
-"""Seconds after which the lock of a dead run falls; a living one renews it."""
+LEASE = 20
+"""Seconds after which the lease of a dead run falls to another; a living one renews it."""
 
 Place = tuple[str, Kind, str]
 """Handler, kind and id of what is followed."""
 
-_RENEW = """
--- KEYS: 1 lock  ARGV: 1 owner, 2 ttl (s)
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('EXPIRE', KEYS[1], ARGV[2])
-"""
-
-_RELEASE = """
--- KEYS: 1 lock  ARGV: 1 owner
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-"""
-
 _INTEND = """
--- KEYS: 1 lock, 2 intent, 3 open ones  ARGV: 1 owner, 2 ttl of the lock (s), 3 intent, 4 its ttl (s),
+-- KEYS: 1 lease, 2 intent, 3 open ones  ARGV: 1 owner, 2 ttl of the lease (s), 3 intent, 4 its ttl (s),
 -- 5 place, 6 its time and fingerprint
--- Whoever has lost the lock must not create: another run may be creating.
+-- Who has lost the lease must not create: another run may be creating.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
@@ -68,33 +58,26 @@ class FollowUps:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._renew = redis.register_script(_RENEW)
-        self._release = redis.register_script(_RELEASE)
         self._intend = redis.register_script(_INTEND)
 
-    def lock(self, place: Place, owner: str) -> bool:
-        """Whether `owner` is now the one run that may create this follow-up."""
-        return bool(self._redis.set(follow_up_lock(*place), owner, nx=True, ex=LOCK_TTL))
-
-    def renew(self, place: Place, owner: str) -> bool:
-        """Keep the lock for another while; False when it is lost."""
-        return bool(self._renew(keys=[follow_up_lock(*place)], args=[owner, LOCK_TTL]))
-
-    def release(self, place: Place, owner: str) -> None:
-        """Give the lock back."""
-        self._release(keys=[follow_up_lock(*place)], args=[owner])
+    def lease(self, place: Place) -> Lock:
+        """What the one run that may create this follow-up holds."""
+        lease: Lock = self._redis.lock(follow_up_lock(*place), timeout=LEASE, thread_local=False)
+        return lease
 
     def intent(self, place: Place) -> Intent | None:
         """What an earlier run was about to create."""
         data = cast(bytes | None, self._redis.get(follow_up_key(*place)))
         return Intent(**json.loads(data)) if data is not None else None
 
-    def intend(self, place: Place, owner: str, intent: Intent) -> bool:
-        """Write down what is created next; False when the lock is lost, and then nothing may be created."""
+    def intend(self, place: Place, lease: Lock, intent: Intent) -> bool:
+        """Write down what is created next; False when the lease is lost, and then nothing may be created."""
         keys = [follow_up_lock(*place), follow_up_key(*place), FOLLOW_UPS_OPEN]
         text = json.dumps(asdict(intent))
         entry = f"{intent.at} {intent.input}"
-        return bool(self._intend(keys=keys, args=[owner, LOCK_TTL, text, TTL, ":".join(place), entry]))
+        return bool(
+            self._intend(keys=keys, args=[lease.local.token or b"", LEASE, text, TTL, ":".join(place), entry])
+        )
 
     def forget(self, place: Place) -> None:
         """Note that nothing was created."""

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import resource
-from contextlib import suppress
 
 LARGE_BLOCK = 1 << 20
 """Bytes from which a block goes back to the system as soon as it is free."""
@@ -25,7 +24,6 @@ def give_back_large_blocks() -> None:
 def open_more_files() -> int:
     """Raise the soft limit, often 1,024 for the sake of programs of old, to the hard one; the limit then."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS says that there is no limit, and refuses that
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 1 << 20

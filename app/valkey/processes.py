@@ -3,9 +3,8 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec
@@ -53,12 +52,10 @@ def works_in(pid: int, folder: Path, *, program: str) -> bool:
 
     This tells our own process from a stranger that was given the same number later. A zombie does not count.
     """
-    if pid <= 0:
-        return False
+    folder_of = PROC / str(pid)
     try:
-        name, directory = _identity(pid)
-        return name == program and directory.samefile(folder)
-    except (OSError, ValueError, subprocess.SubprocessError):
+        return (folder_of / "comm").read_text().strip() == program and (folder_of / "cwd").samefile(folder)
+    except (OSError, ValueError):
         return False
 
 
@@ -67,7 +64,15 @@ def members(session: int) -> list[int]:
 
     A session outlives its leader, and its number is not given away while a member lives.
     """
-    return [pid for pid, owner in _sessions() if owner == session]
+    found = []
+    for folder in PROC.iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                # The name in parentheses may hold anything; behind it: state, parent, group, session.
+                state, _, _, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                if state not in "ZX" and int(owner) == session:
+                    found.append(int(folder.name))
+    return found
 
 
 def signal_session(session: int, number: signal.Signals, *, spare: int = 0) -> None:
@@ -94,39 +99,3 @@ def describe_exit(code: int) -> str:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:
         return f"signal {-code}"
-
-
-def _identity(pid: int) -> tuple[str, Path]:
-    """Program name and working directory; raises when the process is gone or not ours to look at."""
-    if (PROC / "self").exists():
-        return (PROC / str(pid) / "comm").read_text().strip(), (PROC / str(pid) / "cwd").readlink()
-    name = Path(_output("ps", "-o", "comm=", "-p", str(pid)).strip()).name
-    fields = _output("lsof", "-a", "-p", str(pid), "-d", "cwd", "-Fn").splitlines()
-    return name, Path(next((field[1:] for field in fields if field.startswith("n")), "/nowhere"))
-
-
-def _sessions() -> Iterator[tuple[int, int]]:
-    """`(pid, session)` of every living process that we may look at."""
-    if not (PROC / "self").exists():
-        yield from _sessions_by_ps()
-        return
-    for folder in PROC.iterdir():
-        if not folder.name.isdigit():
-            continue
-        with suppress(OSError):
-            # The name in parentheses may hold anything; behind it: state, parent, group, session.
-            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if state not in "ZX":
-                yield int(folder.name), int(session)
-
-
-def _sessions_by_ps() -> Iterator[tuple[int, int]]:
-    for line in _output("ps", "-axo", "pid=,stat=").splitlines():
-        pid, state = line.split(None, 1)
-        with suppress(OSError):
-            if not state.startswith("Z"):
-                yield int(pid), os.getsid(int(pid))
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603

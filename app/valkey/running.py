@@ -28,7 +28,7 @@ RECORD = "valkey.json"
 FOLDER = "valkey"
 
 LONGEST_SOCKET = 100
-"""Bytes. The kernel's limit is 108 on Linux and 104 on macOS; longer paths cannot be connected to."""
+"""Bytes. The kernel's limit is 108; longer paths cannot be connected to."""
 
 
 @dataclass(frozen=True)

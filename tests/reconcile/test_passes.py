@@ -141,8 +141,9 @@ def test_what_a_killed_job_may_have_created_is_left_to_it_and_keeps_what_it_foll
     follow_ups = FollowUps(desk.redis)
     given = desk.finish("child")
     intent = Intent(desk.ago(minutes=9), fingerprint(given["input"]), None, None)
-    assert follow_ups.lock(place, "killed")
-    assert follow_ups.intend(place, "killed", intent)
+    lease = follow_ups.lease(place)
+    assert lease.acquire()
+    assert follow_ups.intend(place, lease, intent)
     desk.finish("other", input={"prompt": "a boat"})
 
     assert desk.run() == {"expected": 1, "new" if mode == "all" else "foreign": 1}
@@ -163,9 +164,10 @@ def test_what_nobody_seeks_any_more_is_taken_in(desk: Desk, cause: str) -> None:
     follow_ups = FollowUps(desk.redis)
     ended = desk.ago(seconds=SOUGHT_FOR + 1 if cause == "late" else 300)
     given = desk.finish("child", completed_at=ended)
-    follow_ups.lock(place, "killed")
+    lease = follow_ups.lease(place)
+    lease.acquire()
     at = desk.ago(hours=25) if cause == "long ago" else desk.ago(minutes=9)
-    follow_ups.intend(place, "killed", Intent(at, fingerprint(given["input"]), None, None))
+    follow_ups.intend(place, lease, Intent(at, fingerprint(given["input"]), None, None))
     if cause == "forgotten":
         follow_ups.forget(place)
 

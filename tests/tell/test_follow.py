@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from redis import Redis
+from redis.exceptions import LockError
 from rq.job import Job, JobStatus
 
 from app.accept import queues
@@ -37,7 +38,7 @@ from app.core.reconciling import fingerprint
 from app.deployment import Deployment
 from app.replicate.client import LONG
 from app.replicate.creation import CreationLimit
-from app.replicate.follow_ups import LOCK_TTL, FollowUps, Intent, Place
+from app.replicate.follow_ups import LEASE, FollowUps, Intent, Place
 from app.settings import load
 from app.simulator import Simulator
 from app.storage.store import Storage
@@ -479,9 +480,10 @@ def test_the_follow_up_of_another_parent_is_not_taken_for_ours(studio: Studio) -
     assert not ours.claim(other, first)
     assert ours.claim(PLACE, first)
     intent = Intent(format_time(datetime.now(UTC)), fingerprint({"prompt": "about größer"}), None, None)
-    assert ours.lock(other, "me")
-    assert ours.intend(other, "me", intent)
-    ours.release(other, "me")
+    lease = ours.lease(other)
+    assert lease.acquire()
+    assert ours.intend(other, lease, intent)
+    lease.release()
     raw = json.loads((studio.outputs / "predictions" / ID / "prediction.json").read_text())
     path = studio.outputs / "predictions" / "another" / "prediction.json"
     path.parent.mkdir()
@@ -526,7 +528,7 @@ def test_of_runs_that_overlap_one_creates(studio: Studio) -> None:
 
 def test_whoever_creates_for_long_keeps_the_lock(studio: Studio) -> None:
     hanging, worker = creating_for_long(studio)
-    lock, nearly_over = follow_up_lock(*PLACE), LOCK_TTL // 2
+    lock, nearly_over = follow_up_lock(*PLACE), LEASE // 2
     studio.redis.expire(lock, nearly_over)
     wait_until(lambda: studio.redis.ttl(lock) > nearly_over)
     hanging.release.set()
@@ -546,14 +548,17 @@ async def _make(studio: Studio) -> None:
 def test_whoever_has_lost_the_lock_does_not_create(redis: Redis) -> None:
     ours = FollowUps(redis)
     intent = Intent("2026-03-01T12:00:00.000Z", "x", None, None)
-    assert ours.lock(PLACE, "first")
-    assert not ours.lock(PLACE, "second")
-    redis.delete(follow_up_lock(*PLACE))  # it was paused for longer than the lock lives
-    assert ours.lock(PLACE, "second")
-    assert not ours.renew(PLACE, "first")
-    assert not ours.intend(PLACE, "first", intent)
-    ours.release(PLACE, "first")
-    assert ours.intend(PLACE, "second", intent)
+    first, second = ours.lease(PLACE), ours.lease(PLACE)
+    assert first.acquire()
+    assert not second.acquire(blocking=False)
+    redis.delete(follow_up_lock(*PLACE))  # it was paused for longer than the lease lives
+    assert not ours.intend(PLACE, first, intent)
+    assert second.acquire()
+    for call in (first.reacquire, first.release):
+        with pytest.raises(LockError):
+            call()
+    assert not ours.intend(PLACE, first, intent)
+    assert ours.intend(PLACE, second, intent)
     assert ours.intent(PLACE) == intent
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 from redis.exceptions import RedisError
+from redis.lock import Lock
 
 from app.accept.records import Arrival, Records
 from app.core import event as events
@@ -34,7 +34,7 @@ from app.core.reconciling import fingerprint
 from app.core.request import Model
 from app.replicate.client import Api
 from app.replicate.creation import UNCERTAIN, CreationLimit, Creator
-from app.replicate.follow_ups import LOCK_TTL, FollowUps, Intent, Place
+from app.replicate.follow_ups import LEASE, FollowUps, Intent, Place
 from app.storage import told as outcome_files
 from app.storage.store import Storage
 
@@ -157,12 +157,12 @@ class Follow:
         told = await asyncio.to_thread(outcome_files.read, self.storage, *place)
         if told is not None and told.child is not None:
             return told.child
-        async with self._alone(place) as owner:
+        async with self._alone(place) as lease:
             intent = await asyncio.to_thread(self.follow_ups.intent, place)
             child = await self._earlier(place, intent) if intent is not None else None
             context = self._context(handler, manifest)
             if child is None:
-                child = await self._create(place, owner, target, manifest, context)
+                child = await self._create(place, lease, target, manifest, context)
             await asyncio.to_thread(self._note, child, target.model, context)
             return child
 
@@ -189,7 +189,7 @@ class Follow:
         return None
 
     async def _create(
-        self, place: Place, owner: str, target: FollowUp, manifest: Manifest, context: Mapping[str, Any]
+        self, place: Place, lease: Lock, target: FollowUp, manifest: Manifest, context: Mapping[str, Any]
     ) -> str:
         wait = await asyncio.to_thread(self.limit.take)
         if wait > 0:
@@ -199,7 +199,7 @@ class Follow:
         given = await self._input(target, manifest)
         webhook = self._webhook(context)
         intent = Intent(format_time(self.clock()), fingerprint(given), target.model.version, webhook)
-        if not await asyncio.to_thread(self.follow_ups.intend, place, owner, intent):
+        if not await asyncio.to_thread(self.follow_ups.intend, place, lease, intent):
             raise _busy()
         try:
             created = await self.creator.create(
@@ -272,24 +272,25 @@ class Follow:
         self.records.accept([arrival], self.clock())
 
     @asynccontextmanager
-    async def _alone(self, place: Place) -> AsyncIterator[str]:
-        """Hold the lock of one follow-up; raises `Transient` while another run does."""
-        owner = uuid4().hex
-        if not await asyncio.to_thread(self.follow_ups.lock, place, owner):
+    async def _alone(self, place: Place) -> AsyncIterator[Lock]:
+        """Hold the lease of one follow-up; raises `Transient` while another run does."""
+        lease = self.follow_ups.lease(place)
+        if not await asyncio.to_thread(lease.acquire, blocking=False):
             raise _busy()
-        renewing = asyncio.create_task(self._renew(place, owner))
+        renewing = asyncio.create_task(_renew(lease))
         try:
-            yield owner
+            yield lease
         finally:
             renewing.cancel()
             with suppress(RedisError):  # else it expires
-                await asyncio.to_thread(self.follow_ups.release, place, owner)
+                await asyncio.to_thread(lease.release)
 
-    async def _renew(self, place: Place, owner: str) -> None:
-        while True:
-            await asyncio.sleep(LOCK_TTL / 4)
-            with suppress(RedisError):
-                await asyncio.to_thread(self.follow_ups.renew, place, owner)
+
+async def _renew(lease: Lock) -> None:
+    while True:
+        await asyncio.sleep(LEASE / 4)
+        with suppress(RedisError):
+            await asyncio.to_thread(lease.reacquire)
 
 
 def _may_be(item: Mapping[str, Any], intent: Intent) -> bool:
