@@ -7,7 +7,7 @@ NODE := .venv-node/.installed
 ARQ := .venv-arq/.installed
 NGINX := .nginx/usr/sbin/nginx
 
-.PHONY: setup cog node arq nginx demo test loss soak openapi check format house bench lock clean
+.PHONY: setup cog node arq nginx chromium demo screenshots test loss soak openapi check format house bench lock clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,12 @@ nginx:
 	  apt-get -qq download nginx && dpkg -x nginx_*.deb . && usr/sbin/nginx -v; } || \
 	  echo "nginx is missing, and Debian's could not be fetched: the tests behind a proxy will fail; install it" >&2
 
+# A real browser for the tests: that of the system. It needs libraries of the system, so that only root can install it.
+chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" -eq 0 && apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium >/dev/null; } || \
+	  echo "chromium is missing, and Debian's could not be installed: the tests of pages will fail; install it" >&2
+
 # Node and the client of Replicate for it, as a receiver in the tests. They ask for it themselves.
 node: $(NODE)
 
@@ -56,8 +62,12 @@ $(ARQ): requirements-arq.lock
 demo: setup
 	$(BIN)/outkeep demo $$(test -t 1 && echo --stay)
 
+# Small pictures of every page, for the documentation.
+screenshots: setup chromium
+	$(BIN)/python -m tests.web.screenshots
+
 # What the tests would fetch themselves is fetched first: they run side by side, twice as many as there are cores.
-test: setup nginx cog node
+test: setup nginx chromium cog node
 	$(BIN)/python -m pytest -n $(or $(JOBS),4) --dist worksteal
 
 # The description of the API, which a test compares with what answers.

@@ -407,7 +407,7 @@ def _query(connection: sqlite3.Connection, filters: Filters, before: int | None)
         told = "t.handler = ?" if source == _TELLS else _TOLD_BY
         conditions.append((told, [filters.handler], ""))
     if words:
-        conditions.append(("words MATCH ?" if source == _WORDS else _HAS_WORDS, [words], ""))
+        conditions.append(("w.words MATCH ?" if source == _WORDS else _HAS_WORDS, [words], ""))
     elif filters.q:
         conditions.append(("FALSE", [], ""))
     conditions.append((f"{order} >= ? AND {order} < ?", [low, high], ""))

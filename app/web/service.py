@@ -21,7 +21,9 @@ from app.web.actions import Actions
 from app.web.api import Api
 from app.web.catalog import Catalog
 from app.web.dashboard import Dashboard
+from app.web.downloads import Download
 from app.web.feed import PATIENCE, Feed
+from app.web.forms import Forms
 from app.web.library import Library
 from app.web.session import Sessions
 from app.web.sign_in import SignIn
@@ -107,10 +109,12 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
         require=sessions.require,
         secret_keys=deployment.secret_keys,
     )
+    forms = Forms(dashboard, actions, api.outgoing, Download(library))
     routes = [
         api.mount(),
         *SignIn(sessions).routes(),
         *dashboard.routes(),
+        *forms.routes(),
         Route("/thumbs/{folder}/{id}/{name}", thumbs.serve, methods=["GET"]),
     ]
     return Service(library, actions, feed, stream, sessions, thumbs, routes)

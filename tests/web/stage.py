@@ -77,9 +77,9 @@ class Stage:
 
 @contextmanager
 def stage(folder: Path, *, pace: float = 0.3) -> Iterator[Stage]:
-    """Run it, with all of `ORDERS` kept and told; `gallery` takes them, `archive` refuses each."""
+    """Run it, with all of `ORDERS` kept and told; `gallery` takes them, `archive` says that it is gone."""
     with Simulator(pace=pace) as simulator, recorder() as handlers:
-        handlers.answer = lambda request: 204 if request.path == "/gallery" else 400
+        handlers.answer = lambda request: 204 if request.path == "/gallery" else 410
         only = 'on = ["succeeded"]\nmodel = "outkeep/llama"'
         written = handlers.handler("gallery") + handlers.handler("archive", extra=only)
         settings = {
@@ -92,10 +92,11 @@ def stage(folder: Path, *, pace: float = 0.3) -> Iterator[Stage]:
         with running_up(folder, handlers=written, settings=settings) as up:
             client = Client(api_token=simulator.token, base_url=simulator.url, trust_env=False)
             made = Stage(up, simulator, handlers, client, [])
-            for order in ORDERS:
-                made.ids.append(made.create(*order))
-            made.until_handed_on(*made.ids)
-            yield made
+            with client._client:
+                for order in ORDERS:
+                    made.ids.append(made.create(*order))
+                made.until_handed_on(*made.ids)
+                yield made
 
 
 @contextmanager
