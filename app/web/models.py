@@ -1,5 +1,6 @@
 """What the JSON API answers, and what pages render: the same values. Times are RFC 3339 in UTC."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from app.core.findings import Level
 from app.core.lifecycle import State
 from app.core.manifest import Source, format_time
 from app.core.names import Kind
+from app.core.prediction import parse_time
 
 Time = Annotated[datetime, PlainSerializer(format_time, return_type=str, when_used="json")]
 Outcome = Literal["pending", "delivered", "dead", "off", "suppressed"]
@@ -380,17 +382,24 @@ def _number(value: object) -> int:
     return int(str(value))
 
 
+def _moment(value: object) -> str:
+    if not isinstance(value, str) or not (_DURATION.fullmatch(value) or parse_time(value)):
+        raise ValueError("write 24h, or 2026-03-16T10:00:00Z")
+    return value
+
+
+_DURATION = re.compile(r"[1-9][0-9]{0,3}[smhdw]", re.ASCII)
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Limit = Annotated[int, Field(ge=1, le=200), BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Moment = Annotated[
     str,
-    Field(max_length=64),
+    BeforeValidator(_moment),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhdw]$"},
+                {"type": "string", "pattern": f"^{_DURATION.pattern}$"},
                 {"type": "string", "format": "date-time"},
             ],
             "description": "a duration before now, such as 24h, or a time",
@@ -447,6 +456,15 @@ class BulkBody(Answer):
 
     `since` is a duration before now such as `24h`, or a time.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["failed"], "properties": {"failed": {"const": True}}},
+                {"required": ["since"], "properties": {"since": {"type": "string"}}},
+            ]
+        }
+    )
 
     failed: bool = False
     since: Moment | None = None
