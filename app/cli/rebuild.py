@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import click
 
 from app import deployment
+from app.accept.changes import ask_for_rebuild
 from app.cli.terminal import Progress
 from app.clock import clock_of
 from app.core.errors import Permanent
@@ -23,8 +24,9 @@ TIMEOUT = 30.0
 
 @click.command(short_help="Restore from storage what Redis has lost.")
 @click.option("--all", "everything", is_flag=True, help="Records of any age, not only OUTKEEP_RECORD_TTL.")
+@click.option("--catalog", is_flag=True, help="Only have receivers build what the dashboard searches anew.")
 @click.option("--json", "as_json", is_flag=True, help="What was done as one JSON object.")
-def rebuild(*, everything: bool, as_json: bool) -> None:
+def rebuild(*, everything: bool, catalog: bool, as_json: bool) -> None:
     """Restore from storage what Redis has lost: the list of predictions, owed notifications, dead letters.
 
     Handlers are told that were not told yet, however old the prediction: also one that you have added since,
@@ -36,11 +38,16 @@ def rebuild(*, everything: bool, as_json: bool) -> None:
     Examples:
       outkeep rebuild
       outkeep rebuild --all --json
+      outkeep rebuild --catalog
     """
     settings, handlers = deployment.prepare(os.environ)
     redis = connect(find_redis(settings), timeout=TIMEOUT)
     storage = Storage(settings.storage_url)
     identity = require(redis, storage)
+    if catalog:
+        ask_for_rebuild(redis)
+        click.echo("{}" if as_json else "each receiver builds its catalog anew, in the background")
+        return
     service = Rebuild(
         redis,
         storage,

@@ -24,7 +24,7 @@ from app.core.names import Kind
 from app.web import models
 from app.web.entries import SHOWN, Entry, is_untold, notified
 
-VERSION = 1
+VERSION = 2
 """Of the tables below: another one is built anew."""
 
 FEW = 500
@@ -42,7 +42,7 @@ CREATE TABLE entries (
   stored_at INTEGER, told_at INTEGER,
   files INTEGER NOT NULL, bytes INTEGER NOT NULL, lost INTEGER NOT NULL, untold INTEGER NOT NULL,
   picture TEXT, picture_type TEXT, prompt TEXT, text TEXT, error TEXT, predict_seconds REAL,
-  told TEXT NOT NULL, words TEXT NOT NULL, round INTEGER NOT NULL,
+  told TEXT NOT NULL, digest TEXT NOT NULL, round INTEGER NOT NULL,
   UNIQUE (kind, id)
 );
 CREATE INDEX by_kind ON entries (kind, key);
@@ -139,7 +139,7 @@ class Catalog:
     def put(connection: sqlite3.Connection, entry: Entry, round_: int) -> None:
         """Write a row; what is searched is written only when it has changed."""
         known = connection.execute(
-            "SELECT key, words, received_at, told FROM entries WHERE kind = ? AND id = ?", entry.ref
+            "SELECT key, digest, received_at, told FROM entries WHERE kind = ? AND id = ?", entry.ref
         ).fetchone()
         received, digest = _ms(entry.received_at) or 0, ""
         searched = (
