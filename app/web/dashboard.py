@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
@@ -19,6 +19,7 @@ from app.core.context import webhook_path
 from app.core.errors import OutkeepError, Permanent, Rejected
 from app.core.names import ID, MANIFEST_NAME, Kind
 from app.core.outputs import joined_text
+from app.health.checks import Recent
 from app.maintain.replay import Failure
 from app.web import models, views
 from app.web.catalog import Filters
@@ -30,6 +31,8 @@ from app.web.signing import SIGN_IN, Signer
 LIMIT = 60
 NEWEST = 12
 MOST_FAILURES = 500
+SHARED = 0.5
+"""Seconds for which all first pages say what was read for one; the script of pages waits longer to ask."""
 MOST_TEXTS = 20
 """Stored texts that one page reads."""
 
@@ -54,7 +57,7 @@ log = logging.getLogger("outkeep.web")
 _Answer = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Dashboard:
     """Everything a person sees."""
 
@@ -64,6 +67,10 @@ class Dashboard:
     """Signs what a page says after a form, so that no link of a stranger makes it say anything."""
     runs_again: bool
     """Whether a token is there, with which predictions can be created."""
+    _now: Recent[dict[str, Any]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._now = Recent(self._read_now, kept=SHARED)
 
     def routes(self) -> list[Route]:
         """All pages."""
@@ -134,25 +141,24 @@ class Dashboard:
 
     async def now(self, request: Request) -> Response:
         """`/`: how it stands."""
-        library = self.library
-        checks = await library.checks()
+        read, checks = await self._now.get(), await self.library.checks()
+        needs = views.needs(read["failures"], read["handlers"], checks.findings, read["total"])
+        return await self.page(request, "now.html", needs=needs, **read, **self._hook())
 
-        def read() -> dict[str, Any]:
-            stats = library.stats(library.clock() - timedelta(days=1), "model")
-            failures, running = library.failures(MOST_FAILURES), library.running(base_url="")
-            handlers = library.handler_views().results
-            newest, _ = library.page(Filters(), NEWEST, base_url="")
-            return {
-                "truth": views.truth(stats.total, running, len(failures), library.clock()),
-                "total": stats.total,
-                "catalog": stats.catalog,
-                "needs": views.needs(failures, handlers, checks.findings, stats.total),
-                "running": running,
-                "handlers": handlers,
-                "newest": newest,
-            }
-
-        return await self.page(request, "now.html", **await library.run(read), **self._hook())
+    def _read_now(self) -> dict[str, Any]:
+        library, now = self.library, self.library.clock()
+        stats = library.stats(now - timedelta(days=1), "model")
+        failures, running = library.failures(MOST_FAILURES), library.running(base_url="")
+        newest, _ = library.page(Filters(), NEWEST, base_url="")
+        return {
+            "truth": views.truth(stats.total, running, len(failures), now),
+            "total": stats.total,
+            "catalog": stats.catalog,
+            "failures": failures,
+            "running": running,
+            "handlers": library.handler_views().results,
+            "newest": newest,
+        }
 
     def _hook(self) -> dict[str, Any]:
         base_url = self.library.base_url

@@ -55,7 +55,7 @@ MOST_REPLAYS = 9
 LATEST = 10
 """Results of a handler that are shown."""
 
-CHECKS_KEPT = 10.0
+CHECKS_KEPT = 30.0
 """Seconds for which the findings of `doctor` are told again: each look writes to storage."""
 
 T = TypeVar("T")

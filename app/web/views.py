@@ -18,6 +18,8 @@ LONGEST_TEXT = 256 << 10
 """Bytes of a text file that a page shows."""
 
 MOST_NEEDS = 8
+_TOLD_ABOVE = ("handler ", "dead letters")
+"""Checks of what has a card of its own, with a button."""
 
 _PICTURES = frozenset({"png", "webp", "jpg", "gif", "avif", "bmp", "ico"})
 _FILMS = frozenset({"mp4", "mov", "webm"})
@@ -43,13 +45,13 @@ def truth(total: models.Group, running: Sequence[models.Running], given_up: int,
     if total.lost:
         parts.append(f"{number(total.lost)} {'output' if total.lost == 1 else 'outputs'} lost")
     if given_up:
-        parts.append(f"{number(given_up)} given up")
+        parts.append(f"{number(given_up)} {'delivery' if given_up == 1 else 'deliveries'} given up")
     waiting = max(0, total.untold - given_up)
     if waiting:
         parts.append(f"{number(waiting)} not told yet")
     if due:
         first = ago(min(due), now) if min(due) > now else "now"
-        parts.append(f"{len(due)} not kept yet, the first expires {first}")
+        parts.append(f"{len(due)} not kept yet, first expires {first}")
     if parts:
         text = ", ".join(parts)
         tone = "bad" if total.lost or given_up else "run"
@@ -92,7 +94,7 @@ def needs(
             link="/checks",
         )
         for one in sorted(findings, key=lambda one: one.level is not Level.FAIL)
-        if one.level is not Level.OK
+        if one.level is not Level.OK and not one.check.startswith(_TOLD_ABOVE)
     ]
     return found[:MOST_NEEDS]
 

@@ -45,8 +45,10 @@ def main(folder: Path) -> None:
                     page.goto(f"{shown.up.url}{path}")
                     page.wait_for_timeout(700)
                     picture = Image.open(BytesIO(page.screenshot()))
-                    small = picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=160)
-                    small.save(folder / f"{name}-{scheme}-{word}.png", optimize=True)
+                    small = picture.resize(
+                        (picture.width * 5 // 8, picture.height * 5 // 8), Image.Resampling.LANCZOS
+                    )
+                    small.save(folder / f"{name}-{scheme}-{word}.webp", quality=60, method=6)
                     page.close()
                 context.close()
 

@@ -41,7 +41,7 @@ def running(minutes: float | None) -> models.Running:
             [11.2, 50],
             2,
             "bad",
-            "3 outputs lost, 2 given up, 2 not told yet, 2 not kept yet, the first expires in 11 min.",
+            "3 outputs lost, 2 deliveries given up, 2 not told yet, 2 not kept yet, first expires in 11 min.",
         ),
         ({"count": 9, "untold": 1}, [], 0, "run", "1 not told yet."),
         ({}, [None], 0, "run", "Nothing has ended in the last day. 1 under way."),

@@ -6,7 +6,9 @@ const live = () => document.getElementById("live");
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
 // Live updates: one request at a time, and none while nobody looks.
-const EVERY = 2000;
+// A change shows after what the receiver says again for half a second to all of us.
+const EVERY = 2500;
+const SETTLES = 800;
 let due = false;
 let last = 0;
 let timer = 0;
@@ -26,7 +28,7 @@ function refresh() {
     due = false;
     last = Date.now();
     htmx.trigger(document.body, "outkeep");
-  }, Math.max(150, last + EVERY - Date.now()));
+  }, Math.max(SETTLES, last + EVERY - Date.now()));
 }
 
 // What somebody is choosing, listening to or reading further down must not be taken away.
