@@ -67,7 +67,7 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
     unknown = [one for one in dict.fromkeys(ids) if not _look(removal, kinds, one)]
     for prediction_id in [one for one in dict.fromkeys(ids) if one not in unknown]:
         for found in _look(removal, kinds, prediction_id):
-            if not yes and sys.stdin.isatty() and not _agrees(found):
+            if not yes and sys.stdin.isatty() and not click.confirm(f"Remove {_sentence(found)}?", err=True):
                 say(f"kept {found.kind} {found.id}", err=True)
                 continue
             removed = removal.remove(found)
@@ -79,10 +79,6 @@ def rm(ids: tuple[str, ...], *, kind: str | None, yes: bool, as_json: bool) -> N
 
 def _look(removal: Removal, kinds: list[Kind], prediction_id: str) -> list[Found]:
     return [found for kind in kinds if (found := removal.search(kind, prediction_id))]
-
-
-def _agrees(found: Found) -> bool:
-    return click.confirm(f"Remove {_sentence(found)}?", err=True)
 
 
 def _sentence(found: Found) -> str:

@@ -177,7 +177,12 @@ def run(
     given = running.uploaded(given)
     raw, interrupted = patiently(lambda: running.create(model, given), running.display.warn)
     if no_wait:
-        _say_created(raw, ready.storage, as_json=as_json)
+        document = {
+            "id": raw["id"],
+            "status": raw.get("status"),
+            "kept_in": kept.folder(raw["id"], ready.storage),
+        }
+        say(json.dumps(document) if as_json else str(raw["id"]))
         return
     running.display.warn(f"prediction {raw['id']}")
     manifest = running.finish(raw["id"], interrupted=interrupted)
@@ -285,9 +290,3 @@ def _wants_to_cancel() -> bool:
     except click.Abort:
         click.echo(err=True)
         return False
-
-
-def _say_created(raw: Object, storage: Storage, *, as_json: bool) -> None:
-    place = kept.folder(raw["id"], storage)
-    document = {"id": raw["id"], "status": raw.get("status"), "kept_in": place}
-    say(json.dumps(document) if as_json else str(raw["id"]))

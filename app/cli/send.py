@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 import click
 
@@ -111,8 +111,10 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     # Without a port, the end of an IPv6 address would be taken for one.
     connection = kind(parts.hostname, parts.port or kind.default_port, timeout=TIMEOUT)
+    # As a request line can hold it; what is encoded already stays as it is.
+    target = quote(f"{parts.path or '/'}{parts.query and '?' + parts.query}", safe=string.punctuation)
     try:
-        connection.request("POST", _request_target(parts), body, headers)
+        connection.request("POST", target, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read(2000).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
@@ -121,9 +123,3 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
         ) from None
     finally:
         connection.close()
-
-
-def _request_target(parts: SplitResult) -> str:
-    """Path and query as a request line can hold them; what is encoded already stays as it is."""
-    text = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-    return quote(text, safe=string.punctuation)

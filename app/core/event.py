@@ -1,7 +1,7 @@
 """What a handler is told: one event per prediction, made afresh for every attempt."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +36,10 @@ def build(manifest: Manifest, link: Link) -> dict[str, Any]:
     """
     data = whole(manifest, link)
     event = {"type": event_type(manifest), "timestamp": format_time(manifest.stored_at), "data": data}
-    _cut_logs(data)
+    logs = data["logs"].encode()
+    if len(logs) > MAX_LOGS:
+        data["logs"] = logs[-MAX_LOGS:].decode(errors="ignore")  # a character may be cut in two
+        _name(data, "logs")
     _shrink(event, data, link(MANIFEST_NAME))
     return event
 
@@ -100,13 +103,6 @@ def _lost(file: KeptFile) -> dict[str, Any]:
     return {"pointer": file.pointer, "source": file.source, "error": file.error}
 
 
-def _cut_logs(data: dict[str, Any]) -> None:
-    logs = data["logs"].encode()
-    if len(logs) > MAX_LOGS:
-        data["logs"] = logs[-MAX_LOGS:].decode(errors="ignore")  # a character may be cut in two
-        _name(data, "logs")
-
-
 def _shrink(event: dict[str, Any], data: dict[str, Any], whole: str) -> None:
     """Cut one value after the other until the event is small enough; `whole` is the link to all of them."""
     sizes = {key: len(encode(value)) for key, value in data.items() if key not in _NEVER_CUT}
@@ -119,11 +115,7 @@ def _shrink(event: dict[str, Any], data: dict[str, Any], whole: str) -> None:
         elif sizes[key] > len(encode(whole)):
             data[key] = whole
             _name(data, key)
-    _drop_last([data[key] for key in _BRIEF], _excess(event))
-
-
-def _drop_last(lists: Sequence[list[dict[str, Any]]], excess: int) -> None:
-    """Leave out the last entries of the longer list until `excess` bytes are saved."""
+    lists, excess = [data[key] for key in _BRIEF], _excess(event)
     while excess > 0 and (longest := max(lists, key=len)):
         excess -= len(encode(longest.pop())) + len(",")
 

@@ -257,7 +257,9 @@ def parse(text: str, read_secret: ReadSecret) -> tuple[Handler, ...]:
     for number, entry in enumerate(entries, 1):
         keys, unreadable = _signing_keys(entry.get("secret"), read_secret)
         mistakes = _mistakes(entry) + unreadable
-        problems += [f"{_label(entry, number)}: {mistake}" for mistake in mistakes]
+        name = entry.get("name")
+        label = f"handler {name!r}" if _is_name(name) else f"handler number {number}"
+        problems += [f"{label}: {mistake}" for mistake in mistakes]
         if not mistakes:
             handlers.append(_handler(entry, keys))
     names = Counter(entry["name"] for entry in entries if _is_name(entry.get("name")))
@@ -296,11 +298,6 @@ def _toml(text: str) -> dict[str, Any]:
         raise ConfigurationError(["not TOML that can be read: it nests too deep"]) from None
 
 
-def _label(entry: Mapping[str, Any], number: int) -> str:
-    name = entry.get("name")
-    return f"handler {name!r}" if _is_name(name) else f"handler number {number}"
-
-
 def _handler(entry: Mapping[str, Any], keys: tuple[SigningKey, ...]) -> Handler:
     return Handler(
         name=entry["name"],
@@ -335,15 +332,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _is_kind(value: Any) -> bool:
-    return value in list(Kind)
-
-
 _RULES: Sequence[tuple[str, Callable[[Any], bool], str]] = (
     ("name", _is_name, "must be 1 to 64 letters, digits, '_' or '-'"),
     ("on", _is_statuses, f"must be a list of statuses: {', '.join(sorted(TERMINAL))}"),
     ("model", _is_text, "must be a glob such as 'owner/*'"),
-    ("kind", _is_kind, "must be 'prediction' or 'training'"),
+    ("kind", list(Kind).__contains__, "must be 'prediction' or 'training'"),
 )
 
 

@@ -132,7 +132,8 @@ class HostRules:
                 "scheme_refused",
                 f"only https is fetched, not {origin}; {self._line_with(origin)} would trust it",
             )
-        if not self._knows(origin.host):
+        host = origin.host
+        if not (self.any_public or host in self.names or host.endswith(self.suffixes)):
             entry = origin.host if origin.port == PORTS["https"] else origin
             raise Permanent(
                 "host_refused",
@@ -143,9 +144,6 @@ class HostRules:
                 "port_refused",
                 f"{origin} is not on port 443; to download from it set {self._line_with(origin)}",
             )
-
-    def _knows(self, host: str) -> bool:
-        return self.any_public or host in self.names or host.endswith(self.suffixes)
 
     def _line_with(self, entry: str | Origin) -> str:
         return f'{SETTING}="{self.text} {entry}"'

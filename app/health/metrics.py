@@ -69,7 +69,9 @@ class Metrics:
         self.tally.flush(self.redis)
         try:
             self._seen, gauges = _ask(self.redis, self.clock(), list(dict.fromkeys([*_OURS, *self.users])))
-            gauges = gauges | self._differing()
+            own = self.here.process
+            found = fleet.differing(own, others(self.redis, own))
+            gauges[words.DIFFERING] = {(what,): len(found.get(what, ())) for what in fleet.COMPARED}
             counts = self._seen
         except RedisError:
             gauges = {words.REDIS_UP: {(): 0}}
@@ -82,11 +84,6 @@ class Metrics:
         build: Samples = {words.BUILD: {(self.here.process.version, platform.python_version()): 1.0}}
         registry.register(_Families(counts, {**build, **gauges, **self._spooled()}, known))
         return generate_latest(registry)
-
-    def _differing(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
-        own = self.here.process
-        found = fleet.differing(own, others(self.redis, own))
-        return {words.DIFFERING: {(what,): len(found.get(what, ())) for what in fleet.COMPARED}}
 
     def _spooled(self) -> dict[Gauge, Mapping[tuple[str, ...], float]]:
         try:

@@ -184,7 +184,11 @@ class Traces:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._found: dict[Ref, dict[str, Trace]] = defaultdict(dict)
-        for name in _queue_names(redis):
+        # Ours, and those on which workers of somebody else run jobs for us.
+        known = cast(set[bytes], redis.smembers(Queue.redis_queues_keys))
+        prefix = Queue.redis_queue_namespace_prefix
+        names = {key.decode(errors="replace").removeprefix(prefix) for key in known}
+        for name in sorted({PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE} | names):
             for trace in _traces(queues.queue(name, redis)):
                 place = place_of_job(trace.id)
                 if place is not None:
@@ -215,13 +219,6 @@ def forget(redis: Redis, trace: Trace) -> bool:
         except WatchError:
             return False
     return True
-
-
-def _queue_names(redis: Redis) -> list[str]:
-    """Ours, and those on which workers of somebody else run jobs for us."""
-    known = cast(set[bytes], redis.smembers(Queue.redis_queues_keys))
-    names = {key.decode(errors="replace").removeprefix(Queue.redis_queue_namespace_prefix) for key in known}
-    return sorted({PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE} | names)
 
 
 def _registries(queue: Queue) -> Sequence[BaseRegistry]:

@@ -285,18 +285,12 @@ class Rebuild:
         untold = [
             handler
             for handler in interested(self._handlers, prediction)
-            if handler.name in idle and told[handler.name] is None and self._is_owed(handler, manifest)
+            if handler.name in idle
+            and told[handler.name] is None
+            and ((added := self._added.get(handler.name)) is None or manifest.stored_at >= added)
         ]
-        return Wanted(manifest, self._seconds_left(manifest, now), untold, dead)
-
-    def _is_owed(self, handler: Handler, manifest: Manifest) -> bool:
-        added = self._added.get(handler.name)
-        return added is None or manifest.stored_at >= added
-
-    def _seconds_left(self, manifest: Manifest, now: datetime) -> int:
-        if self._everything:
-            return self._ttl
-        return max(int(manifest.stored_at.timestamp() + self._ttl - now.timestamp()), 0)
+        left = max(int(manifest.stored_at.timestamp() + self._ttl - now.timestamp()), 0)
+        return Wanted(manifest, self._ttl if self._everything else left, untold, dead)
 
 
 def object_of(rebuilt: Rebuilt) -> str:

@@ -188,7 +188,12 @@ class Replay:
                 yield _refused(kind, prediction_id, None, f"nothing is stored of it, it is {record.state}")
             if manifest is not None:
                 told = list(self._tell_all(manifest))
-                yield from told or [_refused(kind, prediction_id, self._only, self._unwanted())]
+                who = (
+                    f"{self._only} does not want it"
+                    if self._only
+                    else "no handler of the handlers file wants it"
+                )
+                yield from told or [_refused(kind, prediction_id, self._only, who)]
             if fault is not None:
                 yield _refused(kind, prediction_id, None, fault)
         if not known:
@@ -233,9 +238,6 @@ class Replay:
         for name in chosen:
             yield self.tell(name, *place)
 
-    def _unwanted(self) -> str:
-        return f"{self._only} does not want it" if self._only else "no handler of the handlers file wants it"
-
     def tell(self, handler: str, kind: Kind, prediction_id: str) -> Replayed:
         """Tell one handler about one prediction."""
         place = (handler, kind, prediction_id)
@@ -247,16 +249,13 @@ class Replay:
             name, job_id = self._scheduled.get(place, (NOTIFY_QUEUE, None))
             outcome = Outcome.HASTENED
             if job_id is None or not hasten(self._redis, job_id, name):
-                job_id, outcome = self._enqueue(*place), Outcome.ENQUEUED
+                patience, outcome = self._handlers[handler].patience, Outcome.ENQUEUED
+                job_id = queues.enqueue_replay(self._redis, *place, timeout=patience)
             self._coming[place] = job_id
         for name, dead in self._dead.pop(place, ()):
             if dead != job_id:
                 forget_failed(self._redis, name, dead)
         return Replayed(outcome, kind, prediction_id, handler, job_id)
-
-    def _enqueue(self, handler: str, kind: Kind, prediction_id: str) -> str:
-        patience = self._handlers[handler].patience
-        return queues.enqueue_replay(self._redis, handler, kind, prediction_id, timeout=patience)
 
     def _obstacle(self, handler: str, kind: Kind, prediction_id: str) -> str | None:
         if handler not in self._handlers:

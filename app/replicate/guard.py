@@ -266,16 +266,12 @@ def _literal_gate(origins: frozenset[Origin], *, private: bool) -> aiohttp.Clien
         if "_" in host and request.is_ssl():
             request._ssl = underscored()  # noqa: SLF001 - no other way
         trusted = Origin(request.url.scheme, host, port) in origins
-        if _is_literal(host) and not trusted and not _is_reachable(host, ip_address, private=private):
+        is_literal = ":" in host or host.replace(".", "").isdigit()  # aiohttp asks no resolver about it
+        if is_literal and not trusted and not _is_reachable(host, ip_address, private=private):
             raise _refusal(host, host)
         return await handler(request)
 
     return gate
-
-
-def _is_literal(host: str) -> bool:
-    """Tell what aiohttp would not ask its resolver about."""
-    return ":" in host or host.replace(".", "").isdigit()
 
 
 def _endpoint(url: URL) -> Endpoint:

@@ -239,12 +239,10 @@ class Supervisor:
             if not waiting:
                 for watched in self._children:
                     self._attend(watched, now)
-            self._wakeups.wait(self._pause(time.monotonic(), waiting=waiting))
-
-    def _pause(self, now: float, *, waiting: bool) -> float:
-        services = self._foundation if waiting else [*self._foundation, *self._children]
-        dues = [watched.due - now for watched in services if watched.due is not None]
-        return min([TICK / 4 if waiting else TICK, *dues])
+            services = self._foundation if waiting else [*self._foundation, *self._children]
+            now = time.monotonic()
+            dues = [watched.due - now for watched in services if watched.due is not None]
+            self._wakeups.wait(min([TICK / 4 if waiting else TICK, *dues]))
 
     def _attend(self, watched: _Watched, now: float) -> None:
         if watched.due is not None:

@@ -159,48 +159,27 @@ def reconciling(
 @contextmanager
 def _thread(works: Sequence[Work]) -> Iterator[None]:
     """A thread with an event loop that runs all of them until the end of the block."""
-    running = Running(works)
-    thread = threading.Thread(target=running.run, name="reconcile", daemon=True)
+
+    async def together() -> None:
+        async with asyncio.TaskGroup() as group:  # which ends when all of them have ended
+            for work in works:
+                group.create_task(work())
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.close()
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(together())
+    thread = threading.Thread(target=run, name="reconcile", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        running.stop()
+        with suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(task.cancel)
         thread.join(timeout=2)  # it may be killed anywhere, so nobody waits for it
-
-
-class Running:
-    """Works that go on until they are stopped from another thread."""
-
-    def __init__(self, works: Sequence[Work]) -> None:
-        self._works = works
-        self._ended = threading.Event()
-        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
-
-    def run(self) -> None:
-        """Run them until `stop`."""
-        asyncio.run(self._until_stopped())
-
-    def stop(self) -> None:
-        """End what is on its way, and `run`."""
-        self._ended.set()
-        if self._running is not None:
-            loop, task = self._running
-            with suppress(RuntimeError):  # the loop is closed already
-                loop.call_soon_threadsafe(task.cancel)
-
-    async def _until_stopped(self) -> None:
-        all_of_them = asyncio.create_task(self._together())
-        self._running = (asyncio.get_running_loop(), all_of_them)
-        if self._ended.is_set():
-            all_of_them.cancel()
-        with suppress(asyncio.CancelledError):
-            await all_of_them
-
-    async def _together(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for work in self._works:
-                group.create_task(work())
 
 
 class Passes:
