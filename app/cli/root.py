@@ -14,6 +14,7 @@ FAILED = 1
 MISUSE = 2
 
 COMMANDS = {
+    "album": ("album:album", "Share outputs by a link that ends, and can be revoked."),
     "config": ("config:config", "Show every setting, where it comes from, and what is wrong."),
     "demo": ("run:demo", "See it work, with a simulated Replicate."),
     "doctor": ("doctor:doctor", "Say what could lose data or hide trouble here."),

@@ -251,6 +251,15 @@ def used_link_key(once: str) -> str:
     return f"outkeep:used-link:{once}"
 
 
+ALBUMS = "outkeep:albums"
+"""Sorted set: the albums by when they end."""
+
+
+def album_key(album_id: str) -> str:
+    """Sorted set: what is in an album, in its order; expires with it."""
+    return f"outkeep:album:{album_id}"
+
+
 def handler_key(handler: str) -> str:
     """Hash: how a handler fares (fields: see `app.maintain.handler_states`)."""
     return f"outkeep:handler:{handler}"

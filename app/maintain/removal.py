@@ -54,6 +54,7 @@ from app.core.names import (
     thumb_name,
 )
 from app.core.reconciling import FARTHEST_LOOK
+from app.maintain.albums import Albums
 from app.maintain.backlog import Trace, Traces, forget
 from app.storage.store import Storage, Stored
 
@@ -263,6 +264,7 @@ class Removal:
         erase(self._storage, *place, self._clock())
         if unnoted:
             unnoted = self._note(*place)  # there may be room now
+        Albums(self._redis).drop(*place)
         if not unnoted and not any(job.runs for job in jobs):
             followed = _follow_ups(found)
             self._redis.delete(follow_up_child(found.id), *(follow_up_key(*place) for place in followed))

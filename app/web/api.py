@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar, cast
@@ -21,11 +22,12 @@ from starlette.routing import Mount, Route
 
 from app.core.errors import OutkeepError, Rejected, Transient
 from app.core.names import ID, Kind, idempotency_key
+from app.maintain.albums import Albums
 from app.web import models
 from app.web.actions import Actions, moment, unknown
 from app.web.catalog import Filters
 from app.web.library import Library
-from app.web.signing import Signer
+from app.web.signing import Signer, album_url
 from app.web.stream import Stream
 
 PREFIX = "/api/v1"
@@ -102,6 +104,7 @@ class Api:
 
     library: Library
     actions: Actions
+    albums: Albums
     stream: Stream
     outgoing: Callable[[], Any]
     """Makes `app.web.outgoing.Outgoing`."""
@@ -280,6 +283,30 @@ async def _test(api: Api, call: Call) -> models.Tested:
     return cast(models.Tested, await api.outgoing().test(handler))
 
 
+async def _albums(api: Api, _: Call) -> models.AlbumList:
+    found = await api.library.run(partial(api.albums.all, api.library.clock()))
+    return models.AlbumList(
+        results=[models.Album(id=one.id, until=one.until, count=one.count) for one in found]
+    )
+
+
+async def _make_album(api: Api, call: Call) -> models.Album:
+    body: models.AlbumBody = call.body
+    given = {Kind.PREDICTION: body.predictions, Kind.TRAINING: body.trainings}
+    refs = [(kind, one) for kind, ids in given.items() for one in dict.fromkeys(ids)]
+    now = api.library.clock()
+    make = partial(api.albums.make, refs, until=now + timedelta(days=body.days), now=now)
+    made = await api.library.run(make)
+    url = album_url(api.library.base_url, api.secret_keys, made.id, until=made.until, prompts=body.prompts)
+    return models.Album(id=made.id, until=made.until, count=made.count, url=url)
+
+
+async def _revoke_album(api: Api, call: Call) -> models.AlbumList:
+    if not await api.library.run(partial(api.albums.revoke, call.named("id"))):
+        raise Rejected("unknown", "no such album is open", status=404)
+    return await _albums(api, call)
+
+
 async def _checks(api: Api, _: Call) -> models.Checks:
     return await api.library.checks()
 
@@ -343,6 +370,15 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "test", "POST", "/handlers/{name}/test", "Send one signed sample to a handler", _test,
         [models.Tested], errors=[404],
+    ),
+    Operation("albums", "GET", "/albums", "The albums that are open", _albums, [models.AlbumList]),
+    Operation(
+        "makeAlbum", "POST", "/albums", "Show chosen outputs to whoever has the link", _make_album,
+        [models.Album], 201, body=models.AlbumBody,
+    ),
+    Operation(
+        "revokeAlbum", "DELETE", "/albums/{id}", "End an album now; those that are left", _revoke_album,
+        [models.AlbumList], errors=[404],
     ),
     Operation("checks", "GET", "/checks", "What `outkeep doctor` says", _checks, [models.Checks]),
     Operation(

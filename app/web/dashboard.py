@@ -113,13 +113,13 @@ class Dashboard:
         return page(
             request,
             template,
-            storage_origin=await self._storage_origin(),
+            storage_origin=await self.storage_origin(),
             now=self.library.clock(),
             note=self._note(request),
             **values,
         )
 
-    async def _storage_origin(self) -> str | None:
+    async def storage_origin(self) -> str | None:
         """Where pictures may come from beside ourselves."""
         if self.library.storage.folder is not None:
             return None

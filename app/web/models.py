@@ -320,6 +320,21 @@ class Rerun(Answer):
     parent: str
 
 
+class Album(Answer):
+    """Chosen outputs behind a link; `url` is told only when it is made."""
+
+    id: str
+    until: Time
+    count: int
+    url: str | None = None
+
+
+class AlbumList(Answer):
+    """Those that are open."""
+
+    results: list[Album]
+
+
 class Removed(Answer):
     """What was removed. `running` jobs end by themselves, and what comes of them is removed then."""
 
@@ -449,6 +464,18 @@ class RerunBody(Answer):
     """`input`: keys that replace those of the original."""
 
     input: dict[str, Any] = {}
+
+
+Ids = Annotated[list[Name], Field(max_length=200)]
+
+
+class AlbumBody(Answer):
+    """What is shown, for how many days, and whether the prompts are shown."""
+
+    predictions: Ids = []
+    trainings: Ids = []
+    days: Annotated[int, Field(ge=1, le=365)] = 7
+    prompts: bool = False
 
 
 class BulkBody(Answer):

@@ -14,10 +14,12 @@ from app.accept.records import Records
 from app.core.links import link_keys
 from app.deployment import Deployment
 from app.health.doctor import diagnose
+from app.maintain.albums import Albums
 from app.maintain.removal import LocalCopies
 from app.storage.store import Storage
 from app.valkey.client import connect
 from app.web.actions import Actions
+from app.web.albums import AlbumPages
 from app.web.api import Api
 from app.web.catalog import Catalog
 from app.web.dashboard import Dashboard
@@ -103,6 +105,7 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
     api = Api(
         library=library,
         actions=actions,
+        albums=Albums(redis),
         stream=stream,
         outgoing=partial(_outgoing, deployment, redis, records, storage),
         redis=redis,
@@ -115,6 +118,7 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
         *SignIn(sessions).routes(),
         *dashboard.routes(),
         *forms.routes(),
+        *AlbumPages(dashboard, Albums(redis), deployment.secret_keys).routes(),
         Route("/thumbs/{folder}/{id}/{name}", thumbs.serve, methods=["GET"]),
     ]
     return Service(library, actions, feed, stream, sessions, thumbs, routes)

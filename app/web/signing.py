@@ -4,6 +4,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ LINK_LIFE = 3600
 """Seconds for which a link signs somebody in, once."""
 
 SIGN_IN = "/sign-in"
+ALBUM = "/album"
 _LINKS = b"outkeep sign-in links v1"
 
 
@@ -47,6 +49,19 @@ class Signer:
 def link_signer(secret_keys: Sequence[bytes]) -> Signer:
     """What signs and reads links that sign somebody in."""
     return Signer(secret_keys, _LINKS)
+
+
+def album_signer(secret_keys: Sequence[bytes]) -> Signer:
+    """What signs and reads the links of albums."""
+    return Signer(secret_keys, b"outkeep albums v1")
+
+
+def album_url(
+    base_url: str, secret_keys: Sequence[bytes], album_id: str, *, until: datetime, prompts: bool
+) -> str:
+    """The link to an album; `prompts` says whether it shows those."""
+    content = {"album": album_id, "until": int(until.timestamp()), "prompts": prompts}
+    return f"{base_url}{ALBUM}/{album_signer(secret_keys).seal(content)}"
 
 
 def sign_in_url(base_url: str, secret_keys: Sequence[bytes], *, now: float) -> str:
