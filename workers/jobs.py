@@ -45,14 +45,10 @@ async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> 
 async def notify(service: Notify, job: Job, handler: str, kind: str, prediction_id: str) -> Retry | None:
     """Tell one handler about one prediction; a dead letter ends in RQ's registry of failed jobs."""
     place = _place(job, kind, prediction_id, handler)
-    wait = None
     try:
         wait = await service.run(Delivery(handler, *place, job.id), job.meta)
     except Permanent as error:
         raise _final(job, error) from None
-    finally:
-        if wait is None:  # otherwise RQ saves it together with the time of the next run
-            await asyncio.to_thread(job.save_meta)
     return None if wait is None else _again(wait)
 
 

@@ -49,8 +49,7 @@ class Wire(asyncio.Protocol):
     """
 
     def __init__(self, parse_error: Callable[[str], Exception]) -> None:
-        self.scripts: set[str] = set()
-        """The digests of the scripts that this connection has loaded."""
+        self._scripts: set[str] = set()
         self.lost: RedisError | None = None
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError, replyError=parse_error, notEnoughData=_INCOMPLETE
@@ -93,6 +92,17 @@ class Wire(asyncio.Protocol):
             self._transport.write(packet)
         return futures
 
+    def load(self, script: str) -> bytes:
+        """What loads a script, to be sent before its first call here; empty (and unanswered) later."""
+        if script in self._scripts:
+            return b""
+        self._scripts.add(script)
+        return pack([("SCRIPT", "LOAD", script)])
+
+    def forget(self, script: str) -> None:
+        """Load a script anew: somebody has flushed them."""
+        self._scripts.discard(script)
+
     def close(self, why: RedisError) -> None:
         """End the connection; whoever awaits an answer gets `why`."""
         self.lost = self.lost or why
@@ -129,6 +139,12 @@ def pack(commands: Iterable[Command]) -> bytes:
         return b"".join([hiredis.pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
     except TypeError as error:
         raise DataError(str(error)) from error
+
+
+def call(script: str, keys: Sequence[str | bytes], arguments: Command) -> bytes:
+    """The call of a Lua script, by its digest, as it goes over the wire."""
+    digest = hashlib.sha1(script.encode()).hexdigest()  # noqa: S324  # Redis' own name for a script
+    return pack([("EVALSHA", digest, len(keys), *keys, *arguments)])
 
 
 class _Request:
@@ -192,16 +208,15 @@ class GroupCommit:
         ]
 
     async def script(self, text: str, keys: Sequence[str | bytes], arguments: Command) -> Any:
-        """Run a Lua script, by its digest; what it returns."""
-        digest = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  # Redis' own name for a script
-        packet = pack([("EVALSHA", digest, len(keys), *keys, *arguments)])
+        """Run a Lua script; what it returns."""
+        packet = call(text, keys, arguments)
         while True:
             wire = self._wire
             try:
                 return _raised(await self._hand_in(_Request(packet, 1, text)))[-1]
             except NoScriptError:  # somebody has flushed them
                 if wire:
-                    wire.scripts.discard(text)
+                    wire.forget(text)
 
     async def close(self) -> None:
         """Wait for what is on its way, then end the connection."""
@@ -229,9 +244,8 @@ class GroupCommit:
             request = self._waiting.popleft()
             if request.answer.done():  # nobody waits any more
                 continue
-            if request.script and request.script not in wire.scripts:
-                wire.scripts.add(request.script)
-                packets.append(pack([("SCRIPT", "LOAD", request.script)]))
+            if request.script and (loading := wire.load(request.script)):
+                packets.append(loading)
                 request.count = 2
             packets.append(request.packet)
             count += request.count

@@ -15,7 +15,7 @@ from app.core.handlers import MEMORY
 from app.storage.store import Storage
 from app.telemetry import logs as telemetry
 from workers.engine import handle
-from workers.engine.steady_worker import Pace
+from workers.engine.patient_worker import Pace
 
 
 def hold(folder: str, *, child: bool = False) -> None:

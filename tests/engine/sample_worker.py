@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import redis.exceptions
 from redis import Redis
 from rq import Retry
 from rq.job import Job
-from rq.queue import Queue
 
 from app.clock import Clock, lend_to_rq
 from app.valkey.client import connect
 from workers.engine.async_worker import AsyncWorker
+from workers.engine.intake import Taken
 from workers.engine.job import JobFunction
-from workers.engine.steady_worker import Pace
+from workers.engine.patient_worker import Pace
 
 QUEUE = "sample"
 
@@ -104,9 +105,9 @@ async def open_jobs(url: str, problem: str | None) -> AsyncIterator[Mapping[str,
 
 
 class DiesWhenItTakes(AsyncWorker):
-    """Killed exactly between taking a job and its registration."""
+    """Killed before it begins what it has taken."""
 
-    def execute_job(self, job: Job, queue: Queue) -> None:
+    def _begin(self, taken: Taken, started_at: datetime) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

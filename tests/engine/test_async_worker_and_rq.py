@@ -17,12 +17,9 @@ from workers.engine.handle import HandleWorker
 from workers.engine.job import AsyncJob
 from workers.engine.job_queue import JobQueue, TakenJobs
 from workers.engine.patient_worker import PatientWorker
-from workers.engine.recording_worker import RecordingWorker
-from workers.engine.steady_worker import SteadyWorker
 
 SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
     BaseWorker: {
-        "bootstrap": ["self", "logging_level", "date_format", "log_format"],
         "check_for_suspension": ["self", "burst"],
         "cleanup_execution": ["self", "job", "pipeline", "execution"],
         "connection_timeout": None,
@@ -32,8 +29,10 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
         "execute_job": ["self", "job", "queue"],
         "get_heartbeat_ttl": ["self", "job", "working_time"],
         "handle_exception": ["self", "job", "exc_info"],
-        "handle_execution_ended": ["self", "job", "queue", "heartbeat_ttl"],
+        "executions_key": None,
         "handle_job_failure": ["self", "job", "queue", "started_job_registry", "exc_string", "execution"],
+        "handle_job_retry": ["self", "job", "queue", "retry", "started_job_registry", "execution"],
+        "handle_job_success": ["self", "job", "queue", "started_job_registry", "execution"],
         "handle_payload": ["self", "message"],
         "handle_work_horse_killed": ["self", "job", "retpid", "ret_val", "rusage"],
         "heartbeat": ["self", "timeout", "pipeline"],
@@ -41,8 +40,6 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
         "log_result_lifespan": None,
         "maintain_heartbeats": ["self", "job", "execution"],
         "perform_job": ["self", "job", "queue", "execution"],
-        "prepare_execution": ["self", "job"],
-        "prepare_job_execution": ["self", "job", "remove_from_intermediate_queue"],
         "procline": ["self", "message"],
         "queue_class": None,
         "main_work_horse": ["self", "job", "queue"],
@@ -65,10 +62,12 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
             "with_scheduler", "dequeue_strategy",
         ],
     },
-    Execution: {"create": ["job", "ttl", "pipeline", "worker_name"]},
+    Execution: {"heartbeat": ["self", "started_job_registry", "ttl", "pipeline"]},
     Job: {
         "fetch": ["id", "connection", "serializer"],
         "func": None,
+        "has_rate_limit": None,
+        "heartbeat": ["self", "timestamp", "ttl", "pipeline", "xx"],
         "perform": ["self"],
         "prepare_for_execution": ["self", "worker_name", "pipeline"],
         "restore": ["self", "raw_data"],
@@ -98,7 +97,7 @@ SIGNATURES: dict[type[Any], dict[str, list[str] | None]] = {
 """What we override or call; None stands for a property or an attribute."""
 
 OURS = {
-    BaseWorker: (PatientWorker, SteadyWorker, RecordingWorker, AsyncWorker, HandleWorker),
+    BaseWorker: (PatientWorker, AsyncWorker, HandleWorker),
     Job: (AsyncJob,),
     Queue: (JobQueue,),
     IntermediateQueue: (TakenJobs,),

@@ -1,5 +1,6 @@
 """Handlers that were added while processes that do not know them still stored."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from app.core.names import (
 from app.health.presence import Presence
 from app.storage.identity import Identity
 from tests.kept import TTL, Deployment, handlers_text
-from workers.engine.steady_worker import Pace, SteadyWorker
+from workers.engine.async_worker import AsyncWorker
 from workers.repair.recovery import CatchUp
 
 
@@ -92,7 +93,9 @@ def test_nothing_is_read_again_where_all_who_store_know_the_handler(
 
 
 def test_a_worker_of_an_older_version_is_taken_for_one_that_does_not_know_it(past: Deployment) -> None:
-    SteadyWorker(PERSIST_QUEUE, connection=past.redis, name="old", pace=Pace()).register_birth()
+    AsyncWorker(
+        PERSIST_QUEUE, connection=past.redis, name="old", jobs=lambda: nullcontext({})
+    ).register_birth()
     past.keep("meanwhile", ago=60)
     catch_up(past, "gallery", "late")
     assert told(past) == {job("meanwhile")}

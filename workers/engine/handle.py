@@ -47,8 +47,7 @@ from app.storage.store import Storage
 from app.up import lifeline
 from workers.engine.job import GuardedJob
 from workers.engine.job_queue import JobQueue
-from workers.engine.patient_worker import Outage, PatientWorker, own_client
-from workers.engine.steady_worker import Pace
+from workers.engine.patient_worker import Outage, Pace, PatientWorker, own_client
 
 Listed = Mapping[str, int]
 """The functions that may run, by their dotted names, with the bytes of memory that each may take."""

@@ -9,7 +9,6 @@ worker looks the name up in its closed list and hands over the coroutine functio
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
 from typing import Any
 
 from redis import Redis
@@ -75,15 +74,16 @@ JobFunction = Callable[..., Awaitable[Any]]
 
 
 class AsyncJob(GuardedJob):
-    """One run of a job: admitted or refused, then a task on the loop, then an outcome for RQ.
+    """One run of a job: admitted or refused, then a coroutine on the loop.
 
-    `task` is set once the job runs, `stop_asked` when somebody has asked for its end.
+    `task` runs it; `is_running` while its function does, and may be cancelled. `stop_asked` when somebody has
+    asked for its end.
     """
 
     function: JobFunction | None = None
     refusal = "the worker never admitted it"
-    task: asyncio.Task[Any] | None = None
-    task_started_at: datetime | None = None
+    task: asyncio.Task[None] | None = None
+    is_running = False
     stop_asked = False
 
     def admit(self, functions: Mapping[str, JobFunction]) -> bool:
@@ -108,11 +108,14 @@ class AsyncJob(GuardedJob):
         return ""
 
     async def run(self) -> Any:
-        """Run the function on the loop, cancelled at the job's time-out.
+        """Run the function, cancelled at the job's time-out.
 
-        Raises JobTimeoutException then, and otherwise whatever the function raises.
+        Raises JobTimeoutException then, and otherwise whatever the function raises. A job that was refused
+        raises `Permanent`, and uses up no retries.
         """
-        assert self.function is not None
+        if self.function is None:
+            self.retries_left = 0
+            raise Permanent("job_refused", f"job {self.id} was not run: {self.refusal}")
         seconds = self.timeout or Queue.DEFAULT_TIMEOUT
         try:
             async with asyncio.timeout(seconds if seconds > 0 else None) as deadline:
@@ -127,14 +130,6 @@ class AsyncJob(GuardedJob):
     @property
     def func(self) -> None:
         """Nothing: what RQ would import here is never imported."""
-
-    def perform(self) -> Any:
-        """Give RQ the outcome of the task that has ended, or refuse for good without using up retries."""
-        if self.task is None:
-            self.retries_left = 0
-            raise Permanent("job_refused", f"job {self.id} was not run: {self.refusal}")
-        self.started_at = self.task_started_at  # RQ has just set it to the end of the run
-        return self.task.result()
 
 
 class NoDeathPenalty(BaseDeathPenalty):

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.exceptions import NoSuchJobError
@@ -54,24 +55,21 @@ class JobQueue(Queue):
                 raise
         return None
 
-    def give_back(self, job_id: str) -> None:
-        """Put a taken job that was not started back at the front."""
-        with self.connection.pipeline() as pipeline:
-            pipeline.lrem(self.intermediate_queue_key, 1, job_id)
-            self.push_job_id(job_id, pipeline=pipeline, at_front=True)
-            pipeline.execute()
-
     def bury(self, job_id: str, reason: str) -> None:
         """List a taken job whose hash cannot even be read as failed; an id that RQ cannot hold is dropped."""
-        log.error("job %.100r cannot be read and was not run: %s", job_id, reason)
         with self.connection.pipeline() as pipeline:
             pipeline.lrem(self.intermediate_queue_key, 0, job_id)
-            if JOB_ID_PATTERN.fullmatch(job_id):
-                score = current_timestamp() + DEFAULT_FAILURE_TTL
-                pipeline.zadd(self.failed_job_registry.key, {job_id: score})
-                job = self.job_class(job_id, connection=self.connection)
-                Result.create_failure(job, DEFAULT_FAILURE_TTL, reason, pipeline=pipeline)
+            self.list_unreadable(job_id, reason, pipeline)
             pipeline.execute()
+
+    def list_unreadable(self, job_id: str, reason: str, pipeline: Pipeline) -> None:
+        """The same of a job that is on no list."""
+        log.error("job %.100r cannot be read and was not run: %s", job_id, reason)
+        if JOB_ID_PATTERN.fullmatch(job_id):
+            score = current_timestamp() + DEFAULT_FAILURE_TTL
+            pipeline.zadd(self.failed_job_registry.key, {job_id: score})
+            job = self.job_class(job_id, connection=self.connection)
+            Result.create_failure(job, DEFAULT_FAILURE_TTL, reason, pipeline=pipeline)
 
 
 class TakenJobs(IntermediateQueue):

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,22 @@ AGAIN = 1.0
 """Seconds until it is tried again when Redis does not serve."""
 
 log = logging.getLogger("outkeep.worker")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a worker says that it lives, and when others believe that it died. All in seconds.
+
+    beat: between heartbeats of executions. silence: after which an execution is given up.
+    maintenance: between RQ's clean-ups. stuck: after which a taken job that was never begun comes back.
+    worker_ttl: after which the registration of a silent worker goes.
+    """
+
+    beat: int = 5
+    silence: int = 15
+    maintenance: int = 10
+    stuck: float = 10
+    worker_ttl: int = 30
 
 
 class Commands:
