@@ -75,7 +75,8 @@ class Clock:
 
         Else whoever lives may not have had the time to say so. A process that has just begun is steady.
         """
-        return time.monotonic() - self._unsteady_at >= seconds
+        now = time.monotonic()
+        return now - self._unsteady_at >= seconds and now - self._told_at <= GAP
 
     def ask(self, redis: Redis) -> None:
         """Ask Redis for its time; raises redis' errors."""

@@ -157,11 +157,11 @@ READERS: dict[str, set[str]] = {
     "app/cli/*": {"receiver"},
     "app/main.py": {"receiver"},
     "app/receive/keyring.py": {"receiver"},
-    "app/reconcile/passes.py": {"persist"},
-    "workers/repair/reconciler.py": {"persist"},
-    "workers/services.py:_following": {"notify"},
-    "workers/services.py:_fetching_inputs": {"persist"},
-    "workers/services.py:_proxy": {"persist", "notify"},
+    "app/reconcile/passes.py": {"worker"},
+    "workers/repair/reconciler.py": {"worker"},
+    "workers/services.py:_following": {"worker"},
+    "workers/services.py:_fetching_inputs": {"worker"},
+    "workers/services.py:_proxy": {"worker"},
 }
 """Where the code reads a secret → the services that run that code."""
 
@@ -247,7 +247,7 @@ def test_a_service_and_its_health_check_are_commands_that_exist(name: str) -> No
 
 def test_a_service_may_take_longer_to_stop_than_its_program_does() -> None:
     assert seconds(SERVICES["receiver"]["stop_grace_period"]) > RECEIVER_GRACE
-    for name in ("persist", "notify", "handle"):
+    for name in ("worker", "handle"):
         assert seconds(SERVICES[name]["stop_grace_period"]) > WORKER_GRACE
 
 
@@ -310,7 +310,7 @@ def test_a_delivery_is_kept_and_only_the_data_folder_is_written(deployed: Deploy
 
 
 def test_the_receiver_finds_everything_in_order(deployed: Deployed) -> None:
-    for name in ("receiver", "persist", "notify"):
+    for name in ("receiver", "worker"):
         deployed.wait(lambda name=name: deployed.is_healthy(name), f"{name} does not become healthy")  # type: ignore[misc]
     deployed.wait(lambda: _warnings(deployed) == ["warn token"], "more than the missing token is warned of")
 

@@ -57,28 +57,34 @@ def serve(*, on_lifeline: bool) -> None:
     main.serve(deployment.connect(settings, handlers, find))
 
 
-@click.command(short_help="Run one worker process: persist, notify or handle.")
-@click.argument("queue", type=click.Choice(_QUEUES))
+def _together(_: click.Context, __: click.Parameter, queues: tuple[str, ...]) -> tuple[str, ...]:
+    if HANDLE_QUEUE in queues and len(set(queues)) > 1:
+        raise click.BadParameter(f"{HANDLE_QUEUE} runs in a process of its own: start another one for it")
+    return queues
+
+
+@click.command(short_help="Run one worker process: persist, notify, both, or handle.")
+@click.argument("queues", type=click.Choice(_QUEUES), nargs=-1, required=True, callback=_together)
 @click.option(
     "--path",
     default=".",
     type=click.Path(exists=True, file_okay=False),
     help="Folder from which handler code is imported.",
 )
-def work(queue: str, path: str) -> None:
-    """Run one worker process for QUEUE: persist keeps outputs, notify tells handlers, handle runs their jobs.
+def work(queues: tuple[str, ...], path: str) -> None:
+    """Run one worker process: persist keeps outputs, notify tells handlers, handle runs their jobs.
 
-    Start as many as you like, on as many hosts as you like.
+    One process may do persist and notify. Start as many as you like, on as many hosts as you like.
 
     \b
     Examples:
+      outkeep work persist notify
       outkeep work persist
-      outkeep work notify
       outkeep work handle --path /srv/myproject
     """
     # `app` never imports `workers`, so that the receiver cannot grow into them: another program takes over.
     # -P: the working directory may hold a `workers` of its own.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "workers", queue, "--path", path])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "workers", *queues, "--path", path])  # noqa: S606
 
 
 @click.command(short_help="Tell whether a part of this host lives; for containers.")

@@ -124,8 +124,7 @@ def _say(text: str) -> None:
 def _children(environment: Mapping[str, str], handlers: Sequence[Handler]) -> list[Child]:
     commands = {
         "receiver": ("app.cli", "serve"),
-        PERSIST_QUEUE: ("workers", PERSIST_QUEUE),
-        NOTIFY_QUEUE: ("workers", NOTIFY_QUEUE),
+        "worker": ("workers", PERSIST_QUEUE, NOTIFY_QUEUE),
     }
     if HANDLE_QUEUE in job_queues(handlers):
         commands[HANDLE_QUEUE] = ("workers", HANDLE_QUEUE)

@@ -23,7 +23,7 @@ from tests.e2e.running import Up, running_up
 COUNT = 20
 EARLY = 3
 SIZE = 30_000_000
-PARTS = ("receiver", "persist", "notify")
+PARTS = ("receiver", "worker")
 
 
 def deliver(up: Up, replicate: Simulator, downstream: Recorder, identity: str) -> None:

@@ -92,7 +92,7 @@ def measure(host: str, where: str, more: Mapping[str, str], check: Callable[[Up,
     with tempfile.TemporaryDirectory() as folder, Simulator() as replicate, recorder() as downstream:
         settings = {"REPLICATE_WEBHOOK_SECRET": replicate.secret, "OUTKEEP_OUTPUT_HOSTS": host, **more}
         with running_up(Path(folder), handlers=downstream.handler(), settings=settings) as up:
-            worker = up.pids()["persist"]
+            worker = up.pids()["worker"]
             idle = highest = resident(worker, "VmRSS")
             for identity, size in (("small", 1000), ("large", SIZE)):
                 reset_highest(worker)

@@ -97,8 +97,7 @@ def receiver() -> Iterator[Server]:
     """The receiver of a real `up` whose workers are halted."""
     settings = {"REPLICATE_WEBHOOK_SECRET": SECRET, "LOG_LEVEL": "warning"}
     with tempfile.TemporaryDirectory() as folder, running_up(Path(folder), settings=settings) as up:
-        for worker in ("persist", "notify"):
-            os.kill(up.pids()[worker], signal.SIGSTOP)
+        os.kill(up.pids()["worker"], signal.SIGSTOP)
         yield Server(int(up.environment["PORT"]), up.pids()["receiver"])
         up.clear()
 

@@ -24,8 +24,7 @@ PATIENCE = 120.0
 PARTS = {
     "app.cli up": "up",
     "app.cli serve": "receiver",
-    "workers persist": "persist",
-    "workers notify": "notify",
+    "workers persist": "worker",  # notify, too
     "workers handle": "handle",
 }
 _NOT_INHERITED = ("OUTKEEP_", "REPLICATE_", "REDIS_URL", "PORT", "HOST", "LOG_")

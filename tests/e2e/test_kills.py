@@ -22,7 +22,7 @@ RATE = 10.0
 """Deliveries a second, of which there are as many as are needed."""
 
 SEED = int(os.environ.get("SEED", "1"))
-BELOW = ("receiver", "persist", "notify", "valkey")
+BELOW = ("receiver", "worker", "valkey")
 
 
 @pytest.fixture

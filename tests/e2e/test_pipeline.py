@@ -24,7 +24,10 @@ pytestmark = pytest.mark.slow
 
 LINES = 5
 STEPS = ("outkeep/image", "outkeep/copy", "outkeep/caption")
-BELOW = ("receiver", "persist", "notify", "handle", "valkey")
+BELOW = ("receiver", "worker", "worker", "handle", "valkey")
+CREATING = 2
+"""Which of them is killed while Replicate creates a follow-up."""
+
 
 HANDLERS = """
 [[handler]]
@@ -159,14 +162,14 @@ def test_three_steps_end_with_one_result_each_whatever_is_killed(
 ) -> None:
     hanging = Hanging()
     for number, victim in enumerate(BELOW):
-        if victim == "notify":
+        if number == CREATING:
             api.mishaps = [hanging]
         client.models.predictions.create(
             STEPS[0], {"prompt": f"line {number}"}, webhook=up.hook, webhook_events_filter=["completed"]
         )
         steps = 1 + 2 * number  # so that each kill meets others on their way
         until(lambda steps=steps: len(manifests(up)) >= steps, f"{steps} steps are done")  # type: ignore[misc]
-        assert victim != "notify" or hanging.created.wait(PATIENCE)
+        assert number != CREATING or hanging.created.wait(PATIENCE)
         kill_and_await_another(up, victim)
     hanging.release.set()
 
@@ -214,7 +217,7 @@ def test_without_a_public_url_each_step_is_found_soon_after_its_end(
         up.start()
         command = [OUTKEEP, "run", STEPS[0], "-i", "prompt=a line", "--no-wait"]
         subprocess.run(command, cwd=up.folder, env=up.environment, capture_output=True, check=True)
-        kill_and_await_another(up, "persist")
+        kill_and_await_another(up, "worker")
         until(lambda: told(up, "note"), "the function has run")
 
         steps = {one["prediction"]["model"]: one for one in manifests(up)}

@@ -426,7 +426,7 @@ def test_ctrl_c_leaves_it_running_otherwise(up: Up, simulator: Simulator) -> Non
 
 
 def test_ctrl_c_while_the_outputs_are_kept_cancels_nothing(up: Up) -> None:
-    worker = up.pids()["persist"]
+    worker = up.pids()["worker"]
     os.kill(worker, signal.SIGSTOP)
     try:
         with seated(up, "outkeep/image") as seat:

@@ -19,7 +19,7 @@ from tests.e2e.test_demo import OUTKEEP
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = {"up", "valkey", "receiver", "persist", "notify"}
+EVERYTHING = {"up", "valkey", "receiver", "worker"}
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 
 

@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 VICTIMS = {
     Kind.RECEIVER: ("receiver",),
-    Kind.WORKER: ("persist", "notify"),
+    Kind.WORKER: ("worker",),
     Kind.VALKEY: ("valkey",),
     Kind.FROZEN: ("valkey",),
     Kind.UP: ("up",),
