@@ -97,7 +97,7 @@ def _named() -> list[tuple[str, JobFunction]]:
 async def open_jobs(url: str, problem: str | None) -> AsyncIterator[Mapping[str, JobFunction]]:
     if problem:
         raise RuntimeError(problem)
-    async with redis.asyncio.Redis.from_url(url, max_connections=200) as client:
+    async with redis.asyncio.Redis.from_url(url, max_connections=200, socket_timeout=None) as client:
         await client.rpush("context", "entered")
         yield {name: partial(function, client) for name, function in _named()}
         with suppress(redis.exceptions.ConnectionError):

@@ -161,11 +161,14 @@ class AsyncWorker(PatientWorker):
                 await self._drain()
                 for chore in chores:
                     chore.cancel()
-                await asyncio.gather(*chores, return_exceptions=True)
+                await asyncio.wait(chores)
                 self._intake.close()
                 if self._owns_commit:
                     await self._commit.close()
                 await asyncio.to_thread(self.teardown)
+                for chore in chores:
+                    if not chore.cancelled():
+                        chore.result()
 
     async def _take_jobs(self, *, burst: bool) -> bool:
         """Begin jobs while there are slots, until `stop`; with `burst`, until there are none."""
@@ -363,9 +366,11 @@ class AsyncWorker(PatientWorker):
         while True:
             await asyncio.sleep(self.pace.beat)
             living = [(execution, execution.job) for execution in self.executions.values()]
+            if not living:
+                continue
             try:
                 answers = await self._commit.pipeline(fill)
-                each = len(answers) // max(1, len(living))
+                each = len(answers) // len(living)
                 # As RQ does: a job that was deleted meanwhile must not come back as a heartbeat alone.
                 gone = [
                     job.key for (_, job), new in zip(living, answers[each - 1 :: each], strict=True) if new
