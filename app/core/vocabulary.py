@@ -71,7 +71,6 @@ EVENTS: Final[Mapping[str, str]] = {
     "job %s was taken by a worker that died before it began: it goes back": "job_returned",
     "job %.100r cannot be read and was not run: %s": "job_unreadable",
     "an entry of %s is no job id and was dropped": "job_id_unreadable",
-    "queue %s held no job id: %s": "job_id_unreadable",
     # keeping outputs
     "stored": "prediction_stored",
     "a body that is stored could not be removed from where it waited; the sweep will": "claim_left",

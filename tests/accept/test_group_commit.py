@@ -57,7 +57,7 @@ def test_what_is_handed_in_meanwhile_goes_in_one_packet_and_each_gets_its_own_an
                 commit.script(COUNT, ["s"], [4]),
                 return_exceptions=True,
             )
-            assert reads(redis) - before <= 3  # one of them asks
+            assert reads(redis) - before <= 10  # where each alone would take one
             assert answers == [*[[1, b"OK"]] * 100, [1, {b"a": b"1"}], [1, 1, 1.0], 3, 7]
             redis.script_flush()
             assert await commit.script(COUNT, ["s"], [1]) == 8
