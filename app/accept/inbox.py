@@ -117,13 +117,12 @@ class Inbox:
         outcomes: dict[int, bytes] = {}
         while left := [number for number in range(len(commands)) if number not in outcomes]:
             wire = await self._connected()
-            loads: Sequence[Command] = () if ACCEPT in wire.scripts else [("SCRIPT", "LOAD", ACCEPT)]
-            wire.scripts.add(ACCEPT)
-            packet = pack([*loads, *(commands[number] for number in left)])
-            [answers] = wire.send(packet, len(loads) + len(left))
-            for number, answer in zip(left, (await answers)[len(loads) :], strict=True):
+            loading = wire.load(ACCEPT)
+            packet = loading + pack([commands[number] for number in left])
+            [answers] = wire.send(packet, bool(loading) + len(left))
+            for number, answer in zip(left, (await answers)[bool(loading) :], strict=True):
                 if isinstance(answer, NoScriptError):
-                    wire.scripts.discard(ACCEPT)
+                    wire.forget(ACCEPT)
                 elif isinstance(answer, Exception):
                     raise answer
                 else:
