@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from datetime import datetime
 from functools import partial
@@ -94,12 +94,15 @@ def _named() -> list[tuple[str, JobFunction]]:
 
 
 @asynccontextmanager
-async def open_jobs(url: str, problem: str | None) -> AsyncIterator[Mapping[str, JobFunction]]:
+async def open_jobs(
+    url: str, problem: str | None, knows: Sequence[str]
+) -> AsyncIterator[Mapping[str, JobFunction]]:
     if problem:
         raise RuntimeError(problem)
     async with redis.asyncio.Redis.from_url(url, max_connections=200, socket_timeout=None) as client:
         await client.rpush("context", "entered")
-        yield {name: partial(function, client) for name, function in _named()}
+        own = {name: partial(function, client) for name, function in _named()}
+        yield own | dict.fromkeys(knows, partial(double, client))
         with suppress(redis.exceptions.ConnectionError):
             await client.rpush("context", "left")
 
@@ -115,13 +118,13 @@ def main(url: str, **options: Any) -> None:
     logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
     kind = DiesWhenItTakes if options.pop("dies", False) else AsyncWorker
     pace = Pace(**options.pop("pace", {}))
-    problem = options.pop("problem", None)
+    problem, knows = options.pop("problem", None), options.pop("knows", ())
     clock = Clock()
     lend_to_rq(clock)
     worker = kind(
         QUEUE,
         connection=Redis.from_url(url),
-        jobs=lambda: open_jobs(url, problem),
+        jobs=lambda: open_jobs(url, problem, knows),
         pace=pace,
         clock=clock,
         **options,

@@ -127,7 +127,7 @@ class AsyncWorker(PatientWorker):
         self._intake = Intake(self, own, self.connection, silence=self.silence, on_news=self._news.set)
 
     def work(self, *, burst: bool = False) -> bool:  # type: ignore[override]
-        """Work until SIGTERM or SIGINT, or with `burst` until the queue is empty; True if a job was taken.
+        """Work until SIGTERM or SIGINT, or with `burst` until nothing waits or runs; True if there was a job.
 
         Raises what entering or leaving `jobs` raised.
         """
@@ -190,7 +190,9 @@ class AsyncWorker(PatientWorker):
                 self._begin(one, started_at)
             worked = worked or bool(found)
             if burst and not found:
-                break
+                if not self._tasks:
+                    break
+                await self._news.wait()
         return worked
 
     def _begin(self, taken: Taken, started_at: datetime) -> None:

@@ -102,8 +102,10 @@ def conclude(worker: BaseWorker, queue: Queue, job: AsyncJob, execution: Executi
         worker._stopped_job_id = job.id if job.stop_asked else None  # noqa: SLF001  # such a one is not retried
         worker.handle_exception(job, *error)
         worker.handle_job_failure(exc_string=format_exc_info(error), **about)
-    elif isinstance(outcome, Retry):
+        return
+    job._result = outcome  # noqa: SLF001
+    if isinstance(outcome, Retry):
         worker.handle_job_retry(retry=outcome, **about)
     else:
-        job._result, job._status = outcome, JobStatus.FINISHED  # noqa: SLF001
+        job._status = JobStatus.FINISHED  # noqa: SLF001
         worker.handle_job_success(**about)
