@@ -263,7 +263,7 @@ def test_a_function_that_ends_while_redis_does_not_serve_ends_no_worker_and_runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [full, read_only, locked, forbidden, killed, stopped, unsaved])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_forking_worker_that_waits_for_jobs_waits_for_redis_too(
     valkey: OwnValkey, tmp_path: Path, fault: Fault
 ) -> None:
