@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
-from typing import Any, cast
-
-from redis import Redis
-from redis.exceptions import RedisError
+from typing import TYPE_CHECKING, Any, cast
 
 from app.core import findings as rules
 from app.core.findings import Level
 from app.core.names import CLOCKS
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 EVERY = 2.0
 """Seconds between two questions."""
@@ -78,7 +78,7 @@ class Clock:
         now = time.monotonic()
         return now - self._unsteady_at >= seconds and now - self._told_at <= GAP
 
-    def ask(self, redis: Redis) -> None:
+    def ask(self, redis: "Redis") -> None:
         """Ask Redis for its time; raises redis' errors."""
         before = time.monotonic()
         seconds, microseconds = redis.time()
@@ -90,7 +90,7 @@ class Clock:
                 self._unsteady_at = after
             self._base, self._told_at = base, after
 
-    def ask_aloud(self, redis: Redis) -> None:
+    def ask_aloud(self, redis: "Redis") -> None:
         """The same; a clock of this host that is off is logged, and listed in Redis."""
         self.ask(redis)
         skew = self.skew
@@ -102,8 +102,10 @@ class Clock:
             redis.hset(CLOCKS, f"{socket.gethostname()}:{os.getpid()}", f"{skew:.1f} {self.time():.0f}")
 
     @contextmanager
-    def following(self, redis: Redis) -> Iterator[None]:
+    def following(self, redis: "Redis") -> Iterator[None]:
         """Ask every few seconds, in a thread, during the block. `redis` should give up quickly."""
+        from redis import RedisError  # heavy, and `up` asks for no time
+
         ended, asked = threading.Event(), threading.Event()
 
         def work() -> None:
@@ -121,7 +123,7 @@ class Clock:
             ended.set()
 
 
-def clocks_off(redis: Redis) -> Mapping[str, float]:
+def clocks_off(redis: "Redis") -> Mapping[str, float]:
     """The hosts with a process whose clock is off: how many seconds it is ahead. Raises redis' errors."""
     found: dict[str, float] = {}
     listed = cast(dict[bytes, bytes], redis.hgetall(CLOCKS))
@@ -141,7 +143,7 @@ def clocks_off(redis: Redis) -> Mapping[str, float]:
     return found
 
 
-def clock_of(redis: Redis) -> Clock:
+def clock_of(redis: "Redis") -> Clock:
     """The clock of a command: asked once, and lent to RQ. Raises redis' errors."""
     clock = Clock()
     clock.ask(redis)

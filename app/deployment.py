@@ -16,7 +16,6 @@ from app.core.handlers import Handler
 from app.core.links import parse_secret_keys
 from app.disk import KEY_FILE, fsync, make_folder, owner_problems, prove_writable, require_owner
 from app.settings import Settings, examine
-from app.storage.store import Storage
 from app.valkey.client import find_redis
 from app.valkey.processes import in_child
 
@@ -35,17 +34,18 @@ class Deployment:
 
 
 def prepare(
-    environment: Mapping[str, str], *, receives: bool = False, forks: bool = False
+    environment: Mapping[str, str], *, receives: bool = False, forks: bool = False, is_small: bool = False
 ) -> tuple[Settings, tuple[Handler, ...]]:
     """Read and prove the configuration of a process that stores or receives; what it makes is for its user.
 
     A process that `forks` later leaves the storage alone: the client of a bucket starts threads. It runs
-    functions of others, creates no prediction, and so needs no token.
+    functions of others, creates no prediction, and so needs no token. One that `is_small` has no use for
+    the storage, and does not load what it takes.
 
     Raises:
         ConfigurationError: with one line for each mistake in settings, handlers file and storage.
     """
-    settings, handlers, problems = prove(environment, receives=receives, forks=forks)
+    settings, handlers, problems = prove(environment, receives=receives, forks=forks, is_small=is_small)
     if problems:
         raise ConfigurationError(problems)
     os.umask(settings.umask)
@@ -53,7 +53,7 @@ def prepare(
 
 
 def prove(
-    environment: Mapping[str, str], *, receives: bool = False, forks: bool = False
+    environment: Mapping[str, str], *, receives: bool = False, forks: bool = False, is_small: bool = False
 ) -> tuple[Settings, tuple[Handler, ...], list[str]]:
     """Settings, handlers, and what keeps such a process from starting: one line for each; makes nothing."""
     settings, problems = examine(environment)
@@ -73,7 +73,7 @@ def prove(
     if unwritable := _write_problems("OUTKEEP_DATA", settings.data):
         problems += unwritable
     elif not _blames(problems, "OUTKEEP_STORAGE"):
-        problems += in_child(storage_problems, settings) if forks else storage_problems(settings)
+        problems += in_child(storage_problems, settings) if forks or is_small else storage_problems(settings)
     return settings, found, problems
 
 
@@ -206,6 +206,8 @@ def _contents(path: Path) -> str:
 
 def storage_problems(settings: Settings) -> list[str]:
     """What an operator must mend. An outage of a remote store is none: receiving goes on, and work waits."""
+    from app.storage.store import Storage  # heavy, and `up` leaves this to a child
+
     try:
         storage = Storage(settings.storage_url)
         if storage.folder is not None:

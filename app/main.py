@@ -48,7 +48,7 @@ from app.receive.senders import Cog, Lateness, Replicate, Sender
 from app.storage.identity import Identity
 from app.storage.store import Storage
 from app.telemetry.interrupts import Ending
-from app.telemetry.resources import give_back_large_blocks, open_more_files
+from app.telemetry.resources import give_back_large_blocks, look_through_less, open_more_files
 from app.telemetry.tally import FOLDER as COUNTS_FOLDER
 from app.telemetry.tally import Tally
 from app.valkey.client import connect
@@ -261,7 +261,9 @@ def serve(deployment: Deployment) -> None:
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}/webhooks/replicate"
         ending.check()
         log.info("receiving on %s", where, extra={"public_url": deployment.settings.public_url})
-        server(deployment, limits).run(sockets=[listener])
+        running = server(deployment, limits)
+        look_through_less()
+        running.run(sockets=[listener])
 
 
 def server(deployment: Deployment, limits: Limits = LIMITS) -> uvicorn.Server:

@@ -56,12 +56,17 @@ class ClaimCheck:
         # Their own: should storage hang, it must hang for nobody else.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="claims")
 
+    @staticmethod
+    def concerns(arrival: Arrival) -> bool:
+        """Whether anything is to be done; nearly all deliveries are small."""
+        return len(arrival.body) > LARGE and arrival.job is not None
+
     def begin(self, arrival: Arrival) -> "Future[Arrival]":
         """The arrival as it may go to Redis: a large body lies in the storage once the future is done.
 
         It raises `Transient` when Redis or the storage fails. Cancel it when nobody waits any more.
         """
-        if len(arrival.body) <= LARGE or arrival.job is None:
+        if not self.concerns(arrival):
             ready: Future[Arrival] = Future()
             ready.set_result(arrival)
             return ready

@@ -17,14 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.job import Job
 
-from app.accept import queues
-from app.accept.queues import NewJob
 from app.accept.record_scripts import ACCEPT, KEEP, MOVE
 from app.core.context import shortened
 from app.core.errors import Permanent, Removed, Transient
@@ -50,6 +47,11 @@ from app.core.policy import ask_delay
 from app.core.prediction import Prediction, parse_time
 from app.core.progress import live
 from app.core.reconciling import SILENCE
+
+if TYPE_CHECKING:
+    from rq.job import Job
+
+    from app.accept.queues import NewJob
 
 PAGE = 200
 
@@ -118,7 +120,7 @@ class Arrival:
     prediction: Prediction
     body: bytes
     receipt: Receipt
-    job: Job | NewJob | None
+    job: "Job | NewJob | None"
     """The persist job of a terminal event; None for progress."""
     body_at: str | None = None
     """The object in storage that holds the body, in the place of `body`."""
@@ -196,6 +198,8 @@ class Records:
 
     def accept_command(self, arrival: Arrival, now: datetime) -> Sequence[str | bytes | int | float]:
         """The call of the script `ACCEPT`, once it is loaded, for one delivery; raises as `accept` does."""
+        from app.accept import queues  # with RQ, which who only reads does without
+
         _require_small(arrival)
         prediction, job, receipt, move = arrival.prediction, arrival.job, arrival.receipt, arrival.move
         place = (prediction.kind, prediction.id)
@@ -211,10 +215,11 @@ class Records:
         delivery_ttl: int | str = ""
         if webhook_id:
             delivery_ttl = self._ttl if move is Move.FINISH else min(self._ttl, PROGRESS_REPEATED_FOR)
-        fields = _fields(arrival, now)
+        rank = arrival.rank
+        fields = _fields(arrival, rank, now)
         return (
             "EVALSHA", ACCEPT_DIGEST, len(keys), *keys,
-            move, arrival.rank, record_member(*place), self._ttl, now.timestamp(), job.id if job else "",
+            move, rank, record_member(*place), self._ttl, now.timestamp(), job.id if job else "",
             CHANGES, State.RUNNING, State.RECEIVED, _score(arrival, now), "" if receipt.quiet else "1",
             *_TOLD, delivery_ttl, "1" if of_cog else "",
             json.dumps(context) if context is not None else "", receipt.parent or "",
@@ -239,7 +244,7 @@ class Records:
         prediction_id: str,
         now: datetime,
         fields: Mapping[str, str | int],
-        jobs: Sequence[Job],
+        jobs: "Sequence[Job]",
         *,
         source: Source = "webhook",
         quiet: bool = False,
@@ -265,7 +270,7 @@ class Records:
         prediction_id: str,
         now: datetime,
         moves: Mapping[Move, Mapping[str, str | int]],
-        jobs: Sequence[Job],
+        jobs: "Sequence[Job]",
         *,
         quiet: bool = False,
         source: Source | None = None,
@@ -274,6 +279,8 @@ class Records:
 
         `_REMOVED`, `_TO_BE_TOLD` or `_OVERRULED`, and nothing is done, when that is so.
         """
+        from app.accept import queues
+
         member = record_member(kind, prediction_id)
         arguments: list[str | bytes | float] = [self._ttl, now.timestamp(), member, CHANGES]
         arguments += ["1" if quiet else "", "1" if source == "cog" else "", len(moves)]
@@ -382,12 +389,12 @@ def _score(arrival: Arrival, now: datetime) -> float | str:
     return now.timestamp() + (ask_delay(0.0) if arrival.is_asked_for else SILENCE)
 
 
-def _fields(arrival: Arrival, now: datetime) -> list[str | bytes]:
+def _fields(arrival: Arrival, rank: str, now: datetime) -> list[str | bytes]:
     prediction, receipt = arrival.prediction, arrival.receipt
     fields: dict[str, str | bytes | None] = {
         "state": target(arrival.move),
         **described(prediction, receipt),
-        "rank": arrival.rank,
+        "rank": rank,
         "updated_at": format_time(now),
         "quiet": "1" if receipt.quiet else None,
         "body": arrival.body if arrival.move is Move.FINISH and arrival.body_at is None else None,

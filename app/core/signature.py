@@ -227,9 +227,10 @@ def verify(
     `header_doubled`, `header_malformed` (the id), `timestamp_malformed`, `signature_malformed` (no entry of a
     known version has the right form). Status 401: `signature_mismatch`, `timestamp_out_of_range`.
     """
-    webhook_id = _only(headers, ID_HEADER)
-    timestamp = _only(headers, TIMESTAMP_HEADER)
-    signature = _only(headers, SIGNATURE_HEADER)
+    ours = [header for header in headers if header[0].startswith(b"webhook-")]
+    webhook_id = _only(ours, ID_HEADER)
+    timestamp = _only(ours, TIMESTAMP_HEADER)
+    signature = _only(ours, SIGNATURE_HEADER)
     if not _ID.fullmatch(webhook_id):
         raise Rejected("header_malformed", f"{ID_HEADER} must be 1 to 64 of A-Z a-z 0-9 _ -")
     if not _TIMESTAMP.fullmatch(timestamp):

@@ -127,14 +127,13 @@ class Receiver:
 
     async def _accept(self, arrival: Arrival) -> str:
         try:
+            if not self.claims.concerns(arrival):
+                return await self.inbox.accept(arrival)
             checked = await self._check_in(arrival)
             outcome = await self.inbox.accept(checked)
-            settling = self.claims.begin_settling(arrival, checked, outcome)
-            if not settling.done():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.wrap_future(settling), self.claims.patience)
-            if settling.done():
-                settling.result()
+            with suppress(TimeoutError):
+                settling = asyncio.wrap_future(self.claims.begin_settling(arrival, checked, outcome))
+                await asyncio.wait_for(settling, self.claims.patience)
             return outcome  # noqa: TRY300
         except Transient as error:
             if self.spool is None:
@@ -152,8 +151,6 @@ class Receiver:
     async def _check_in(self, arrival: Arrival) -> Arrival:
         """Bring a large body to the storage; raises `Transient`, within the patience of the claim check."""
         future = self.claims.begin(arrival)
-        if future.done():  # as nearly all are: they are small
-            return future.result()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.claims.patience)
         except TimeoutError:

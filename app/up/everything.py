@@ -83,7 +83,7 @@ def run(environment: Mapping[str, str]) -> int:
     Raises `ConfigurationError` for a configuration that is refused, `Permanent` when something else already
     runs on the data or the port. Nothing was started then.
     """
-    settings, handlers = prepare(environment, receives=True)
+    settings, handlers = prepare(environment, receives=True, is_small=True)
     secrets = secrets_of(settings, handlers)
     telemetry.configure(settings.log_level, settings.log_format, role="up", secrets=secrets)
     with claim(settings.data):

@@ -1,25 +1,29 @@
 """Which Redis a process uses, and the client that speaks to it."""
 
 import os
-
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from typing import TYPE_CHECKING
 
 from app.core.errors import ConfigurationError
 from app.disk import KEY_FILE, owner_problems
 from app.settings import Settings
 from app.valkey.server import Embedded, running_url
 
+if TYPE_CHECKING:
+    from redis import Redis
+
 TIMEOUT = 1.0
 """Seconds that one call to Redis may take before its answer is taken for missing."""
 
 
-def connect(url: str, *, timeout: float = TIMEOUT) -> Redis:
+def connect(url: str, *, timeout: float = TIMEOUT) -> "Redis":
     """A client that gives up after `timeout` seconds and does not try again; it connects when first used.
 
     A pipeline sent twice may count twice.
     """
+    from redis import Redis  # heavy, and `up` needs no more than the address
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
     redis = Redis.from_url(url)
     # What the URL itself asks for would win over arguments.
     redis.connection_pool.connection_kwargs.update(

@@ -81,12 +81,18 @@ def test_the_list_of_commands_says_what_each_says_itself() -> None:
     assert all(command.name == name for name, command in cli.commands.items())
 
 
-def test_the_help_loads_no_command() -> None:
-    asked = "import sys; from app.cli.root import cli; cli(['--help'], standalone_mode=False)"
-    command = [sys.executable, "-c", f"{asked}; print(*sys.modules)"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(("command", "more"), [("--help", {"redis"}), ("ls", set())])
+def test_what_people_wait_for_most_often_loads_little(
+    command: str, more: set[str], settings: dict[str, str]
+) -> None:
+    asked = f"import sys; from app.cli.root import cli; cli([{command!r}], standalone_mode=False)"
+    program = [sys.executable, "-c", f"{asked}; print(*sys.modules)"]
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=True, env=clean_environment(settings)
+    )
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert not loaded & {"redis", "rq", "aiohttp", "pydantic", "obstore", "starlette", "uvicorn", "structlog"}
+    heavy = {"aiohttp", "httpx", "jinja2", "obstore", "pydantic", "replicate", "rq", "starlette", "structlog"}
+    assert not loaded & (heavy | {"uvicorn", "app.storage.store", "app.core.handlers"} | more)
 
 
 def test_every_command_shows_an_example() -> None:
