@@ -10,11 +10,11 @@ import math
 
 from rq import Retry
 from rq.job import Job
-from structlog.contextvars import bind_contextvars
 
 from app.core.errors import OutkeepError, Permanent, Rejected
 from app.core.names import ID, Kind
 from app.core.policy import Tries
+from app.telemetry.logs import bind
 from workers.keep.persist import Persist
 from workers.tell.attempt import Delivery
 from workers.tell.notify import Notify
@@ -62,7 +62,7 @@ def _place(job: Job, kind: str, *ids: str) -> tuple[Kind, str]:
 
     From here on each line of the log names the job.
     """
-    bind_contextvars(job=job.id)
+    bind(job=job.id)
     if kind not in list(Kind) or not all(isinstance(text, str) and ID.fullmatch(text) for text in ids):
         error = Permanent("job_refused", "its arguments are not a kind and ids")
         log.error("job %s is refused and stands with the failed jobs: %s", job.id, error.message)

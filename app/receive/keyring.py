@@ -13,7 +13,6 @@ from contextlib import suppress
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.findings import Finding, secret_missing
 from app.core.signature import VerifyingKey, parse_verifying_keys
-from app.replicate.client import connected
 from app.settings import Settings
 from app.telemetry import logs as telemetry
 from app.telemetry.redaction import spellings
@@ -138,6 +137,8 @@ async def fetch_secret(settings: Settings, *, timeout: float) -> str:  # noqa: A
     """The secret of the account that the token belongs to, usable; raises `OutkeepError`."""
     if settings.api_token is None:
         raise Permanent("no_token", "REPLICATE_API_TOKEN is not set")
+    from app.replicate.client import connected  # heavy, and most have their secret set
+
     async with connected(settings.api_url, settings.api_token.get_secret_value()) as api:
         secret = await api.webhook_secret(timeout=timeout)
     try:

@@ -13,16 +13,18 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from redis import Redis
-from replicate.client import Client
 
 from app.core.errors import Permanent, Transient
 from app.core.names import CREATIONS
 from app.core.request import Model
-from app.replicate.client import Object, Root, judge
+from app.replicate.client import Object, judge
+
+if TYPE_CHECKING:
+    import httpx
+    from replicate.client import Client
 
 TIMEOUT = 60.0
 """Seconds that the creation of a prediction may take; an upload has the time of its job."""
@@ -36,8 +38,6 @@ _answer: ContextVar[list[Object]] = ContextVar("answer")
 _cancel_after: ContextVar[str | None] = ContextVar("cancel_after", default=None)
 """What the creation that this task makes has in its header `Cancel-After`."""
 
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-
 
 @dataclass(frozen=True)
 class Creator:
@@ -46,7 +46,7 @@ class Creator:
     One more is `api_unanswered`: the API was asked, and did not answer as it should.
     """
 
-    client: Client = field(repr=False)
+    client: "Client" = field(repr=False)
     timeout: float = TIMEOUT
 
     async def create(
@@ -135,7 +135,11 @@ class Creator:
 @asynccontextmanager
 async def creating(base_url: str, token: str, *, timeout: float = TIMEOUT) -> AsyncIterator[Creator]:  # noqa: ASYNC109
     """A `Creator` for the length of the block; needs a running loop."""
-    transport = _Rooted(base_url)
+    from replicate.client import Client  # heavy, and few processes create anything
+
+    from app.replicate.rooted import Rooted
+
+    transport = Rooted(base_url, _cancel_after)
     # Anything but a 2xx would be raised by the client without the headers that say how long to wait.
     hooks = {"response": [_judge]}
     client = Client(api_token=token, base_url=base_url, transport=transport, event_hooks=hooks)
@@ -145,35 +149,7 @@ async def creating(base_url: str, token: str, *, timeout: float = TIMEOUT) -> As
         await transport.aclose()
 
 
-class _Rooted(httpx.AsyncBaseTransport):
-    """Sends what the client asks of `<base URL>/v1` to where the API has its root behind that base URL."""
-
-    def __init__(self, base_url: str) -> None:
-        self._base = f"{base_url}/v1"
-        self._root = Root(base_url)
-        self._inner = httpx.AsyncHTTPTransport()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        async def status(url: str) -> int:
-            headers = {"authorization": request.headers["authorization"]}
-            probe = httpx.Request("GET", url, headers=headers, extensions=request.extensions)
-            answer = await self._inner.handle_async_request(probe)
-            await answer.aclose()
-            return answer.status_code
-
-        root = await self._root.find(status)
-        after = _cancel_after.get()
-        if after is not None and request.method == "POST":
-            request.headers["Cancel-After"] = after
-        if root != self._base:
-            request.url = httpx.URL(root + str(request.url).removeprefix(self._base))
-        return await self._inner.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-async def _judge(answer: httpx.Response) -> None:
+async def _judge(answer: "httpx.Response") -> None:
     body = await answer.aread()
     _answer.get().append(judge(answer.status_code, answer.headers, body, answer.request.url.path))
 
@@ -181,9 +157,12 @@ async def _judge(answer: httpx.Response) -> None:
 @contextmanager
 def _errors() -> Iterator[None]:
     """Keep the errors of the client, of pydantic and of httpx in this module."""
+    import httpx
+
+    never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
     try:
         yield
-    except _NEVER_SENT as error:
+    except never_sent as error:
         reason = f"the API cannot be reached ({type(error).__name__}): is REPLICATE_BASE_URL right?"
         raise Transient("api_unreachable", reason) from error
     except (httpx.HTTPError, TimeoutError) as error:

@@ -12,9 +12,10 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TextIO
 
 from app.core.vocabulary import EVENTS, LIBRARY, UNLISTED
@@ -43,6 +44,8 @@ _NO_FACTS = frozenset(vars(logging.makeLogRecord({}))) | {
 """What every record has, what uvicorn says a second time, with colours, and what RQ says of a job that
 failed: its arguments, which can be an event with prompts and links."""
 
+_FACTS: ContextVar[Mapping[str, object]] = ContextVar("facts", default=MappingProxyType({}))
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
@@ -70,6 +73,11 @@ def configure(
     logging.logThreads = logging.logMultiprocessing = False
     sys.excepthook = _log_crash
     threading.excepthook = _log_thread_crash
+
+
+def bind(**facts: object) -> None:
+    """Let these facts stand on each line that this task, or thread, logs from now on."""
+    _FACTS.set({**_FACTS.get(), **facts})
 
 
 def hide(secrets: Iterable[str]) -> None:
@@ -122,7 +130,7 @@ class _Line(logging.Formatter):
     def _event(self, record: logging.LogRecord) -> dict[str, Any]:
         message = record.getMessage()
         event = {
-            **_bound(),
+            **_FACTS.get(),
             **{name: value for name, value in vars(record).items() if name not in _NO_FACTS},
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -145,12 +153,6 @@ class _Line(logging.Formatter):
 
         clean: dict[str, Any] = self._redactor.value(event)
         return ConsoleRenderer(colors=self._colours)(None, "", clean)
-
-
-def _bound() -> dict[str, Any]:
-    """What `structlog.contextvars` has bound, where a process uses that."""
-    structlog = sys.modules.get("structlog.contextvars")
-    return structlog.get_contextvars() if structlog else {}
 
 
 def event_name(record: logging.LogRecord) -> str:

@@ -123,7 +123,6 @@ def test_text_can_be_asked_for_and_has_no_colours_outside_of_a_terminal() -> Non
 
 _HOSTILE = """
 import logging, sys, threading
-import structlog
 from app.telemetry import logs as telemetry
 telemetry.configure("info", "json", secrets=["correct horse battery", "short"])
 log = logging.getLogger("outkeep.test")
@@ -138,7 +137,7 @@ deep.append(deep)
 log.warning("%s", '"}\\n{"', extra={"odd": Odd(), "telling": Telling(), "bytes": b"\\xff", "deep": deep,
     "nan": float("nan"), "infinite": float("-inf"), "half": 0.5, "huge": 10 ** 400, "none": None,
     "keys": {1: "a", ("b",): "correct horse battery", None: "c"}, "set": {1}, "\\udfff": "\\ud800"})
-structlog.contextvars.bind_contextvars(job="persist-prediction-abc")
+telemetry.bind(job="persist-prediction-abc")
 log.warning("a short word", extra={"url": "redis://:pa%20ss@host:1/0", "link": "/a?x=1&signature=abc-_"})
 log.warning("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw and r8_abcdefgh, Authorization: Bearer abc.def")
 try:
