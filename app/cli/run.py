@@ -32,9 +32,7 @@ def up(*, on_lifeline: bool) -> None:
     """
     from app.up import everything
 
-    if on_lifeline:
-        lifeline.watch()
-    sys.exit(everything.run(os.environ))
+    sys.exit(everything.run(os.environ, has_parent=on_lifeline))
 
 
 @click.command()

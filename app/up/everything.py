@@ -20,6 +20,7 @@ from app.receive.listening import IN_USE, free_port, listen
 from app.settings import Settings
 from app.telemetry import logs as telemetry
 from app.telemetry.redaction import secrets_of
+from app.up import lifeline
 from app.up.supervisor import Change, Child, Supervisor
 from app.valkey.server import Embedded
 from app.web.signing import sign_in_url
@@ -77,13 +78,17 @@ _LOUD = frozenset({Change.EXITED, Change.REFUSED, Change.KILLED})
 log = logging.getLogger("outkeep.up")
 
 
-def run(environment: Mapping[str, str]) -> int:
+def run(environment: Mapping[str, str], *, has_parent: bool = False) -> int:
     """Run until SIGTERM or Ctrl-C; the exit code, as `Supervisor.run` gives it.
+
+    With `has_parent` it ends with whoever holds the other end of its standard input (see `app.up.lifeline`).
 
     Raises `ConfigurationError` for a configuration that is refused, `Permanent` when something else already
     runs on the data or the port. Nothing was started then.
     """
     settings, handlers = prepare(environment, receives=True, is_small=True)
+    if has_parent:
+        lifeline.watch()  # from here on there is a thread, and nothing may fork
     secrets = secrets_of(settings, handlers)
     telemetry.configure(settings.log_level, settings.log_format, role="up", secrets=secrets)
     with claim(settings.data):

@@ -21,6 +21,7 @@ from rq.worker.base import BaseWorker
 from rq.worker_registration import clean_worker_registry, get_keys
 
 from app.accept import queues
+from app.accept.record_scripts import ENQUEUE
 from app.accept.records import Records
 from app.core.hosts import HostRules
 from app.core.lifecycle import LIVE, PATIENCE, Move, Repair, State, record_repair
@@ -47,18 +48,18 @@ PAGES = 50
 MAX_WAITING = 200_000
 """With more jobs than this in a queue, jobs are not looked for in it: to read it all would take too much."""
 
-MAKE_JOB = """
+MAKE_JOB = (
+    ENQUEUE
+    + """
 -- KEYS: 1 record, 2 job, 3 queue of the job, 4 RQ's set of queues
 -- ARGV: 1 state that the record must have, 2 job id, then the fields of the job
-local live = {queued = true, started = true, scheduled = true, deferred = true}
 local status = redis.call('HGET', KEYS[2], 'status')
-if redis.call('HGET', KEYS[1], 'state') ~= ARGV[1] or live[status] then return 0 end
+if redis.call('HGET', KEYS[1], 'state') ~= ARGV[1] or LIVE[status] then return 0 end
 redis.call('DEL', KEYS[2])
-redis.call('HSET', KEYS[2], unpack(ARGV, 3))
-redis.call('SADD', KEYS[4], KEYS[3])
-redis.call('RPUSH', KEYS[3], ARGV[2])
+enqueue(KEYS[2], KEYS[3], KEYS[4], ARGV[2], 3, #ARGV)
 return 1
 """
+)
 
 REQUEUE_JOB = """
 -- KEYS: 1 job, 2 its queue, 3 jobs taken, 4 started, 5 scheduled, 6 deferred, 7 mark, 8 RQ's set of queues
