@@ -23,8 +23,8 @@ from statistics import median
 
 from app.receive.listening import free_port
 from app.valkey.server import Embedded
-from tests.bench.receivers import SECRET
-from tests.bench.throughput import cpu_seconds, deliveries, flood
+from tests.bench._load import cpu_seconds, deliveries, flood
+from tests.bench._receivers import SECRET
 from tests.e2e.running import until
 from tests.receive.web import clean_environment, environment
 
@@ -51,7 +51,7 @@ def running(name: str) -> Iterator[tuple[int, list[int]]]:
     with tempfile.TemporaryDirectory() as folder, Embedded(Path(folder)) as valkey:
         assert valkey.pid is not None
         program = [ROOT / ".venv-arq" / "bin" / "python"] if name == "arq" else [sys.executable]
-        command = [*program, Path(__file__).with_name("receivers.py"), name, str(port), valkey.url]
+        command = [*program, Path(__file__).with_name("_receivers.py"), name, str(port), valkey.url]
         settings = dict(os.environ)
         if name == "outkeep":
             command = [sys.executable, "-P", "-m", "app.cli", "serve"]

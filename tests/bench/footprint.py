@@ -14,7 +14,7 @@ from tests.e2e.recorder import recorder
 from tests.e2e.running import Up, running_up, until
 
 MIB = 1 << 20
-TARGET = 350
+TARGET = 170
 
 
 def pss(up: Up) -> dict[str, float]:

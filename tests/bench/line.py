@@ -25,7 +25,7 @@ from typing import Any
 
 from redis import Redis
 
-from tests.bench.throughput import FILE, SECRET, cpu_seconds, deliveries, flood
+from tests.bench._load import FILE, SECRET, cpu_seconds, deliveries, flood
 from tests.e2e.running import Up, running_up
 
 WARM_UP = 100
