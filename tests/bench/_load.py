@@ -10,9 +10,6 @@ from typing import Any
 import psutil
 from svix.webhooks import Webhook
 
-WARM_UP = 500
-ACCEPTED = 8000
-WHOLE_LINE = 1500
 CONNECTIONS = 64
 FILE = bytes(range(256)) * 1024
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
