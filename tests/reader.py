@@ -22,7 +22,7 @@ from app.settings import VARIABLES
 from app.valkey.processes import members
 
 PROJECT = Path(__file__).parent.parent
-ORDER = "README docs/handlers docs/deploy docs/configure docs/storage docs/http docs/operate"
+ORDER = "README docs/handlers docs/deploy docs/configure docs/storage docs/http docs/operate docs/api"
 """In which a new user reads the pages."""
 PAGES = {name: (PROJECT / f"{name}.md").read_text() for name in ORDER.split()}
 README = "".join(PAGES.values())

@@ -24,11 +24,16 @@ from app.core.names import Kind
 from app.web import models
 from app.web.entries import SHOWN, Entry, is_untold, notified
 
-VERSION = 2
+VERSION = 3
 """Of the tables below: another one is built anew."""
 
-FEW = 500
-"""Rows that may be looked at one by one: of more, the words that are searched for lead."""
+COUNTED = 10_000
+"""Rows that are counted to find out what leaves fewest to look at."""
+
+LOOK = 5
+"""How much longer it takes to look for words in one row than to look at a row that has them."""
+
+SHOWN_AT_ONCE = 50
 
 _SHIFT = 4096
 """Rows of one millisecond that keep apart."""
@@ -53,6 +58,9 @@ CREATE INDEX by_parent ON entries (parent, key) WHERE parent IS NOT NULL;
 CREATE INDEX by_loss ON entries (key) WHERE lost > 0;
 CREATE INDEX by_untold ON entries (key) WHERE untold > 0;
 CREATE INDEX unstored ON entries (updated_at) WHERE stored_at IS NULL;
+CREATE INDEX summed ON entries (
+  received_at, model, status, lost, untold, files, bytes, predict_seconds, completed_at, stored_at, told_at
+);
 CREATE TABLE tells (
   handler TEXT NOT NULL, key INTEGER NOT NULL, outcome TEXT NOT NULL, at INTEGER, PRIMARY KEY (handler, key)
 ) WITHOUT ROWID;
@@ -296,7 +304,7 @@ class Catalog:
     def sums(self, since: datetime, by: str) -> list[dict[str, Any]]:
         """The sums of each group since then, the largest first; that of all of them has no `key` at all."""
         group = {"model": "model", "day": "strftime('%Y-%m-%d', received_at / 1000, 'unixepoch')"}[by]
-        low = (_ms(since) or 0) * _SHIFT
+        low = _ms(since)
         with self.reading() as connection:
             found = []
             for sql, grouped in ((group, True), ("NULL", False)):
@@ -339,13 +347,13 @@ SELECT {group} AS key, count(*) AS count, sum(status = 'succeeded') AS succeeded
   sum(status NOT IN ('succeeded', 'starting', 'processing')) AS failed, sum(lost) AS lost,
   sum(untold > 0) AS untold, sum(files) AS files, sum(bytes) AS bytes,
   total(predict_seconds) AS predict_seconds
-FROM entries WHERE key >= :low GROUP BY 1 ORDER BY 2 DESC
+FROM entries INDEXED BY summed WHERE received_at >= :low GROUP BY 1 ORDER BY 2 DESC
 """
 
 _WAIT = """
 WITH waits AS (
-  SELECT {{group}} AS key, ({later} - {earlier}) / 1000.0 AS wait FROM entries
-  WHERE key >= :low AND {later} >= {earlier}
+  SELECT {{group}} AS key, ({later} - {earlier}) / 1000.0 AS wait FROM entries INDEXED BY summed
+  WHERE received_at >= :low AND {later} >= {earlier}
 ), ranked AS (
   SELECT key, wait, row_number() OVER (PARTITION BY key ORDER BY wait) AS rank,
     count(*) OVER (PARTITION BY key) AS count FROM waits
@@ -398,9 +406,9 @@ def _query(connection: sqlite3.Connection, filters: Filters, before: int | None)
     if filters.handler is not None:
         span = "t.handler = ? AND t.key >= ? AND t.key < ?"
         leaders.append((_count(connection, "tells t", span, [filters.handler, low, high]), _TELLS))
-    least, source = min(leaders, default=(FEW + 1, "entries e"))
+    least, source = min(leaders, default=(0, "entries e"))
     words = match_expression(filters.q) if filters.q else ""
-    if words and least > FEW:
+    if words and (not leaders or _words_lead(connection, words, least)):
         source = _WORDS
     order = {_TELLS: "t.key", _WORDS: "w.rowid"}.get(source, "e.key")
     if filters.handler is not None:
@@ -414,6 +422,14 @@ def _query(connection: sqlite3.Connection, filters: Filters, before: int | None)
     where = " AND ".join(sql for sql, _, _ in conditions)
     values = [value for _, given, _ in conditions for value in given]
     return f"SELECT e.* FROM {source} WHERE {where} ORDER BY {order} DESC", values  # noqa: S608
+
+
+def _words_lead(connection: sqlite3.Connection, words: str, others: int) -> bool:
+    """Whether a page is full sooner by what has the words than by the `others` rows that a filter leaves."""
+    with_words = _count(connection, "words", "words MATCH ?", [words])
+    every = connection.execute("SELECT count(*) FROM entries INDEXED BY by_kind").fetchone()[0]
+    by_filter = min(others, SHOWN_AT_ONCE * every / max(with_words, 1))
+    return bool(min(with_words, SHOWN_AT_ONCE * every / max(others, 1)) < LOOK * by_filter)
 
 
 def _conditions(filters: Filters) -> list[tuple[str, list[Any], str]]:
@@ -441,7 +457,7 @@ def _conditions(filters: Filters) -> list[tuple[str, list[Any], str]]:
 
 def _count(connection: sqlite3.Connection, source: str, where: str, values: Sequence[Any]) -> int:
     """How many rows there are, as far as it matters."""
-    sql = f"SELECT count(*) FROM (SELECT 1 FROM {source} WHERE {where} LIMIT {4 * FEW})"  # noqa: S608
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM {source} WHERE {where} LIMIT {COUNTED})"  # noqa: S608
     return int(connection.execute(sql, values).fetchone()[0])
 
 

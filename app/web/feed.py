@@ -259,7 +259,7 @@ class Feed:
         if record is not None and record.state in _COMING:
             return of_record(record)
         data = self._storage.get(manifest_name(*ref))
-        told = self._outcomes(ref, folder)
+        told = self._outcomes(ref, record, folder)
         try:
             if data is not None and len(data) > LARGE:
                 return of_large_manifest(data, *ref, record)
@@ -270,8 +270,13 @@ class Feed:
             return None  # what cannot be read cannot be shown; `outkeep rebuild` says why
         return of_record(record) if record is not None else None
 
-    def _outcomes(self, ref: _Ref, folder: Folder | None) -> dict[str, Told]:
-        """How deliveries have ended. Without a listing those handlers are asked for that are known."""
+    def _outcomes(self, ref: _Ref, record: Record | None, folder: Folder | None) -> dict[str, Told]:
+        """How deliveries have ended, as far as the stream of changes does not tell it.
+
+        Without a listing those handlers are asked for that are known.
+        """
+        if folder is None and record is not None and not record.receipt.quiet:
+            return {}
         if folder is not None:
             read = {
                 handler: outcomes.read(self._storage.get(name) or b"")

@@ -11,7 +11,7 @@ import pytest
 from app.core.lifecycle import State
 from app.core.names import Kind
 from app.web import models
-from app.web.catalog import FEW, Catalog, Filters, match_expression
+from app.web.catalog import Catalog, Filters, match_expression
 from app.web.entries import Entry
 
 NOW = datetime(2026, 3, 16, tzinfo=UTC)
@@ -68,7 +68,7 @@ def is_wanted(one: Entry, filters: Filters) -> bool:
 
 
 def test_every_way_to_answer_finds_the_same(tmp_path: Path) -> None:
-    catalog, entries = Catalog(tmp_path / "catalog.db"), [entry(number) for number in range(2 * FEW)]
+    catalog, entries = Catalog(tmp_path / "catalog.db"), [entry(number) for number in range(1000)]
     connection = catalog.open()
     for one in entries:
         catalog.put(connection, one, 1)
