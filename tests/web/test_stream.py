@@ -15,10 +15,10 @@ from tests.receive.web import prediction
 from tests.web.api import AUTHORIZED, Api, serving
 
 
-def opened(api: Api) -> http.client.HTTPResponse:
+def opened(api: Api) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     connection = http.client.HTTPConnection("127.0.0.1", api.web.port, timeout=60)
     connection.request("GET", "/api/v1/stream", headers=AUTHORIZED)
-    return connection.getresponse()
+    return connection, connection.getresponse()
 
 
 def test_streams_are_bounded_change_nothing_for_deliveries_and_end_with_the_receiver(
@@ -26,12 +26,14 @@ def test_streams_are_bounded_change_nothing_for_deliveries_and_end_with_the_rece
 ) -> None:
     with serving(redis, valkey_url, tmp_path) as api:
         streams = [opened(api) for _ in range(MOST)]
-        assert {one.status for one in streams} == {200}
+        assert {answer.status for _, answer in streams} == {200}
         refused = api.ask("GET", "/stream")
         assert (refused.status, refused.json()["code"]) == (503, "too_many_streams")
         assert api.web.outcome(prediction("abc")) == "accepted"
     # Each has come to its end: what is cut off raises `IncompleteRead`.
-    assert all(b"retry: 2000" in one.read() for one in streams)
+    assert all(b"retry: 2000" in answer.read() for _, answer in streams)
+    for connection, _ in streams:
+        connection.close()
 
 
 def test_the_stream_of_who_reads_nothing_ends(redis: Redis) -> None:
