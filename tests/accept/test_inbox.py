@@ -85,6 +85,15 @@ def test_a_delivery_alone_takes_one_round_trip(valkey: OwnValkey, tmp_path: Path
     assert calls(valkey.redis, "script|exists") == 0
 
 
+def test_a_script_that_redis_has_forgotten_is_loaded_again(valkey: OwnValkey, tmp_path: Path) -> None:
+    valkey.start()
+    with in_thread(valkey.url, tmp_path) as web:
+        for number in range(3):
+            assert web.outcome(prediction(f"p{number}")) == "accepted"
+            valkey.redis.script_flush()
+        assert web.outcome(prediction("p2")) == "duplicate"
+
+
 def test_without_redis_deliveries_are_refused_and_later_accepted(valkey: OwnValkey, tmp_path: Path) -> None:
     with in_thread(valkey.url, tmp_path) as web:
         assert web.ask("GET", "/healthz").status == 200

@@ -124,7 +124,7 @@ def test_text_can_be_asked_for_and_has_no_colours_outside_of_a_terminal() -> Non
 _HOSTILE = """
 import logging, sys, threading
 from app.telemetry import logs as telemetry
-telemetry.configure("info", "json", secrets=["correct horse battery", "short"])
+telemetry.configure("info", "json", secrets=["correct horse battery", "short", 'a "quoted" one'])
 log = logging.getLogger("outkeep.test")
 class Odd:
     def __repr__(self):
@@ -134,7 +134,9 @@ class Telling:
         return "correct horse battery"
 deep = [1]
 deep.append(deep)
-log.warning("%s", '"}\\n{"', extra={"odd": Odd(), "telling": Telling(), "bytes": b"\\xff", "deep": deep,
+log.warning("alone", extra={"quoted": 'a "quoted" one'})
+log.warning("%s", '"}\\n{"', extra={"odd": Odd(), "quoted": 'a "quoted" one',
+    "telling": Telling(), "bytes": b"\\xff", "deep": deep,
     "nan": float("nan"), "infinite": float("-inf"), "half": 0.5, "huge": 10 ** 400, "none": None,
     "keys": {1: "a", ("b",): "correct horse battery", None: "c"}, "set": {1}, "\\udfff": "\\ud800"})
 telemetry.bind(job="persist-prediction-abc")
@@ -157,10 +159,11 @@ def test_any_content_is_valid_json_without_secrets_and_so_is_a_crash() -> None:
 
     assert child.returncode == 1
     assert b"correct horse" not in child.stderr
-    assert [line["level"] for line in lines] == ["warning"] * 3 + ["error"] + ["critical"] * 2
-    first, second, third, fourth, in_thread, last = lines
+    assert [line["level"] for line in lines] == ["warning"] * 4 + ["error"] + ["critical"] * 2
+    alone, first, second, third, fourth, in_thread, last = lines
     assert first["message"] == '"}\n{"'
     assert (first["telling"], first["half"], first["nan"]) == ("[hidden]", 0.5, "nan")
+    assert alone["quoted"] == first["quoted"] == "[hidden]"
     assert first["keys"] == {"1": "a", "('b',)": "[hidden]", "None": "c"}
     assert second["message"] == "a short word"
     assert (second["job"], second["url"]) == ("persist-prediction-abc", "redis://:[hidden]@host:1/0")
