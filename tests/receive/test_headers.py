@@ -41,8 +41,15 @@ def admin(token: str) -> dict[str, str]:
     [("/healthz", 200), ("/readyz", 200), ("/metrics", 200), ("/nothing", 404), (PATH, 403), (WEBHOOK, 405)],
 )
 def test_every_answer_tells_browsers_to_do_nothing_with_it(web: Web, path: str, status: int) -> None:
-    answer = get(web, path)
+    require_inert(get(web, path), status)
 
+
+def test_so_do_the_answers_to_deliveries_which_pass_by_what_all_others_go_through(web: Web) -> None:
+    require_inert(web.deliver(prediction("inert")), 202)
+    require_inert(web.deliver(prediction("inert"), headers={"webhook-signature": "v1,x"}), 400)
+
+
+def require_inert(answer: Answer, status: int) -> None:
     assert answer.status == status
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "no-referrer"
