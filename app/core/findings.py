@@ -1,4 +1,4 @@
-"""A check's result as a line, and the rules that turn numbers into one. Ages and times are in seconds."""
+"""Results of checks, and the rules that turn numbers into them. Ages and times are in seconds."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -88,7 +88,7 @@ def cog_token(length: int) -> Finding:
 
 
 def secret_missing(reason: str | None) -> Finding:
-    """Complain that no delivery can be verified; `reason` is why the last try to fetch the secret failed."""
+    """No delivery can be verified; `reason` is why the last try to fetch the secret failed."""
     detail = "it is being fetched with REPLICATE_API_TOKEN; deliveries are answered with 503 until then"
     if reason is not None:
         detail = (

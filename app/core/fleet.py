@@ -1,4 +1,4 @@
-"""What the processes of one deployment say of themselves, and in what they differ."""
+"""How the processes of one deployment describe themselves, and in what they differ."""
 
 import hashlib
 import json

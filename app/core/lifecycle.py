@@ -65,7 +65,7 @@ def target(move: Move) -> State:
 
 
 class Repair(StrEnum):
-    """What was mended; the name stands in logs and counts."""
+    """What was repaired; the name stands in logs and counts."""
 
     JOB_MADE = "job_made"
     """A prediction had no job that would work on it."""

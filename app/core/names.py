@@ -31,6 +31,12 @@ class Kind(StrEnum):
         return f"{self.value}s"
 
 
+PredictionRef = tuple[Kind, str]
+"""What names a prediction or training: its kind and its id."""
+
+DeliveryRef = tuple[str, Kind, str]
+"""What names the delivery to a handler: its name, then kind and id."""
+
 COG_PATH = "/webhooks/cog"
 """Where Cog sends, which gives an event up after most answers of the kind 4xx."""
 

@@ -219,7 +219,7 @@ class Origin(StrEnum):
     """By us, without a webhook: nothing tells of its end but asking for it."""
 
 
-class Awaited(NamedTuple):
+class Watched(NamedTuple):
     """One of them."""
 
     kind: Kind

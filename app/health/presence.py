@@ -1,4 +1,4 @@
-"""What each process says of itself in Redis while it lives, and what the others say."""
+"""What each process writes about itself in Redis while it lives, and what the others have written."""
 
 import logging
 import os
@@ -26,10 +26,10 @@ from app.storage.store import Storage
 from app.valkey.client import connect
 
 START_PATIENCE = 5.0
-"""Seconds that the start of a process waits for that."""
+"""Seconds that the start of a process waits for the comparison with the others."""
 
 EVERY = 10.0
-"""Seconds between two times that a process says what it is."""
+"""Seconds between two times that a process writes what it is."""
 
 ALIVE = 45
 """Seconds of silence after which it is taken for dead."""
@@ -41,7 +41,7 @@ log = logging.getLogger("outkeep.process")
 
 
 class Presence:
-    """One process over one Redis connection, which must give up soon: nobody waits for it.
+    """The entry of one process, over one Redis connection with a short time-out.
 
     `identity` finds out which storage that is, as soon as it can be asked. Should Redis belong to another
     one, `refused` says so, and `on_refused` is called.

@@ -1,4 +1,4 @@
-"""Whether we live, and whether a delivery sent now would be acknowledged."""
+"""`/healthz`: the process lives. `/readyz`: a delivery sent now would be acknowledged."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ from app.receive.senders import Lateness
 from app.storage.store import Storage
 
 KEPT = 1.0
-"""Seconds for which findings are told again, however many ask."""
+"""Seconds for which findings are answered again without another look."""
 
 REMOTE_KEPT = 10.0
 """The same for a remote store, where each look is a write that somebody pays for."""

@@ -1,4 +1,4 @@
-"""What stands in RQ's queues and registries about our jobs, and running again what ended there."""
+"""Our jobs in RQ's queues and registries; run jobs again that have ended there."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,14 +21,13 @@ from app.core.names import (
     HANDLE_QUEUE,
     NOTIFY_QUEUE,
     PERSIST_QUEUE,
+    DeliveryRef,
     Kind,
+    PredictionRef,
     place_of_job,
     split_handle_job_id,
     split_notify_job_id,
 )
-
-Place = tuple[str, Kind, str]
-"""What a notification is about: handler, kind and id."""
 
 LOOKED_AT = 1000
 """Jobs by which it is told what a queue is for."""
@@ -90,12 +89,12 @@ def _first_unended(name: str, connection: Redis) -> Iterator[str]:
                 yield entry.decode(errors="replace").partition(":")[0]  # <job>:<execution>
 
 
-def by_place(job_ids: Iterable[str]) -> Iterator[tuple[Place, str]]:
+def by_delivery(job_ids: Iterable[str]) -> Iterator[tuple[DeliveryRef, str]]:
     """What each job is about that tells a handler, with its id; the ids of other jobs are passed over."""
     for job_id in job_ids:
-        place = split_notify_job_id(job_id) or split_handle_job_id(job_id)
-        if place is not None:
-            yield place, job_id
+        ref = split_notify_job_id(job_id) or split_handle_job_id(job_id)
+        if ref is not None:
+            yield ref, job_id
 
 
 def handler_counts(connection: Redis) -> tuple[Counter[str], Counter[str]]:
@@ -105,8 +104,8 @@ def handler_counts(connection: Redis) -> tuple[Counter[str], Counter[str]]:
     for name in telling_queues(connection):
         jobs = backlog(name, connection)
         live = [*jobs.queued, *jobs.running, *jobs.scheduled]
-        waiting.update(handler for (handler, *_), _ in by_place(live))
-        dead.update(handler for (handler, *_), _ in by_place(jobs.failed))
+        waiting.update(handler for (handler, *_), _ in by_delivery(live))
+        dead.update(handler for (handler, *_), _ in by_delivery(jobs.failed))
     return waiting, dead
 
 
@@ -165,9 +164,6 @@ def forget_failed(connection: Redis, name: str, job_id: str) -> None:
         pipeline.execute()
 
 
-Ref = tuple[Kind, str]
-
-
 @dataclass(frozen=True)
 class Trace:
     """One job. `has_ended` is false for what runs, waits for its time or for a worker."""
@@ -183,16 +179,16 @@ class Traces:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._found: dict[Ref, dict[str, Trace]] = defaultdict(dict)
+        self._found: dict[PredictionRef, dict[str, Trace]] = defaultdict(dict)
         # Ours, and those on which workers of somebody else run jobs for us.
         known = cast(set[bytes], redis.smembers(Queue.redis_queues_keys))
         prefix = Queue.redis_queue_namespace_prefix
         names = {key.decode(errors="replace").removeprefix(prefix) for key in known}
         for name in sorted({PERSIST_QUEUE, NOTIFY_QUEUE, HANDLE_QUEUE} | names):
             for trace in _traces(queues.queue(name, redis)):
-                place = place_of_job(trace.id)
-                if place is not None:
-                    self._found[place].setdefault(trace.id, trace)
+                ref = place_of_job(trace.id)
+                if ref is not None:
+                    self._found[ref].setdefault(trace.id, trace)
 
     def of(self, kind: Kind, prediction_id: str) -> Sequence[Trace]:
         """The jobs that work, or have worked, on one prediction."""

@@ -23,6 +23,7 @@ from app.core.names import (
     CHANGES,
     NOTIFY_QUEUE,
     RECORDS,
+    DeliveryRef,
     Kind,
     manifest_name,
     notification_id,
@@ -33,7 +34,7 @@ from app.core.names import (
     removed_key,
 )
 from app.core.outcomes import Told, document
-from app.maintain.backlog import Place, backlog, by_place, telling_queues
+from app.maintain.backlog import backlog, by_delivery, telling_queues
 from app.storage.store import Folder, Storage, folders
 
 _RESTORE = """
@@ -119,24 +120,24 @@ class Restoration:
 
     def _call(self, wanted: Wanted) -> tuple[list[str], list[str | bytes | float]]:
         prediction, stored_at = wanted.manifest.prediction, wanted.manifest.stored_at
-        place = (prediction.kind, prediction.id)
-        member, fields = record_member(*place), _fields(wanted.manifest)
+        ref = (prediction.kind, prediction.id)
+        member, fields = record_member(*ref), _fields(wanted.manifest)
         arguments: list[str | bytes | float] = [
             member, stored_at.timestamp(), wanted.ttl, CHANGES, State.RUNNING, len(fields), *fields,
         ]  # fmt: skip
         jobs: list[tuple[Job, int]] = [
-            (queues.notify_job(self._redis, handler.name, *place, timeout=handler.patience), 0)
+            (queues.notify_job(self._redis, handler.name, *ref, timeout=handler.patience), 0)
             for handler in wanted.untold
         ]
         for handler, told in wanted.dead.items():
-            how = document(notification_id(handler, *place), told)
-            letter = queues.dead_letter(self._redis, handler, *place, how)
+            how = document(notification_id(handler, *ref), told)
+            letter = queues.dead_letter(self._redis, handler, *ref, how)
             jobs.append((letter, int(listed_until(told).timestamp())))
         for job, failed in jobs:
             job_fields = queues.fields(job)
             arguments += [job.id, failed, len(job_fields), *job_fields]
         queue, all_queues, failed_jobs = queues.keys(NOTIFY_QUEUE, self._redis)
-        keys = [record_key(*place), RECORDS, removed_key(*place), queue, all_queues, failed_jobs]
+        keys = [record_key(*ref), RECORDS, removed_key(*ref), queue, all_queues, failed_jobs]
         return [*keys, *(job.key for job, _ in jobs)], arguments
 
 
@@ -216,7 +217,7 @@ class Rebuild:
         self._everything = everything
         self._clock = clock
         self._restoration = Restoration(redis)
-        self._busy: set[Place] = set()
+        self._busy: set[DeliveryRef] = set()
         self._added: Mapping[str, datetime | None] = {}
 
     def run(
@@ -235,7 +236,7 @@ class Rebuild:
         for queue in telling_queues(self._redis):
             jobs = backlog(queue, self._redis)
             listed = [*jobs.queued, *jobs.running, *jobs.scheduled, *jobs.failed]
-            self._busy |= {place for place, _ in by_place(listed)}
+            self._busy |= {ref for ref, _ in by_delivery(listed)}
         if found is None:
             found = chain.from_iterable(folders(self._storage, kind) for kind in Kind)
         if oldest is not None:
@@ -266,12 +267,12 @@ class Rebuild:
         wanted = [self._wanted(one.manifest, one.told) for one in batch if one.manifest]
         made = iter(zip(wanted, self._restoration.restore(wanted), strict=True))
         for one in batch:
-            place = one.folder.place
+            ref = one.folder.place
             if one.manifest is None:
-                yield Rebuilt(*place, committed=one.folder.manifest is not None, fault=one.fault)
+                yield Rebuilt(*ref, committed=one.folder.manifest is not None, fault=one.fault)
             else:
                 asked, done = next(made)
-                yield Rebuilt(*place, done.record, asked.ttl == 0, done.jobs, done.dead_letters)
+                yield Rebuilt(*ref, done.record, asked.ttl == 0, done.jobs, done.dead_letters)
 
     def _wanted(self, manifest: Manifest, told: Mapping[str, Told | None]) -> Wanted:
         prediction, now = manifest.prediction, self._clock()

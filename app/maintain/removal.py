@@ -69,8 +69,8 @@ class LocalCopies:
 
     def of(self, kind: Kind, prediction_id: str) -> list[Path]:
         """The files that hold something of a prediction."""
-        place = (kind, prediction_id)
-        downloads = (path for path in _files(self.temporary) if held_place(path.name) == place)
+        ref = (kind, prediction_id)
+        downloads = (path for path in _files(self.temporary) if held_place(path.name) == ref)
         deliveries = (path for path in _files(self.spool) if is_spooled(path.name, kind, prediction_id))
         thumbs = self.thumbs.glob(thumb_name(kind, prediction_id, THUMBS_OF_ANY) + "*")
         return sorted([*downloads, *deliveries, *thumbs])
@@ -244,8 +244,8 @@ class Removal:
         """End removals that were begun a while ago; what was still there."""
         limit = self._clock().timestamp() - PATIENCE
         members = self._redis.zrangebyscore(REMOVALS, "-inf", limit, start=0, num=AT_ONCE)
-        places = [split_member(member.decode()) for member in cast(list[bytes], members)]
-        return [found for place in places if (found := self.remove(Found(*place)))]
+        refs = [split_member(member.decode()) for member in cast(list[bytes], members)]
+        return [found for ref in refs if (found := self.remove(Found(*ref)))]
 
     def _mark(self, kind: Kind, prediction_id: str, *, only: State | None) -> bool:
         mark = removed_key(kind, prediction_id)
@@ -259,17 +259,17 @@ class Removal:
 
     def _finish(self, found: Found) -> Found:
         jobs = [replace(job, runs=not forget(self._redis, job)) for job in found.jobs]
-        place = (found.kind, found.id)
-        unnoted = self._note(*place)
-        erase(self._storage, *place, self._clock())
+        ref = (found.kind, found.id)
+        unnoted = self._note(*ref)
+        erase(self._storage, *ref, self._clock())
         if unnoted:
-            unnoted = self._note(*place)  # there may be room now
-        Albums(self._redis).drop(*place)
+            unnoted = self._note(*ref)  # there may be room now
+        Albums(self._redis).drop(*ref)
         if not unnoted and not any(job.runs for job in jobs):
             followed = _follow_ups(found)
-            self._redis.delete(follow_up_child(found.id), *(follow_up_key(*place) for place in followed))
+            self._redis.delete(follow_up_child(found.id), *(follow_up_key(*ref) for ref in followed))
             if followed:
-                self._redis.hdel(FOLLOW_UPS_OPEN, *(":".join(place) for place in followed))
+                self._redis.hdel(FOLLOW_UPS_OPEN, *(":".join(ref) for ref in followed))
             self._redis.zrem(REMOVALS, record_member(found.kind, found.id))
         return replace(found, jobs=jobs, unnoted=unnoted)
 
@@ -315,5 +315,5 @@ def _follow_ups(found: Found) -> list[tuple[str, Kind, str]]:
     """The places of what may follow it, one for each handler that was told or has a job."""
     jobs = [split_notify_job_id(job.id) or split_handle_job_id(job.id) for job in found.jobs]
     files = [split_outcome_name(name.rpartition("/")[2]) for name in found.objects]
-    handlers = {name for name in files if name} | {place[0] for place in jobs if place}
+    handlers = {name for name in files if name} | {ref[0] for ref in jobs if ref}
     return [(handler, found.kind, found.id) for handler in sorted(handlers)]

@@ -24,6 +24,7 @@ from app.core.names import (
     MANIFEST_NAME,
     NOTIFY_QUEUE,
     PERSIST_QUEUE,
+    DeliveryRef,
     Kind,
     manifest_name,
     split_handle_job_id,
@@ -32,9 +33,8 @@ from app.core.names import (
 )
 from app.core.policy import HOUR, PERSIST_MARGIN
 from app.maintain.backlog import (
-    Place,
     backlog,
-    by_place,
+    by_delivery,
     forget_failed,
     hasten,
     replace_persist,
@@ -67,18 +67,18 @@ def failures(redis: Redis, records: Records) -> Iterator[Failure]:
         error, at = (record.error, format_time(record.updated_at)) if record else (None, None)
         yield Failure(kind, prediction_id, None, error, 0, at)
     for name in telling_queues(redis):
-        for place, job_id in by_place(backlog(name, redis).failed):
-            yield _users(redis, place, job_id) if split_handle_job_id(job_id) else _told(redis, place, job_id)
+        for ref, job_id in by_delivery(backlog(name, redis).failed):
+            yield _users(redis, ref, job_id) if split_handle_job_id(job_id) else _told(redis, ref, job_id)
 
 
-def _told(redis: Redis, place: Place, job_id: str) -> Failure:
-    handler, kind, prediction_id = place
+def _told(redis: Redis, ref: DeliveryRef, job_id: str) -> Failure:
+    handler, kind, prediction_id = ref
     error, attempts, at = _end(redis, job_id)
     return Failure(kind, prediction_id, handler, error, attempts, at)
 
 
-def _users(redis: Redis, place: Place, job_id: str) -> Failure:
-    handler, kind, prediction_id = place
+def _users(redis: Redis, ref: DeliveryRef, job_id: str) -> Failure:
+    handler, kind, prediction_id = ref
     end = end_of(redis, job_id)
     error = reason(redis, job_id) or end.status
     return Failure(kind, prediction_id, handler, error, end.attempts, format_time(end.at))
@@ -86,9 +86,9 @@ def _users(redis: Redis, place: Place, job_id: str) -> Failure:
 
 def failed_predictions(redis: Redis, records: Records) -> list[tuple[Kind, str]]:
     """Those whose outputs could not be kept, by what their records or RQ say."""
-    places = {split_persist_job_id(job_id) for job_id in backlog(PERSIST_QUEUE, redis).failed}
+    refs = {split_persist_job_id(job_id) for job_id in backlog(PERSIST_QUEUE, redis).failed}
     failed = {(record.kind, record.id) for record in records.newest() if record.state is State.FAILED}
-    return sorted(failed | {place for place in places if place is not None})
+    return sorted(failed | {ref for ref in refs if ref is not None})
 
 
 def _end(redis: Redis, job_id: str) -> tuple[str | None, int, str | None]:
@@ -155,9 +155,9 @@ class Replay:
         self._handlers = {handler.name: handler for handler in handlers}
         self._only = only
         self._off = HandlerStates(redis).switched_off()
-        self._coming: dict[Place, str] = {}
-        self._scheduled: dict[Place, _Job] = {}
-        self._dead: dict[Place, list[_Job]] = defaultdict(list)
+        self._coming: dict[DeliveryRef, str] = {}
+        self._scheduled: dict[DeliveryRef, _Job] = {}
+        self._dead: dict[DeliveryRef, list[_Job]] = defaultdict(list)
         self._foreign: list[str] = []
         for name in telling_queues(redis):
             self._read(name)
@@ -165,10 +165,10 @@ class Replay:
     def _read(self, name: str) -> None:
         """Note what waits, runs and has failed in a queue."""
         jobs = backlog(name, self._redis)
-        self._coming |= dict(by_place([*jobs.queued, *jobs.running]))
-        self._scheduled |= {place: (name, job_id) for place, job_id in by_place(jobs.scheduled)}
-        for place, job_id in by_place(jobs.failed):
-            self._dead[place].append((name, job_id))
+        self._coming |= dict(by_delivery([*jobs.queued, *jobs.running]))
+        self._scheduled |= {ref: (name, job_id) for ref, job_id in by_delivery(jobs.scheduled)}
+        for ref, job_id in by_delivery(jobs.failed):
+            self._dead[ref].append((name, job_id))
         if name == NOTIFY_QUEUE:
             self._foreign += [job_id for job_id in jobs.failed if split_notify_job_id(job_id) is None]
 
@@ -204,9 +204,9 @@ class Replay:
         if self._only is None:
             for kind, prediction_id in failed_predictions(self._redis, self._records):
                 yield self.keep(kind, prediction_id)
-        for place in list(self._dead):
-            if self._only in {None, place[0]}:
-                yield self.tell(*place)
+        for ref in list(self._dead):
+            if self._only in {None, ref[0]}:
+                yield self.tell(*ref)
         for job_id in self._foreign:
             yield _refused(None, job_id, None, "it failed and is no job of ours; `rq info` shows it")
 
@@ -232,27 +232,27 @@ class Replay:
 
     def _tell_all(self, manifest: Manifest) -> Iterator[Replayed]:
         prediction = manifest.prediction
-        place = (prediction.kind, prediction.id)
+        ref = (prediction.kind, prediction.id)
         wanted = [handler.name for handler in interested(list(self._handlers.values()), prediction)]
         chosen = [name for name in wanted if self._only in {None, name}]
         for name in chosen:
-            yield self.tell(name, *place)
+            yield self.tell(name, *ref)
 
     def tell(self, handler: str, kind: Kind, prediction_id: str) -> Replayed:
         """Tell one handler about one prediction."""
-        place = (handler, kind, prediction_id)
-        obstacle = self._obstacle(*place)
+        ref = (handler, kind, prediction_id)
+        obstacle = self._obstacle(*ref)
         if obstacle is not None:
             return _refused(kind, prediction_id, handler, obstacle)
-        job_id, outcome = self._coming.get(place), Outcome.WAITING
+        job_id, outcome = self._coming.get(ref), Outcome.WAITING
         if job_id is None:
-            name, job_id = self._scheduled.get(place, (NOTIFY_QUEUE, None))
+            name, job_id = self._scheduled.get(ref, (NOTIFY_QUEUE, None))
             outcome = Outcome.HASTENED
             if job_id is None or not hasten(self._redis, job_id, name):
                 patience, outcome = self._handlers[handler].patience, Outcome.ENQUEUED
-                job_id = queues.enqueue_replay(self._redis, *place, timeout=patience)
-            self._coming[place] = job_id
-        for name, dead in self._dead.pop(place, ()):
+                job_id = queues.enqueue_replay(self._redis, *ref, timeout=patience)
+            self._coming[ref] = job_id
+        for name, dead in self._dead.pop(ref, ()):
             if dead != job_id:
                 forget_failed(self._redis, name, dead)
         return Replayed(outcome, kind, prediction_id, handler, job_id)

@@ -1,4 +1,4 @@
-"""Jobs of the user's: how they ended, told beside the manifest, and why.
+"""How the user's jobs ended: the outcome beside the manifest, and the reason.
 
 A job of a handler ends in a process of ours or of the user's own, which knows nothing of us. So what is told
 is read from RQ: by the work-horse as soon as it has ended, and by the sweep for all others. Whoever comes

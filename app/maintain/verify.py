@@ -9,7 +9,7 @@ from itertools import islice
 
 from app.core.errors import OutkeepError, Removed
 from app.core.manifest import KeptFile, Manifest
-from app.core.names import Kind, manifest_name, object_name
+from app.core.names import Kind, PredictionRef, manifest_name, object_name
 from app.storage.store import Storage, folders
 
 AT_ONCE = 16
@@ -20,8 +20,6 @@ AHEAD = 64
 
 CLOCKS_DIFFER = timedelta(hours=1)
 """How much earlier than `stored_at` a store may say that a manifest was written."""
-
-Place = tuple[Kind, str]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Verified:
     odd: tuple[Odd, ...] = ()
 
 
-def everything(storage: Storage, since: datetime | None) -> Iterator[Place]:
+def everything(storage: Storage, since: datetime | None) -> Iterator[PredictionRef]:
     """All that has a manifest, by the listing, or what may have been stored since a moment."""
     for kind in Kind:
         for folder in folders(storage, kind):
@@ -61,31 +59,31 @@ class Verifier:
         self._storage = storage
         self._since = since
 
-    def verify(self, places: Iterable[Place]) -> Iterator[Verified | None]:
+    def verify(self, refs: Iterable[PredictionRef]) -> Iterator[Verified | None]:
         """Verify many at the same time, in their order; None for what is not stored, or before `since`."""
-        waiting = iter(places)
+        waiting = iter(refs)
         with ThreadPoolExecutor(AT_ONCE) as manifests, ThreadPoolExecutor(AT_ONCE) as files:
             running: deque[Future[Verified | None]] = deque()
             try:
                 while True:
-                    for place in islice(waiting, AHEAD - len(running)):
-                        running.append(manifests.submit(self._one, place, files))
+                    for ref in islice(waiting, AHEAD - len(running)):
+                        running.append(manifests.submit(self._one, ref, files))
                     if not running:
                         return
                     yield running.popleft().result()
             finally:
                 manifests.shutdown(wait=False, cancel_futures=True)
 
-    def _one(self, place: Place, files: ThreadPoolExecutor) -> Verified | None:
+    def _one(self, ref: PredictionRef, files: ThreadPoolExecutor) -> Verified | None:
         for last in (False, True):
             try:
-                manifest = self._storage.read_manifest(*place)
-                if manifest is None and self._storage.head(manifest_name(*place)) is not None:
-                    return Verified(0, 0, (_odd("unreadable", place, manifest_name(*place), "it is torn"),))
+                manifest = self._storage.read_manifest(*ref)
+                if manifest is None and self._storage.head(manifest_name(*ref)) is not None:
+                    return Verified(0, 0, (_odd("unreadable", ref, manifest_name(*ref), "it is torn"),))
             except Removed:
                 return None
             except OutkeepError as error:
-                return Verified(0, 0, (_odd("unreadable", place, manifest_name(*place), error.message),))
+                return Verified(0, 0, (_odd("unreadable", ref, manifest_name(*ref), error.message),))
             if manifest is None or (self._since is not None and manifest.stored_at < self._since):
                 return None
             found = list(files.map(self._compare, [(manifest, file) for file in manifest.kept]))
@@ -97,21 +95,21 @@ class Verifier:
 
     def _compare(self, wanted: tuple[Manifest, KeptFile]) -> Odd | None:
         manifest, file = wanted
-        place = (manifest.prediction.kind, manifest.prediction.id)
-        name = object_name(*place, file.name or "")
+        ref = (manifest.prediction.kind, manifest.prediction.id)
+        name = object_name(*ref, file.name or "")
         try:
             found = self._storage.digest(name)
         except OutkeepError as error:
-            return _odd("unreadable", place, name, error.message)
+            return _odd("unreadable", ref, name, error.message)
         if found is None:
-            return _odd("missing", place, name, f"{file.size} bytes are gone")
+            return _odd("missing", ref, name, f"{file.size} bytes are gone")
         size, digest = found
         if size != file.size:
-            return _odd("differs", place, name, f"it has {size} bytes, and had {file.size}")
+            return _odd("differs", ref, name, f"it has {size} bytes, and had {file.size}")
         if digest != file.sha256:
-            return _odd("differs", place, name, f"its SHA-256 is {digest}, and was {file.sha256}")
+            return _odd("differs", ref, name, f"its SHA-256 is {digest}, and was {file.sha256}")
         return None
 
 
-def _odd(problem: str, place: Place, name: str, detail: str) -> Odd:
-    return Odd(problem, *place, name, detail)
+def _odd(problem: str, ref: PredictionRef, name: str, detail: str) -> Odd:
+    return Odd(problem, *ref, name, detail)

@@ -1,4 +1,4 @@
-"""What reconciliation remembers between two passes, in Redis; and when Outkeep first ran, in storage too.
+"""What reconciliation keeps in Redis between two passes, and when Outkeep first ran (in storage, too).
 
 Methods block; errors are redis-py's, of `first_start` those of storage too.
 """
@@ -25,7 +25,7 @@ from app.storage.identity import Identity
 from app.storage.store import Storage
 
 FORGOTTEN_AFTER = 8 * 86400.0
-"""For how long what was left alone is remembered: longer than any pass looks back."""
+"""Seconds for which a prediction that was skipped for good is remembered: longer than a pass looks back."""
 
 
 class Memory:

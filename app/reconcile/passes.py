@@ -29,10 +29,10 @@ from app.core.prediction import Prediction, from_object, parse
 from app.core.reconciling import (
     SEEN_AGAIN,
     TAKEN,
-    Awaited,
     Found,
     Origin,
     Rules,
+    Watched,
     asked_again_in,
     fingerprint,
     may_wait,
@@ -48,12 +48,12 @@ from app.storage.store import Storage
 from app.telemetry.tally import Tally
 
 Later = Callable[[], AbstractContextManager[None]]
-"""A block in it may fail for the storage alone, and what comes behind it goes on."""
+"""A context whose block may raise `StorageFailure`: the error is raised at the end."""
 
 
 @contextmanager
 def raised_at_the_end() -> Iterator[Later]:
-    """Only large objects meet a storage that fails: the hour of the others does not wait."""
+    """Only large objects need the storage here: the others must not wait while it fails."""
     failures: list[StorageFailure] = []
 
     @contextmanager
@@ -116,7 +116,7 @@ _OF_ONE = {
     "api_rejected": Found.FAILED,
     "api_too_large": Found.UNREADABLE,
 }
-"""Errors that may be the fault of one object: it alone waits, or is left alone, and the others go on."""
+"""Errors that may concern one object only: the pass goes on with the others."""
 
 log = logging.getLogger("outkeep.reconcile")
 
@@ -151,31 +151,31 @@ class Asker:
     pace: Pace
     tally: Tally
 
-    async def settle(self, awaited: Awaited, report: Report) -> None:
+    async def settle(self, watched: Watched, report: Report) -> None:
         """Fetch one and take it in, or remember when to ask again, or that there is nothing to ask for.
 
         Raises `OutkeepError` and redis-py's errors when the cause is not this one object.
         """
-        kind, identity = awaited.kind, awaited.id
+        kind, identity = watched.kind, watched.id
         prediction = None
         try:
             whole = await self.pace.call(lambda: self.api.one(kind, identity))
-            found, prediction = await asyncio.to_thread(self._take, awaited, whole)
+            found, prediction = await asyncio.to_thread(self._take, watched, whole)
         except Unusable as error:
-            _warn(awaited, error)
+            _warn(watched, error)
             found = Found.UNREADABLE
         except OutkeepError as error:
             if error.code not in _OF_ONE:
-                if awaited.origin is Origin.HERE and isinstance(error, StorageFailure):
+                if watched.origin is Origin.HERE and isinstance(error, StorageFailure):
                     # It alone is too large while the storage fails: the others come first, the next time.
-                    await asyncio.to_thread(self._ask_again, awaited, Found.FAILED, None)
+                    await asyncio.to_thread(self._ask_again, watched, Found.FAILED, None)
                 raise
             found = _OF_ONE[error.code]
             if found is Found.UNREADABLE:
-                _warn(awaited, error)
+                _warn(watched, error)
         self.count(report, kind, found, prediction)
-        remember = self._ask_again if awaited.origin is Origin.HERE else self._remember
-        await asyncio.to_thread(remember, awaited, found, prediction)
+        remember = self._ask_again if watched.origin is Origin.HERE else self._remember
+        await asyncio.to_thread(remember, watched, found, prediction)
 
     def count(self, report: Report, kind: Kind, found: Found, prediction: Prediction | None = None) -> None:
         """Note in the report, and for the metrics, what one was found to be."""
@@ -183,8 +183,8 @@ class Asker:
         if found not in SEEN_AGAIN:
             self.tally.add(FOUND, found)
 
-    def _take(self, awaited: Awaited, whole: Object) -> tuple[Found, Prediction]:
-        kind, is_ours = awaited.kind, awaited.origin is Origin.HERE
+    def _take(self, watched: Watched, whole: Object) -> tuple[Found, Prediction]:
+        kind, is_ours = watched.kind, watched.origin is Origin.HERE
         body = body_of(whole)
         prediction, now = parse(body, kind), self.clock()
         if not prediction.is_terminal:
@@ -199,7 +199,7 @@ class Asker:
             return Found.EXPECTED, prediction
         if judgement.is_foreign(prediction, self.rules, has_record=is_known, whole=True):
             return Found.FOREIGN, prediction
-        receipt = self._receipt(prediction, record, now, awaited.origin)
+        receipt = self._receipt(prediction, record, now, watched.origin)
         arrival = make_arrival(prediction, body, receipt, now)
         checked = self.claims.check_in(arrival)
         [outcome] = self.records.accept([checked], now)
@@ -241,31 +241,31 @@ class Asker:
             quiet=quiet,
         )
 
-    def _remember(self, awaited: Awaited, found: Found, prediction: Prediction | None) -> None:
+    def _remember(self, watched: Watched, found: Found, prediction: Prediction | None) -> None:
         now = self.clock()
         due_at = judgement.due_at(found, prediction, now)
         if due_at is not None:
-            self.watchlist.add([awaited], due_at)
+            self.watchlist.add([watched], due_at)
             return
-        self.watchlist.forget(awaited)
+        self.watchlist.forget(watched)
         if found in {Found.FOREIGN, Found.UNREADABLE}:
-            self.memory.pass_over(awaited.kind, awaited.id, now)
+            self.memory.pass_over(watched.kind, watched.id, now)
 
-    def _ask_again(self, awaited: Awaited, found: Found, _: Prediction | None) -> None:
+    def _ask_again(self, watched: Watched, found: Found, _: Prediction | None) -> None:
         """The same for what was created here: it is polled by its age, as our own record tells it."""
-        now, record = self.clock(), self.records.get(awaited.kind, awaited.id)
+        now, record = self.clock(), self.records.get(watched.kind, watched.id)
         age = None if record is None else (now - record.received_at).total_seconds()
         wait = asked_again_in(found, age)
         if found is Found.UNREADABLE:
-            self.memory.pass_over(awaited.kind, awaited.id, now)
+            self.memory.pass_over(watched.kind, watched.id, now)
         if wait is None:
-            self.watchlist.forget(awaited)
+            self.watchlist.forget(watched)
         else:
-            self.watchlist.put_off(awaited.kind, awaited.id, now.timestamp() + wait)
+            self.watchlist.put_off(watched.kind, watched.id, now.timestamp() + wait)
 
 
-def _warn(awaited: Awaited, error: OutkeepError) -> None:
-    facts = {"kind": str(awaited.kind), "id": awaited.id, "code": error.code}
+def _warn(watched: Watched, error: OutkeepError) -> None:
+    facts = {"kind": str(watched.kind), "id": watched.id, "code": error.code}
     log.warning("what the API says of a prediction cannot be used: %s", error.message, extra=facts)
 
 
@@ -316,7 +316,7 @@ class Reconciler:
         """Ask by id for what was created here without a webhook, where that is due; raises as `run` does."""
         await self._ask_for(self.asker.watchlist.due_here, MOST_DUE, report)
 
-    async def _ask_for(self, due: Callable[[float, int], list[Awaited]], most: int, report: Report) -> None:
+    async def _ask_for(self, due: Callable[[float, int], list[Watched]], most: int, report: Report) -> None:
         watched = await asyncio.to_thread(due, self._now().timestamp(), most)
         with raised_at_the_end() as later:
             for kind in Kind:
@@ -332,7 +332,7 @@ class Reconciler:
         began = self._now()
         mark = await asyncio.to_thread(self._memory.mark, kind)
         listed, answered = await self._listed(kind, since or judgement.since(kind, mark, began), report)
-        wanted = [_awaited(item) for item in judgement.by_urgency(listed, began)]
+        wanted = [_watched(item) for item in judgement.by_urgency(listed, began)]
         await self._settle(kind, wanted, report)
         if since is None:
             # Times of creation are the API's: by a clock of ours that is ahead, all would be too old.
@@ -352,7 +352,7 @@ class Reconciler:
         return wanted, answered
 
     def _sift(self, kind: Kind, items: Sequence[Object], report: Report) -> list[Prediction]:
-        """What has to be fetched of a page; what has not ended is awaited."""
+        """What has to be fetched of a page; what has not ended is watched."""
         now = self._now()
         listed = list(self._readable(kind, items, report))
         settled = self._memory.settled(kind, [one.id for one in listed if one.is_terminal])
@@ -365,7 +365,7 @@ class Reconciler:
             self.asker.count(report, kind, found)
             due_at = judgement.due_at(found, one, now)
             if due_at is not None:
-                self.asker.watchlist.add([_awaited(one)], due_at)
+                self.asker.watchlist.add([_watched(one)], due_at)
         return wanted
 
     def _judge(self, one: Prediction, now: datetime, *, settled: bool) -> Found | None:
@@ -387,16 +387,16 @@ class Reconciler:
             except Unusable:
                 self.asker.count(report, kind, Found.UNREADABLE)
 
-    async def _settle(self, kind: Kind, wanted: Sequence[Awaited], report: Report) -> None:
+    async def _settle(self, kind: Kind, wanted: Sequence[Watched], report: Report) -> None:
         """Settle all of them, several at a time; the first error ends it, one of the storage at its end."""
         waiting = iter(wanted)
         done = 0
 
         async def work(later: Later) -> None:
             nonlocal done
-            for awaited in waiting:
+            for watched in waiting:
                 with later():
-                    await self.asker.settle(awaited, report)
+                    await self.asker.settle(watched, report)
                     done += 1
                     self.tell(kind, done, len(wanted))
 
@@ -436,10 +436,10 @@ class Reconciler:
         return self.asker.clock()
 
 
-def _awaited(item: Prediction) -> Awaited:
+def _watched(item: Prediction) -> Watched:
     """An item of a list."""
     origin = Origin.WEB if judgement.is_from_web(item) else Origin.ELSEWHERE
-    return Awaited(item.kind, item.id, origin)
+    return Watched(item.kind, item.id, origin)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import cast
 from redis import Redis
 from redis.lock import Lock
 
-from app.core.names import FOLLOW_UPS_OPEN, Kind, follow_up_child, follow_up_key, follow_up_lock
+from app.core.names import FOLLOW_UPS_OPEN, DeliveryRef, follow_up_child, follow_up_key, follow_up_lock
 
 TTL = 30 * 86400
 """Seconds for which an intent is kept; the outcome file beside the manifest is the lasting memory."""
@@ -22,9 +22,6 @@ SOUGHT_FOR = timedelta(days=1)
 
 LEASE = 20
 """Seconds after which the lease of a dead run falls to another; a living one renews it."""
-
-Place = tuple[str, Kind, str]
-"""Handler, kind and id of what is followed."""
 
 _INTEND = """
 -- KEYS: 1 lease, 2 intent, 3 open ones  ARGV: 1 owner, 2 ttl of the lease (s), 3 intent, 4 its ttl (s),
@@ -60,52 +57,52 @@ class FollowUps:
         self._redis = redis
         self._intend = redis.register_script(_INTEND)
 
-    def lease(self, place: Place) -> Lock:
+    def lease(self, ref: DeliveryRef) -> Lock:
         """What the one run that may create this follow-up holds."""
-        lease: Lock = self._redis.lock(follow_up_lock(*place), timeout=LEASE, thread_local=False)
+        lease: Lock = self._redis.lock(follow_up_lock(*ref), timeout=LEASE, thread_local=False)
         return lease
 
-    def intent(self, place: Place) -> Intent | None:
+    def intent(self, ref: DeliveryRef) -> Intent | None:
         """What an earlier run was about to create."""
-        data = cast(bytes | None, self._redis.get(follow_up_key(*place)))
+        data = cast(bytes | None, self._redis.get(follow_up_key(*ref)))
         return Intent(**json.loads(data)) if data is not None else None
 
-    def intend(self, place: Place, lease: Lock, intent: Intent) -> bool:
+    def intend(self, ref: DeliveryRef, lease: Lock, intent: Intent) -> bool:
         """Write down what is created next; False when the lease is lost, and then nothing may be created."""
-        keys = [follow_up_lock(*place), follow_up_key(*place), FOLLOW_UPS_OPEN]
+        keys = [follow_up_lock(*ref), follow_up_key(*ref), FOLLOW_UPS_OPEN]
         text = json.dumps(asdict(intent))
         entry = f"{intent.at} {intent.input}"
         return bool(
-            self._intend(keys=keys, args=[lease.local.token or b"", LEASE, text, TTL, ":".join(place), entry])
+            self._intend(keys=keys, args=[lease.local.token or b"", LEASE, text, TTL, ":".join(ref), entry])
         )
 
-    def forget(self, place: Place) -> None:
+    def forget(self, ref: DeliveryRef) -> None:
         """Note that nothing was created."""
         with self._redis.pipeline() as pipeline:
-            pipeline.delete(follow_up_key(*place))
-            pipeline.hdel(FOLLOW_UPS_OPEN, ":".join(place))
+            pipeline.delete(follow_up_key(*ref))
+            pipeline.hdel(FOLLOW_UPS_OPEN, ":".join(ref))
             pipeline.execute()
 
     def may_seek(self, given: str, now: datetime) -> bool:
         """Whether a prediction with an input of this fingerprint may be one that a job has yet to find."""
         sought = False
-        for place, entry in cast(dict[bytes, bytes], self._redis.hgetall(FOLLOW_UPS_OPEN)).items():
+        for ref, entry in cast(dict[bytes, bytes], self._redis.hgetall(FOLLOW_UPS_OPEN)).items():
             at, _, known = entry.decode().partition(" ")
             if now - datetime.fromisoformat(at) > SOUGHT_FOR:
-                self._redis.hdel(FOLLOW_UPS_OPEN, place.decode())  # its job has ended, whatever it made
+                self._redis.hdel(FOLLOW_UPS_OPEN, ref.decode())  # its job has ended, whatever it made
             elif known == given:
                 sought = True
         return sought
 
-    def claim(self, place: Place, child: str) -> bool:
+    def claim(self, ref: DeliveryRef, child: str) -> bool:
         """Whether a prediction that was found is this follow-up, and not known as another one."""
-        key, mine = follow_up_child(child), ":".join(place)
+        key, mine = follow_up_child(child), ":".join(ref)
         return bool(self._redis.set(key, mine, nx=True, ex=TTL)) or self._redis.get(key) == mine.encode()
 
-    def remember(self, place: Place, intent: Intent, child: str) -> None:
+    def remember(self, ref: DeliveryRef, intent: Intent, child: str) -> None:
         """Note what was created or found."""
         with self._redis.pipeline() as pipeline:
-            pipeline.set(follow_up_child(child), ":".join(place), ex=TTL)
-            pipeline.set(follow_up_key(*place), json.dumps(asdict(replace(intent, child=child))), ex=TTL)
-            pipeline.hdel(FOLLOW_UPS_OPEN, ":".join(place))
+            pipeline.set(follow_up_child(child), ":".join(ref), ex=TTL)
+            pipeline.set(follow_up_key(*ref), json.dumps(asdict(replace(intent, child=child))), ex=TTL)
+            pipeline.hdel(FOLLOW_UPS_OPEN, ":".join(ref))
             pipeline.execute()

@@ -12,7 +12,7 @@ from typing import cast
 from redis import Redis
 
 from app.core.names import AWAITED, AWAITED_HERE, Kind, awaited_member, record_member, split_awaited
-from app.core.reconciling import Awaited, Origin
+from app.core.reconciling import Origin, Watched
 
 
 class Watchlist:
@@ -21,7 +21,7 @@ class Watchlist:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def add(self, watched: Sequence[Awaited], due_at: float) -> None:
+    def add(self, watched: Sequence[Watched], due_at: float) -> None:
         """Watch what was not created here."""
         if watched:
             self._redis.zadd(AWAITED, {_entry(one)[1]: due_at for one in watched})
@@ -30,19 +30,19 @@ class Watchlist:
         """Ask for something created here later, never sooner; what is not watched any more stays so."""
         self._redis.zadd(AWAITED_HERE, {record_member(kind, prediction_id): until}, xx=True, gt=True)
 
-    def forget(self, one: Awaited) -> None:
+    def forget(self, one: Watched) -> None:
         """Watch one no longer."""
         self._redis.zrem(*_entry(one))
 
-    def due(self, now: float, most: int) -> list[Awaited]:
+    def due(self, now: float, most: int) -> list[Watched]:
         """What was not created here and is due, the one that waits longest first."""
         found = (split_awaited(member) for member in self._due(AWAITED, now, most))
-        return [Awaited(kind, one, Origin.WEB if web else Origin.ELSEWHERE) for kind, one, web in found]
+        return [Watched(kind, one, Origin.WEB if web else Origin.ELSEWHERE) for kind, one, web in found]
 
-    def due_here(self, now: float, most: int) -> list[Awaited]:
+    def due_here(self, now: float, most: int) -> list[Watched]:
         """The same of what was created here."""
         found = (split_awaited(member) for member in self._due(AWAITED_HERE, now, most))
-        return [Awaited(kind, one, Origin.HERE) for kind, one, _ in found]
+        return [Watched(kind, one, Origin.HERE) for kind, one, _ in found]
 
     def next_here(self) -> float | None:
         """When the next one that was created here is due; None while there is none."""
@@ -54,7 +54,7 @@ class Watchlist:
         return [member.decode() for member in cast(list[bytes], found)]
 
 
-def _entry(one: Awaited) -> tuple[str, str]:
+def _entry(one: Watched) -> tuple[str, str]:
     """The list of one, and how that names it."""
     key = AWAITED_HERE if one.origin is Origin.HERE else AWAITED
     return key, awaited_member(one.kind, one.id, web=one.origin is Origin.WEB)

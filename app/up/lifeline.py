@@ -1,4 +1,4 @@
-"""Ends a child when its parent dies, even by kill -9: a pipe whose other end only the parent holds.
+"""End a child when its parent dies, even by kill -9, by a pipe whose other end only the parent holds.
 
 The parent gives the child the reading end as standard input and keeps the writing end open. When the parent
 is gone, whatever the reason, the kernel closes that end and the child reads the end of the file. This needs

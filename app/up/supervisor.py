@@ -1,4 +1,4 @@
-"""Starts children, restarts what dies, and stops all of them in order."""
+"""Start children, restart those that end, and stop all of them in order."""
 
 import os
 import signal
@@ -113,7 +113,7 @@ class ChildProcess:
             signal_session(session, signal.SIGTERM)
 
     def settle(self) -> bool:
-        """Note what an ended program left behind; whether nothing lives any more.
+        """Note the sessions of a program that has ended; whether none of its processes lives.
 
         A work-horse may finish its job without its worker, and is asked to stop only when we stop.
         """

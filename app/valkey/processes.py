@@ -1,4 +1,4 @@
-"""What the system says about processes: who works where, who belongs to a session, how one ended."""
+"""Processes as /proc shows them: their working folder, the members of a session, how one ended."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How an embedded Valkey that runs is found: its trace in the data folder, its socket, its process.
+"""Find an embedded Valkey that runs: by its record in the data folder, its socket, its process.
 
 `<data>/valkey.json` holds `{"data", "socket", "pid"}`. Other commands find the server by it; a new start
 finds what a killed one left running.

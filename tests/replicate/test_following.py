@@ -123,6 +123,8 @@ def test_workers_ask_for_it_only_if_we_do_not_any_more(follower: Follower, redis
     assert here.next_here() == now.timestamp() + SOONEST_ASK
     follow(frozen, answer(ended()))
     assert here.next_here() == now.timestamp() + ASKED_BY_OTHERS
+    here.put_off(Kind.PREDICTION, running()["id"], now.timestamp())
+    assert here.next_here() == now.timestamp() + ASKED_BY_OTHERS, "never sooner"
     frozen.hand_in(ended())
     assert here.next_here() is None
 

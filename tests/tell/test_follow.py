@@ -28,6 +28,7 @@ from app.core.manifest import KeptFile, Manifest, Receipt, format_time
 from app.core.names import (
     CREATIONS,
     NOTIFY_QUEUE,
+    DeliveryRef,
     Kind,
     follow_up_key,
     follow_up_lock,
@@ -38,7 +39,7 @@ from app.core.reconciling import fingerprint
 from app.deployment import Deployment
 from app.replicate.client import LONG
 from app.replicate.creation import CreationLimit
-from app.replicate.follow_ups import LEASE, FollowUps, Intent, Place
+from app.replicate.follow_ups import LEASE, FollowUps, Intent
 from app.settings import load
 from app.simulator import Simulator
 from app.storage.store import Storage
@@ -171,7 +172,7 @@ class Studio:
         found: list[dict[str, Any]] = self.job().meta.get("attempts", [])
         return found
 
-    def age_intent(self, seconds: float, place: Place = PLACE) -> None:
+    def age_intent(self, seconds: float, place: DeliveryRef = PLACE) -> None:
         """As if the API had been asked so much earlier."""
         key = follow_up_key(*place)
         data = self.redis.get(key)

@@ -1,4 +1,4 @@
-"""Remove files that belong to nobody: what killed processes left here, and orphaned bodies in storage."""
+"""Remove what killed processes left on this host, and orphaned bodies in the storage."""
 
 import logging
 import os

@@ -1,8 +1,7 @@
 """Inconsistencies in Redis, and their repair: records without a job, jobs in no list, workers that are dead.
 
-Keys are read in bulk, and the world moves on meanwhile. So nothing is done upon what was read: for each
-inconsistency a script in Redis looks again and repairs in one step. Repairs may run twice, at the same time,
-and die anywhere.
+Keys are read in bulk, and may have changed since. So each repair is a script in Redis that looks again and
+repairs in one step. Repairs may run twice, at the same time, and be killed anywhere.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""The threads that ask Replicate: passes over its lists, and polling of what was created here.
+"""The thread that asks Replicate: passes over its lists, and polling of what was created here.
 
-One process at a time asks for what is due. While nothing is awaited, all that happens is a look at one key.
+One process at a time polls what is due. While nothing is on the watchlist, it only looks at one key.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ INTERVAL = 0.1
 
 
 class Trouble:
-    """Of the work called `work`, which is begun again after `seconds`."""
+    """Logs once why the work called `work` fails, and once that it goes on. It is retried after `seconds`."""
 
     def __init__(self, work: str, seconds: float) -> None:
         self._work = work
@@ -49,7 +49,7 @@ class Trouble:
         self._code = ""
 
     def begins(self, error: Exception) -> None:
-        """Say why nothing is done, as long as that does not change."""
+        """Log why the work fails, unless the last failure had the same code."""
         code = error.code if isinstance(error, OutkeepError) else type(error).__name__
         if code != self._code:
             expected = isinstance(error, OutkeepError | RedisError)
@@ -60,7 +60,7 @@ class Trouble:
         self._code = code
 
     def ends(self) -> None:
-        """Say that the work goes on, if it did not."""
+        """Log that the work goes on, if it had failed."""
         if self._code:
             log.info("%s goes on", self._work)
         self._code = ""

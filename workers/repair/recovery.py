@@ -1,4 +1,4 @@
-"""Rebuild what a Redis without its data has lost, and tell handlers that other processes do not know."""
+"""Rebuild a Redis that lost its data, and notify handlers that other processes did not know."""
 
 import logging
 from collections import Counter

@@ -24,10 +24,10 @@ EVERY = 3600
 """Seconds between two walks through all that is stored."""
 
 LEASE = 300
-"""Seconds after which a process that walks, and says nothing any more, is taken for dead."""
+"""Seconds after which the lease of a process that died during its walk expires."""
 
 PIECE = 15.0
-"""Seconds that one piece of a walk takes; other repairs wait for it."""
+"""Seconds of one piece of a walk: other repairs of this process wait for it."""
 
 FRESH = 2.0
 """Seconds for which the lists of jobs are good: to read them for each prediction would take too much."""

@@ -1,4 +1,4 @@
-"""The sweep: a thread that repairs once a minute what has fallen between two steps."""
+"""The sweep: a thread that looks for inconsistencies once a minute and repairs them."""
 
 import logging
 import threading
@@ -42,7 +42,7 @@ Part = Callable[[], Counter[Repair]]
 
 
 def sweeper_of(queue: str, deployment: Deployment, users: Sequence[str]) -> "Sweeper":
-    """What the worker process of a queue sweeps; files are looked after by those that download them.
+    """The sweeper of the worker process of a queue; the processes that download also look after files.
 
     `users` are the queues that hold jobs of the user's.
     """

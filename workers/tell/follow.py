@@ -27,14 +27,14 @@ from app.core.errors import OutkeepError, Permanent, StorageFailure, Transient
 from app.core.handlers import FollowUp, Handler
 from app.core.links import LinkKeys, signed_url
 from app.core.manifest import KeptFile, Manifest, Receipt, format_time
-from app.core.names import Kind, object_name
+from app.core.names import DeliveryRef, Kind, object_name
 from app.core.outputs import joined_text
 from app.core.prediction import from_object, parse_time
 from app.core.reconciling import fingerprint
 from app.core.request import Model
 from app.replicate.client import Api
 from app.replicate.creation import UNCERTAIN, CreationLimit, Creator
-from app.replicate.follow_ups import LEASE, FollowUps, Intent, Place
+from app.replicate.follow_ups import LEASE, FollowUps, Intent
 from app.storage import told as outcome_files
 from app.storage.store import Storage
 
@@ -153,20 +153,20 @@ class Follow:
         Raises `Permanent` for what cannot be made, and `Transient`: some only put off, without an attempt.
         """
         target = cast(FollowUp, handler.target)
-        place = (handler.name, manifest.prediction.kind, manifest.prediction.id)
-        told = await asyncio.to_thread(outcome_files.read, self.storage, *place)
+        ref = (handler.name, manifest.prediction.kind, manifest.prediction.id)
+        told = await asyncio.to_thread(outcome_files.read, self.storage, *ref)
         if told is not None and told.child is not None:
             return told.child
-        async with self._alone(place) as lease:
-            intent = await asyncio.to_thread(self.follow_ups.intent, place)
-            child = await self._earlier(place, intent) if intent is not None else None
+        async with self._alone(ref) as lease:
+            intent = await asyncio.to_thread(self.follow_ups.intent, ref)
+            child = await self._earlier(ref, intent) if intent is not None else None
             context = self._context(handler, manifest)
             if child is None:
-                child = await self._create(place, lease, target, manifest, context)
+                child = await self._create(ref, lease, target, manifest, context)
             await asyncio.to_thread(self._note, child, target.model, context)
             return child
 
-    async def _earlier(self, place: Place, intent: Intent) -> str | None:
+    async def _earlier(self, ref: DeliveryRef, intent: Intent) -> str | None:
         """What an earlier run has created; None when it has created nothing.
 
         Raises `Transient` (`follow_up_sought`) while that cannot be told.
@@ -174,13 +174,13 @@ class Follow:
         if intent.child is not None:
             return intent.child
         try:
-            child = await self._find(place, intent)
+            child = await self._find(ref, intent)
         except Permanent as error:
             # Whether it was made is not known then, and never known for good.
             raise Transient("follow_up_sought", f"an earlier run is looked for: {error.message}") from error
         if child is not None:
-            log.warning("a follow-up that an earlier run had created is found", extra=_facts(place, child))
-            await asyncio.to_thread(self.follow_ups.remember, place, intent, child)
+            log.warning("a follow-up that an earlier run had created is found", extra=_facts(ref, child))
+            await asyncio.to_thread(self.follow_ups.remember, ref, intent, child)
             return child
         left = self.settle - (self.clock() - datetime.fromisoformat(intent.at)).total_seconds()
         if left > 0:
@@ -189,7 +189,7 @@ class Follow:
         return None
 
     async def _create(
-        self, place: Place, lease: Lock, target: FollowUp, manifest: Manifest, context: Mapping[str, Any]
+        self, ref: DeliveryRef, lease: Lock, target: FollowUp, manifest: Manifest, context: Mapping[str, Any]
     ) -> str:
         wait = await asyncio.to_thread(self.limit.take)
         if wait > 0:
@@ -199,7 +199,7 @@ class Follow:
         given = await self._input(target, manifest)
         webhook = self._webhook(context)
         intent = Intent(format_time(self.clock()), fingerprint(given), target.model.version, webhook)
-        if not await asyncio.to_thread(self.follow_ups.intend, place, lease, intent):
+        if not await asyncio.to_thread(self.follow_ups.intend, ref, lease, intent):
             raise _busy()
         try:
             created = await self.creator.create(
@@ -207,11 +207,11 @@ class Follow:
             )
         except OutkeepError as error:
             if error.code not in UNCERTAIN:
-                await asyncio.to_thread(self.follow_ups.forget, place)
+                await asyncio.to_thread(self.follow_ups.forget, ref)
             raise
         child = str(created["id"])
-        log.info("follow-up created", extra=_facts(place, child))
-        await asyncio.to_thread(self.follow_ups.remember, place, intent, child)
+        log.info("follow-up created", extra=_facts(ref, child))
+        await asyncio.to_thread(self.follow_ups.remember, ref, intent, child)
         return child
 
     async def _input(self, target: FollowUp, manifest: Manifest) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class Follow:
                 data["files"][number]["url"] = await self.files.upload(manifest, outputs[number])
         return cast(dict[str, Any], templates.render(target.input, data))
 
-    async def _find(self, place: Place, intent: Intent) -> str | None:
+    async def _find(self, ref: DeliveryRef, intent: Intent) -> str | None:
         since = datetime.fromisoformat(intent.at) - LOOK_BACK
         async for item in self.api.newest(Kind.PREDICTION, since):
             created = parse_time(item.get("created_at"))
@@ -240,7 +240,7 @@ class Follow:
             if not isinstance(identity, str) or not _may_be(item, intent):
                 continue
             whole = await self.api.one(Kind.PREDICTION, identity)
-            if _is(whole, intent) and await asyncio.to_thread(self.follow_ups.claim, place, identity):
+            if _is(whole, intent) and await asyncio.to_thread(self.follow_ups.claim, ref, identity):
                 return identity
         return None
 
@@ -272,9 +272,9 @@ class Follow:
         self.records.accept([arrival], self.clock())
 
     @asynccontextmanager
-    async def _alone(self, place: Place) -> AsyncIterator[Lock]:
+    async def _alone(self, ref: DeliveryRef) -> AsyncIterator[Lock]:
         """Hold the lease of one follow-up; raises `Transient` while another run does."""
-        lease = self.follow_ups.lease(place)
+        lease = self.follow_ups.lease(ref)
         if not await asyncio.to_thread(lease.acquire, blocking=False):
             raise _busy()
         renewing = asyncio.create_task(_renew(lease))
@@ -320,6 +320,6 @@ def _busy() -> Transient:
     return Transient("follow_up_running", "another run creates this follow-up", retry_after=5.0)
 
 
-def _facts(place: Place, child: str) -> dict[str, str]:
-    handler, kind, prediction_id = place
+def _facts(ref: DeliveryRef, child: str) -> dict[str, str]:
+    handler, kind, prediction_id = ref
     return {"handler": handler, "kind": str(kind), "id": prediction_id, "child": child}
