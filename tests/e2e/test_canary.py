@@ -178,7 +178,19 @@ def pages(run: Run, link: str) -> None:
     """Every route, with right and wrong credentials."""
     path = link.removeprefix(run.up.url)
     admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}
-    for route in ("/healthz", "/readyz", "/metrics", "/", path.partition("?")[0], f"{path}x", path):
+    shown = (
+        "/",
+        "/predictions",
+        "/predictions/kept",
+        "/failures",
+        "/handlers",
+        "/checks",
+        "/stats",
+        "/sign-in",
+    )
+    api = [f"/api/v1/{name}" for name in ("predictions", "predictions/kept", "handlers", "checks", "stats")]
+    own = ("/healthz", "/readyz", "/metrics", "/thumbs/predictions/kept/output-0.png")
+    for route in (*own, *shown, *api, path.partition("?")[0], f"{path}x", path):
         run.ask("GET", route)
         run.ask("GET", route, admin)
         run.ask("GET", route, {"authorization": f"Bearer {SECRET_KEY}"})
