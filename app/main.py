@@ -143,7 +143,7 @@ def create_app(deployment: Deployment, limits: Limits = LIMITS) -> Starlette:
     )
     # A redirect loses a webhook: Replicate follows none and takes it for delivered.
     app.router.redirect_slashes = False
-    app.state.before_shutdown = web.stream.close if web else None
+    app.state.before_shutdown = web.end_streams if web else None
     return app
 
 

@@ -27,6 +27,7 @@ from app.web.downloads import Download
 from app.web.feed import PATIENCE, Feed
 from app.web.forms import Forms
 from app.web.library import Library
+from app.web.pulse import Pulse
 from app.web.session import Sessions
 from app.web.sign_in import SignIn
 from app.web.signing import Signer
@@ -48,9 +49,15 @@ class Service:
     actions: Actions
     feed: Feed
     stream: Stream
+    pulse: Pulse
     sessions: Sessions
     thumbs: Thumbs
     routes: Sequence[BaseRoute]
+
+    def end_streams(self) -> None:
+        """Let every stream of events end now; called in the loop."""
+        self.stream.close()
+        self.pulse.close()
 
     def close(self) -> None:
         """End the threads."""
@@ -96,6 +103,8 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
     )
     stream = Stream(redis)
     feed.listen(stream.publish)
+    pulse = Pulse()
+    feed.listen(pulse.publish)
     assert settings.admin_token is not None
     sessions = Sessions(settings.admin_token, deployment.secret_keys, redis, deployment.clock.time)
     notes = Signer(deployment.secret_keys, b"outkeep notes v1")
@@ -118,10 +127,11 @@ def open_service(deployment: Deployment, redis: Redis, records: Records, storage
         *SignIn(sessions).routes(),
         *dashboard.routes(),
         *forms.routes(),
+        Route("/changes", dashboard.guarded(pulse.answer), methods=["GET"]),
         *AlbumPages(dashboard, Albums(redis), deployment.secret_keys).routes(),
         Route("/thumbs/{folder}/{id}/{name}", thumbs.serve, methods=["GET"]),
     ]
-    return Service(library, actions, feed, stream, sessions, thumbs, routes)
+    return Service(library, actions, feed, stream, pulse, sessions, thumbs, routes)
 
 
 def _outgoing(deployment: Deployment, redis: Redis, records: Records, storage: Storage) -> "Outgoing":

@@ -87,7 +87,7 @@ class Stream:
         if request.method == "HEAD":
             self._clients.discard(client)
             return Response(headers=headers, media_type="text/event-stream")
-        return _Streaming(
+        return Streaming(
             self._events(client, position),
             headers=headers,
             media_type="text/event-stream",
@@ -128,7 +128,7 @@ class Stream:
         yield None
 
 
-class _Streaming(StreamingResponse):
+class Streaming(StreamingResponse):
     """Says when it has ended, however it did."""
 
     def __init__(
@@ -139,6 +139,7 @@ class _Streaming(StreamingResponse):
         self._ended = ended
 
     async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        """ASGI."""
         try:
             await super().__call__(scope, receive, send)
         finally:

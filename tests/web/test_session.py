@@ -3,6 +3,8 @@
 import hashlib
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from app.receive.rate_limit import GUESSES
 from app.web.rendering import ASSETS
 from app.web.session import LIFE, next_page
 from app.web.signing import LINK_LIFE, Signer, sign_in_url
-from tests.receive.web import SECRET_KEY, Answer, Web, in_thread
+from tests.receive.web import SECRET_KEY, Answer, Web, in_thread, prediction
 
 TOKEN = "the-token-of-the-admin"
 OTHER_KEY = "f" * 32
@@ -169,3 +171,23 @@ def test_without_a_token_there_are_no_pages(valkey_url: str, tmp_path: Path) -> 
 def test_what_pages_load_is_ours_and_as_it_was_published() -> None:
     assert hashlib.sha256((ASSETS / "htmx.min.js").read_bytes()).hexdigest() == HTMX
     assert "Zero-Clause BSD" in (ASSETS / "htmx.LICENSE").read_text()
+
+
+def test_open_pages_are_told_of_changes_and_no_stream_holds_up_the_end(
+    valkey_url: str, redis: Redis, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        with in_thread(valkey_url, tmp_path, OUTKEEP_ADMIN_TOKEN=TOKEN) as web:
+            cookie = cookie_of(post_token(web))
+
+            def listens(path: str) -> HTTPResponse:
+                connection = stack.enter_context(closing(HTTPConnection("127.0.0.1", web.port, timeout=60)))
+                connection.request("GET", path, headers={"cookie": cookie})
+                answer = connection.getresponse()
+                assert [answer.readline() for _ in range(2)] == [b"retry: 3000\n", b"\n"]
+                return answer
+
+            every, one, other = map(listens, ("/changes", "/changes?of=prediction:pulse", "/changes?of=x"))
+            assert web.outcome(prediction("pulse")) == "accepted"
+            assert [answer.readline() for answer in (every, one)] == [b"data: changed\n"] * 2
+        assert other.read() == b""
