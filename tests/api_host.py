@@ -5,12 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 
 from app.simulator import Simulator
+from tests.serving import Answering, serving
 
 Mishap = Callable[["Exchange"], None]
 """What happens to one creation."""
@@ -122,14 +122,14 @@ def api_host(simulator: Simulator) -> Iterator[ApiHost]:
     host = ApiHost(simulator)
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             passes(Exchange(self, b"", host))
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.body()
             happens: Mishap = passes
             if self.path.endswith("/predictions"):
                 with lock:
@@ -137,26 +137,8 @@ def api_host(simulator: Simulator) -> Iterator[ApiHost]:
                     happens = host.mishaps.pop(0) if host.mishaps else passes
             happens(Exchange(self, body, host))
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-        def handle_error(self, *_: Any) -> None:
-            """A client that was killed in the middle is what we test."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    host.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(Handler) as host.url:
         yield host
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def predictions(simulator: Simulator) -> list[dict[str, Any]]:

@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815  the names are the standard library's
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""

@@ -1,12 +1,15 @@
-"""`outkeep` in tests, without the second of imports each time: a process forked from one that has done them.
+"""Python in tests, without the second of imports each time: processes forked from one that has done them.
 
-`python -m app.cli` is what it stands for. Tests of signals, terminals and encodings start that itself.
+`Popen` and `run` are those of `subprocess`. What they fork is a process of its own, with its own signals,
+streams and end; only `/proc/<pid>/cmdline` and `environ` are not its own. Tests that look there, and those of
+what Python does when it starts, call `subprocess` itself; so do these for other programs.
 """
 
 import atexit
 import gc
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -14,66 +17,165 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, Any
 
-from app.cli import main
 from app.cli.root import COMMANDS
+
+__all__ = ("Popen", "run", "run_command")
 
 ROOT = Path(__file__).parent.parent
 INHERITED = 3
 """Standard input, output and errors."""
 START_ONLY = ("PYTHON", "LC_", "LANG", "LD_")
 """What Python, or the system, reads only when it starts."""
+ENCODING = ("PYTHONIOENCODING", "PYTHONUTF8")
+"""What of that a fork stands for, as far as the standard streams go."""
+SCRIPTS = {
+    str(Path(sys.executable).with_name(name)): module
+    for name, module in {"outkeep": "app.cli", "rq": "rq.cli"}.items()
+}
+"""What stands beside Python, and what it runs."""
+LOADED = (
+    *(
+        "app.main",
+        "app.up.everything",
+        "app.simulator",
+        "workers.process",
+        "workers.services",
+        "workers.jobs",
+    ),
+    *("encodings.idna", "logging.config", "uvicorn.lifespan.on", "uvicorn.loops.auto"),
+    *("uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto"),
+)
+
+
+class _Forked(subprocess.Popen[Any]):
+    """`subprocess.Popen`, which asks for a fork where that will do. Its end is told on `_told`."""
+
+    _told: socket.socket | None = None
+
+    def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
+        *_, preexec, _, passed, folder, environment, _, _, shell, p2c, _, _, c2p, _, err = (None, *rest[:15])
+        wanted = _wanted(args, environment)
+        if wanted is None or preexec or passed or shell:
+            super()._execute_child(args, *rest)  # type: ignore[misc]
+            return
+        umask = os.umask(0)
+        os.umask(umask)
+        asked = {
+            "wanted": wanted,
+            "env": dict(os.environ if environment is None else environment),
+            "cwd": os.fspath(folder or Path.cwd()),
+            "umask": umask,
+            "session": rest[20],
+            "group": rest[21],
+        }
+        self._told = socket.socket(socket.AF_UNIX)
+        self._told.connect(_server())
+        streams = [default if given == -1 else given for default, given in enumerate((p2c, c2p, err))]
+        socket.send_fds(self._told, [b"\0"], streams)
+        self._told.sendall(json.dumps(asked).encode() + b"\n")
+        self.pid = int(self._line())
+        self._child_created = True
+        self._close_pipe_fds(*rest[9:15])  # type: ignore[attr-defined]
+
+    def _line(self) -> bytes:
+        assert self._told is not None
+        line = b""
+        while not line.endswith(b"\n"):
+            more = self._told.recv(1)
+            assert more, "the process that forks has ended"
+            line += more
+        return line
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        if self._told is None:
+            found: tuple[int, int] = super()._try_wait(flags)  # type: ignore[misc]
+            return found
+        if flags and not select.select([self._told], [], [], 0)[0]:
+            return 0, 0
+        status = int(self._line())
+        self._told.close()
+        return self.pid, status
+
+    def _internal_poll(self, *rest: Any, **more: Any) -> int | None:
+        if self._told is None:
+            code: int | None = super()._internal_poll(*rest, **more)  # type: ignore[misc]
+            return code
+        if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
+            try:
+                if self.returncode is None and self._told.fileno() != -1:
+                    pid, status = self._try_wait(os.WNOHANG)
+                    if pid:
+                        self.returncode = os.waitstatus_to_exitcode(status)
+            finally:
+                self._waitpid_lock.release()  # type: ignore[attr-defined]
+        return self.returncode
+
+
+def _wanted(args: Sequence[str], environment: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """What a command of Python is to run: `{"safe", "module" or "code", "arguments"}`; None for all else."""
+    if isinstance(args, str):
+        return None
+    program, *given = [os.fspath(one) for one in args]
+    if program in SCRIPTS:
+        given = ["-P", "-m", SCRIPTS[program], *given]
+    elif program != sys.executable:
+        return None
+    changed = environment or {}
+    early = [name for name in changed if name.startswith(START_ONLY) and name not in ENCODING]
+    if any(changed[name] != os.environ.get(name) for name in early):
+        return None
+    safe = given[0] == "-P"
+    option, what, *arguments = given[safe:]
+    names = {"-m": "module", "-c": "code"}
+    return {"safe": safe, names[option]: what, "arguments": arguments} if option in names else None
+
+
+def _run(
+    args: Sequence[Any],
+    *,
+    input: Any = None,  # noqa: A002  # as subprocess.run
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    **options: Any,
+) -> "subprocess.CompletedProcess[Any]":
+    if capture_output:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    with _Forked(args, **options) as process:
+        try:
+            out, err = process.communicate(input, timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    if check and process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, args, out, err)
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+if TYPE_CHECKING:
+    from subprocess import Popen, run
+else:
+    Popen, run = _Forked, _run
 
 
 def run_command(
-    *arguments: str,
-    env: Mapping[str, str],
-    cwd: Path | None = None,
-    input: str | None = None,  # noqa: A002  # as subprocess.run
-    encoding: str = "utf-8",
-    timeout: float = 60,
+    *arguments: str, env: Mapping[str, str], timeout: float = 60, **options: Any
 ) -> "subprocess.CompletedProcess[str]":
-    """Run one command to its end, as `subprocess.run` does."""
-    if any(env.get(name) != os.environ.get(name) for name in env if name.startswith(START_ONLY)):
-        return subprocess.run(
-            [sys.executable, "-m", "app.cli", *arguments],
-            env=env, cwd=cwd, input=input, encoding=encoding,
-            capture_output=True, timeout=timeout, check=False,
-        )  # fmt: skip
-    with (
-        tempfile.TemporaryFile() as given,
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-        socket.socket(socket.AF_UNIX) as asked,
-    ):
-        given.write((input or "").encode())
-        given.seek(0)
-        umask = os.umask(0)
-        os.umask(umask)
-        request = {"arguments": arguments, "env": dict(env), "cwd": str(cwd or Path.cwd()), "umask": umask}
-        asked.settimeout(timeout)
-        asked.connect(_server())
-        socket.send_fds(asked, [b"\0"], [given.fileno(), out.fileno(), err.fileno()])
-        asked.sendall(json.dumps(request).encode() + b"\n")
-        with asked.makefile() as answer:
-            child = int(answer.readline())
-            try:
-                code = int(answer.readline())
-            except TimeoutError:
-                os.kill(child, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(list(arguments), timeout, _text(out), _text(err)) from None
-        return subprocess.CompletedProcess(arguments, code, _text(out), _text(err))
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode()
+    """Run one command of `outkeep` to its end."""
+    options = {"input": "", "encoding": "utf-8", "capture_output": True, "timeout": timeout, **options}
+    done: subprocess.CompletedProcess[str] = _run(
+        [sys.executable, "-m", "app.cli", *arguments], env=env, **options
+    )
+    return done
 
 
 @cache
@@ -97,10 +199,11 @@ def _server() -> str:
     return path
 
 
-def serve(listener: socket.socket) -> None:
-    """Fork for each request, and return in the child, ready to be the command; until standard input ends."""
-    for name in {where.partition(":")[0] for where, _ in COMMANDS.values()}:
-        import_module(f"app.cli.{name}")
+def serve(listener: socket.socket) -> dict[str, Any]:
+    """Fork for each request; what is asked for, in the child, ready to be it. It ends with standard input."""
+    for name in (*{f"app.cli.{where.partition(':')[0]}" for where, _ in COMMANDS.values()}, *LOADED):
+        import_module(name)
+    gc.collect()
     gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a thread is lost in a fork"  # noqa: PTH208
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -114,31 +217,56 @@ def serve(listener: socket.socket) -> None:
     os._exit(0)
 
 
-def become(connection: socket.socket) -> None:
-    """Be the command that is asked for, in a child; this process waits for it and reports its end."""
-    _, descriptors, _, _ = socket.recv_fds(connection, 1, INHERITED)
+def become(connection: socket.socket) -> dict[str, Any]:
+    """Be what is asked for, in a child; this process waits for it and tells its end."""
+    _, streams, _, _ = socket.recv_fds(connection, 1, INHERITED)
     with connection.makefile() as lines:
-        request = json.loads(lines.readline())
+        asked: dict[str, Any] = json.loads(lines.readline())
     child = os.fork()
     if child:
+        for stream in (*streams, *range(INHERITED)):
+            os.close(stream)
+        for heard in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(heard, signal.SIG_IGN)  # a group of processes may be meant
         connection.sendall(f"{child}\n".encode())
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        connection.sendall(f"{code}\n".encode())
+        status = os.waitpid(child, 0)[1]
+        connection.sendall(f"{status}\n".encode())
         os._exit(0)
     connection.close()
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    sys.stdin = TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")  # noqa: SIM115
-    sys.stdout = TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8")  # noqa: SIM115
-    sys.stderr = TextIOWrapper(open(2, "wb", closefd=False), encoding="utf-8", line_buffering=True)  # noqa: SIM115
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    encoding = asked["env"].get("PYTHONIOENCODING") or "utf-8"
+    for number, (name, errors) in enumerate(
+        {"stdin": "strict", "stdout": "strict", "stderr": "backslashreplace"}.items()
+    ):
+        file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115
+        setattr(sys, name, TextIOWrapper(file, encoding, errors, line_buffering=name == "stderr"))
     os.environ.clear()
-    os.environ.update(request["env"])
-    os.umask(request["umask"])
-    os.chdir(request["cwd"])
-    sys.argv = ["outkeep", *request["arguments"]]
+    os.environ.update(asked["env"])
+    os.umask(asked["umask"])
+    if asked["session"]:
+        os.setsid()
+    if asked["group"] not in {None, -1}:
+        os.setpgid(0, asked["group"])
+    os.chdir(asked["cwd"])
+    return asked
+
+
+def main() -> None:
+    """What Python does with its arguments."""
+    wanted = serve(socket.socket(fileno=int(sys.argv[1])))["wanted"]
+    sys.argv[1:] = wanted["arguments"]
+    if "code" in wanted:
+        sys.path[:1] = [] if wanted["safe"] else [""]
+        sys.argv[0] = "-c"
+        module = type(sys)("__main__")
+        sys.modules["__main__"] = module
+        exec(compile(wanted["code"], "<string>", "exec"), module.__dict__)
+    else:
+        sys.path[:1] = [] if wanted["safe"] else [str(Path.cwd())]
+        runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
     main()

@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
                     ignored.add(feature)
             getattr(self, f"on_{self.command.lower()}")(store, headers, ignored)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815  the names are the standard library's
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
 
     def on_put(self, store: SmallS3, headers: dict[str, str], ignored: set[str]) -> None:
         if "uploadId" in self.query:

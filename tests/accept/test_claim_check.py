@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from app.core.names import CLAIMS, PERSIST_QUEUE, Kind, record_key
 from app.core.prediction import parse
 from app.maintain.removal import Removal
 from app.storage.store import Storage
+from tests import forked
 from tests.bucket import S3, Asked, FaultyProxy
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import BOUND, Web, in_process, in_thread, prediction, wait_until
@@ -139,7 +139,7 @@ def test_a_body_that_is_there_counts_only_after_its_fsync(
     storage = Storage((tmp_path / "outputs").as_uri())
     ClaimCheck(storage, Records(redis, ttl=60), patience=30).check_in(arrival(redis, large()))
 
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", WITHOUT_FSYNC, storage.url, valkey_url],
         cwd=Path(__file__).parents[2],
         capture_output=True,

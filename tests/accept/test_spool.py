@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from app.core.policy import HOUR, PERSIST_MARGIN
 from app.receive.listening import free_port
 from app.storage.store import Storage
 from app.valkey.client import connect
+from tests import forked
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive import web as webs
 from tests.receive.web import BOUND, ENDING, WEBHOOK, Web, prediction, signed, wait_until
@@ -145,7 +145,7 @@ def tell(frame, event, called):
 
 def run_child(code: str, folder: Path) -> list[str]:
     command = [sys.executable, "-c", CHILD + code, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    done = forked.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -401,7 +401,7 @@ def test_a_disk_that_became_read_only_holds_up_no_delivery(valkey: OwnValkey, tm
         draft = folder / "old.part"
         draft.touch()
         os.utime(draft, (0, 0))
-    child = subprocess.Popen(
+    child = forked.Popen(
         [sys.executable, "-c", f"URL = {valkey.url!r}\n{CHILD}{READ_ONLY}", str(folder)], cwd=ROOT
     )
     try:

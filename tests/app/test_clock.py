@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from app.clock import PATIENCE, Clock, clocks_off
 from app.valkey.client import connect
+from tests import forked
 from tests.own_valkey import own_valkey
 from tests.receive.web import wait_until
 from tests.redis_proxy import rewriting
@@ -63,7 +64,7 @@ def test_a_process_and_rq_in_it_go_by_the_time_of_redis(
     redis: Redis, valkey_url: str, tmp_path: Path, seconds: float
 ) -> None:
     host = WrongClock(tmp_path, seconds)
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-c", ASKING, valkey_url],
         env=os.environ | host.environment,
         stdin=subprocess.PIPE,

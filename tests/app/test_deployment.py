@@ -18,6 +18,7 @@ from app.disk import owner_problems
 from app.settings import load
 from app.storage.store import Storage
 from app.valkey.client import find_redis
+from tests import forked
 from tests.receive.web import SECRET, SECRET_KEY, clean_environment
 
 HANDLER = '[[handler]]\nname = "gallery"\nurl = "https://example.com/x"\nsecret = "{secret}"\n'
@@ -276,7 +277,7 @@ def test_root_writes_nothing_where_another_user_serves(tmp_path: Path) -> None:
         f"OUTKEEP_DATA: {data} belongs to the user with number 54321; run this as that user"
     ]
     for command in ("url", "serve", "up", "work persist", "rm abc", "rebuild", "doctor"):
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, "-m", "app.cli", *command.split()],
             env=clean_environment(environment(data)),
             capture_output=True,
@@ -338,7 +339,7 @@ def test_who_may_not_look_into_the_data_is_told_whose_it_is(
     closed: Path, command: str, settings: dict[str, str]
 ) -> None:
     """And neither that nothing runs there, nor that it should be opened."""
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", AS_NOBODY, *command.split()],
         cwd=Path(__file__).parents[2],
         env=clean_environment(environment(closed, **settings) | {"HOME": "/nonexistent"}),
@@ -378,7 +379,7 @@ def test_processes_that_start_together_agree_on_one_key(tmp_path: Path) -> None:
         "print(own_keys(Path(sys.argv[2]))[0].decode())"
     )
     command = [sys.executable, "-c", code, str(gate), str(tmp_path / "data")]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    children = [forked.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"

@@ -557,7 +557,7 @@ def test_link_gives_fresh_links_to_what_is_stored(settings: dict[str, str], web:
     assert "OUTKEEP_PUBLIC_URL is not set" in outkeep("link", "kept", settings=settings).stderr
 
 
-@pytest.mark.parametrize("days", [-30.0, -5.0, 0.25, 3.0, 10.0, 400.0])
+@pytest.mark.parametrize("days", [-5.0, 10.0])
 def test_ages_links_and_since_go_by_the_clock_of_redis(
     settings: dict[str, str], web: Web, redis: Redis, tmp_path: Path, days: float
 ) -> None:

@@ -197,6 +197,5 @@ def test_whatever_comes_is_written_as_one_head_without_another_inside(lines: byt
 def test_the_work_of_a_hostile_head_grows_with_its_size_alone(lines: bytes) -> None:
     head = OK + lines * (MAX_HEAD // len(lines)) + b"\r\n\r\n"
     began = time.process_time()
-    for _ in range(3):
-        for_file(head), for_status(head)
-    assert time.process_time() - began < 5
+    for_file(head), for_status(head)
+    assert time.process_time() - began < 2

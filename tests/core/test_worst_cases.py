@@ -390,7 +390,10 @@ AT_FULL_SIZE = frozenset(
 
 CASES = [
     *((shape, MIB if shape in AT_FULL_SIZE else MIB // 8) for shape in SHAPES),
-    *((shape, 32 * MIB) for shape in ("a long key over files", "one inline file", "blanks")),
+    *(
+        pytest.param(shape, 32 * MIB, marks=pytest.mark.soak)
+        for shape in ("a long key over files", "one inline file", "blanks")
+    ),
 ]
 
 

@@ -4,11 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import httpx
 
 from app.receive.listening import free_port
 from tests.e2e.running import PATIENCE, until
+from tests.serving import Answering, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,32 +143,14 @@ def upload_host() -> Iterator[UploadHost]:
     """Run one on a free port of 127.0.0.1."""
     host, numbers = UploadHost(), count()  # files come at the same time
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_PUT(self) -> None:
             path = f"/{next(numbers)}{self.path}"
-            host.files[path] = self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(201)
-            self.send_header("location", f"{host.url}{path}?signature=x")
-            self.send_header("content-length", "0")
-            self.end_headers()
+            host.files[path] = self.body()
+            self.answer(201, location=f"{host.url}{path}?signature=x")
 
         def do_GET(self) -> None:
-            content = host.files[self.path]
-            self.send_response(200)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(200, host.files[self.path])
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    host.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(Handler) as host.url:
         yield host
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

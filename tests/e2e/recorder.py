@@ -5,12 +5,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from replicate.webhook import Webhooks, WebhookSigningSecret
 from standardwebhooks import Webhook as StandardWebhook
 from svix.webhooks import Webhook as SvixWebhook
+
+from tests.serving import Answering, serving
 
 DEFAULT_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -111,33 +112,13 @@ def recorder(
     if answer is not None:
         recording.answer = answer
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.body()
             status = recording.take(Received(self.path, list(self.headers.items()), body))
-            self.send_response(status)
-            self.send_header("content-length", "0")
-            self.end_headers()
+            self.answer(status)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-        def handle_error(self, *_: Any) -> None:
-            """A client that was killed in the middle is what we test."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    recording.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(Handler) as recording.url:
         yield recording
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

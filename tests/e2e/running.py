@@ -21,8 +21,8 @@ from app.valkey.server import running_url
 from tests.e2e.canary import SECRET_SETTINGS, leaks
 
 PATIENCE = 120.0
+OUTKEEP = str(Path(sys.executable).with_name("outkeep"))
 PARTS = {
-    "app.cli up": "up",
     "app.cli serve": "receiver",
     "workers persist": "worker",  # notify, too
     "workers handle": "handle",
@@ -76,7 +76,7 @@ class Up:
         """Start `outkeep up` in a process group of its own and return at once."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "up"],
+                [OUTKEEP, "up"],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -238,5 +238,7 @@ def _name(process: psutil.Process) -> str:
     if process.name().startswith("valkey"):
         return "valkey"
     words = process.cmdline()
+    if OUTKEEP in words:
+        return words[words.index(OUTKEEP) + 1]
     module = " ".join(words[words.index("-m") + 1 :][:2]) if "-m" in words else ""
     return PARTS.get(module, process.name())

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
+from tests import forked
 from tests.e2e.running import PATIENCE, Up, require_no_secret, until
 from tests.own_valkey import OwnValkey, own_valkey
 
@@ -49,8 +52,12 @@ class Separate(Up):
 
     def pids(self) -> dict[str, int]:
         """Name → process id of `valkey`, `receiver`, `persist` and `notify`, as far as they live."""
-        valkey = {} if self._valkey.pid is None else {"valkey": self._valkey.pid}
-        return {**super().pids(), **valkey}
+        found = {name: part.pid for name, part in self._parts.items() if part.poll() is None}
+        return found if self._valkey.pid is None else {**found, "valkey": self._valkey.pid}
+
+    def processes(self) -> list[psutil.Process]:
+        """All of them but Valkey."""
+        return [psutil.Process(part.pid) for part in self._parts.values() if part.poll() is None]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask all but Valkey to stop; the highest exit code, once they have ended."""
@@ -60,13 +67,13 @@ class Separate(Up):
 
     def clear(self) -> None:
         """End whatever is left, by force."""
-        super().clear()
         for part in self._parts.values():
+            part.kill()
             part.wait(PATIENCE)
 
     def _begin(self, arguments: tuple[str, ...]) -> "subprocess.Popen[bytes]":
         with self.log.open("ab") as log:
-            return subprocess.Popen(
+            return forked.Popen(
                 [sys.executable, "-m", "app.cli", *arguments],
                 cwd=self.folder,
                 env=self.environment,

@@ -1,7 +1,6 @@
 """Outkeep as a user of Redis with no more than the rights that the README names."""
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.simulator import Simulator
+from tests import forked
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, until
 from tests.e2e.separate import SECRET_KEY
@@ -82,7 +82,7 @@ def up(tmp_path: Path, valkey: OwnValkey, simulator: Simulator, recording: Recor
 
 def outkeep(up: Up, *arguments: str) -> str:
     """What a command of ours says."""
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "app.cli", *arguments],
         cwd=up.folder, env=up.environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_user_with_the_rights_that_the_readme_names_is_refused_nothing(
         )
     }
     info = [sys.executable, "-m", "rq.cli", "info", "--url", up.environment["REDIS_URL"]]
-    said["rq info"] = subprocess.run(info, capture_output=True, text=True, check=False).stderr
+    said["rq info"] = forked.run(info, capture_output=True, text=True, check=False).stderr
 
     assert USER is not None
     statistics = valkey.redis.info("commandstats")

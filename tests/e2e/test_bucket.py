@@ -16,6 +16,7 @@ import pytest
 from app.core.names import CLAIMS, Kind
 from app.simulator import Simulator
 from app.storage.store import Storage
+from tests import forked
 from tests.bucket import S3, FaultyProxy, Refusal, faulty_proxy
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, running_up, until
@@ -84,7 +85,7 @@ def told(downstream: Recorder, identity: str) -> dict[str, Any]:
 def command(up: Up, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run `outkeep` with the environment of `up`."""
     arguments = [sys.executable, "-m", "app.cli", *words]
-    return subprocess.run(
+    return forked.run(
         arguments, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=False, timeout=60
     )
 

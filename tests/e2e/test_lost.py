@@ -1,7 +1,6 @@
 """An output that Replicate has deleted already: said with its reason wherever somebody looks."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import httpx
 import pytest
 
 from app.simulator import Simulator
+from tests import forked
 from tests.e2e.recorder import DEFAULT_SECRET, Recorder, recorder
 from tests.e2e.running import Up, running_up, until
 from tests.receive.web import prediction, signed
@@ -50,7 +50,7 @@ def test_a_lost_output_is_said_everywhere_and_the_others_are_kept(
     assert [file["pointer"] for file in data["files"]] == ["/output/0"]
     manifest = json.loads((up.outputs / "predictions/partly/prediction.json").read_text())
     assert [file["error"] for file in manifest["files"]] == [None, "not_found"]
-    listed = subprocess.run(
+    listed = forked.run(
         [sys.executable, "-m", "app.cli", "ls", "--lost", "--json"],
         cwd=up.folder,
         env=up.environment,

@@ -13,4 +13,4 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("hangs", [False, True], ids=["killed", "stopped"])
 def test_an_outage_under_traffic_loses_nothing_that_was_acknowledged(tmp_path: Path, *, hangs: bool) -> None:
     with own_valkey() as valkey:
-        require_an_outage_loses_nothing(valkey, tmp_path, seconds=20, hangs=hangs)
+        require_an_outage_loses_nothing(valkey, tmp_path, seconds=6, hangs=hangs)

@@ -4,7 +4,6 @@
 """
 
 import json
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ from replicate.client import Client
 
 from app.core.names import AWAITED_HERE, NOTIFY_QUEUE
 from app.simulator import Simulator
+from tests import forked
 from tests.api_host import ApiHost, Hanging, api_host
-from tests.e2e.running import PATIENCE, Up, unfinished, until
-from tests.e2e.test_demo import OUTKEEP
+from tests.e2e.running import OUTKEEP, PATIENCE, Up, unfinished, until
 
 pytestmark = pytest.mark.slow
 
@@ -139,9 +138,7 @@ def stored(up: Up, manifest: dict[str, Any]) -> bytes:
 
 def show(up: Up, prediction_id: str) -> str:
     command = [OUTKEEP, "show", prediction_id]
-    done = subprocess.run(
-        command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=True
-    )
+    done = forked.run(command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=True)
     return done.stdout
 
 
@@ -216,7 +213,7 @@ def test_without_a_public_url_each_step_is_found_soon_after_its_end(
     try:
         up.start()
         command = [OUTKEEP, "run", STEPS[0], "-i", "prompt=a line", "--no-wait"]
-        subprocess.run(command, cwd=up.folder, env=up.environment, capture_output=True, check=True)
+        forked.run(command, cwd=up.folder, env=up.environment, capture_output=True, check=True)
         kill_and_await_another(up, "worker")
         until(lambda: told(up, "note"), "the function has run")
 
@@ -246,7 +243,7 @@ def test_a_loop_is_cut(tmp_path: Path, api: ApiHost, simulator: Simulator, clien
         until(lambda: any(one["outcome"] == dead for one in told(up, "again").values()), "the line ends")
         assert len(created(simulator)) == 11
         command = [OUTKEEP, "ls", "--failed"]
-        failed = subprocess.run(
+        failed = forked.run(
             command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=True
         )
         assert "follow_up_too_deep" in failed.stdout

@@ -6,13 +6,13 @@
 """
 
 import json
-import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 
 import pytest
 
+from tests import forked
 from tests.conftest import SAMPLES
 from tests.e2e.recorder import Recorder, recorder
 from tests.e2e.running import Up, running_up
@@ -41,7 +41,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, downstream: Recorder) -> Iterat
 
 def outkeep(up: Up, *words: str) -> str:
     command = [sys.executable, "-m", "app.cli", *words]
-    done = subprocess.run(
+    done = forked.run(
         command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"

@@ -1,7 +1,6 @@
 """What outlives Redis, on a real `outkeep up`: rebuilt lists, replays a month later, and what was removed."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ import pytest
 from app.core.manifest import format_time
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE
 from app.simulator import Simulator
+from tests import forked
 from tests.e2e.recorder import DEFAULT_SECRET, Received, Recorder, recorder
 from tests.e2e.running import Up, running_up, unfinished, until
 from tests.receive.web import prediction, signed
@@ -61,9 +61,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, simulator: Simulator, downstrea
 def outkeep(up: Up, *arguments: str) -> str:
     """What a command prints that ends with 0."""
     command = [sys.executable, "-m", "app.cli", *arguments]
-    done = subprocess.run(
-        command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=False
-    )
+    done = forked.run(command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     return done.stdout
 

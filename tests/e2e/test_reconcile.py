@@ -5,7 +5,6 @@ No secret is set and no webhook arrives: so it runs on a laptop with a token and
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,9 +17,9 @@ from app.core.names import IDENTITY_NAME, RECONCILE_TURN, RECONCILED, Kind
 from app.reconcile.memory import Memory
 from app.simulator import Simulator
 from app.simulator import pictures as media
+from tests import forked
 from tests.e2e.recorder import Recorder, recorder
-from tests.e2e.running import Up, until
-from tests.e2e.test_demo import OUTKEEP
+from tests.e2e.running import OUTKEEP, Up, until
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +139,7 @@ def test_what_ended_while_it_was_down_is_kept_and_told_once(
 def test_a_second_look_fetches_nothing_and_tells_nobody(
     up: Up, simulator: Simulator, downstream: Recorder
 ) -> None:
-    done = subprocess.run(
+    done = forked.run(
         [OUTKEEP, "reconcile", "--since", "3h", "--json"],
         cwd=up.folder,
         env=up.environment,
@@ -156,7 +155,7 @@ def test_a_second_look_fetches_nothing_and_tells_nobody(
 
 
 def test_what_was_lost_is_listed(up: Up) -> None:
-    done = subprocess.run(
+    done = forked.run(
         [OUTKEEP, "ls", "--lost", "--json"],
         cwd=up.folder,
         env=up.environment,

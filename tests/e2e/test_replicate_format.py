@@ -6,10 +6,9 @@ import queue
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from app.core.names import Kind
 from app.core.signature import generate_secret
 from app.simulator import Simulator
 from tests.e2e.running import PATIENCE, Up, running_up
+from tests.serving import Answering, serving
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / ".venv-node"
 SECRET = generate_secret(bytes(range(32)))
-HANDLER = '[[handler]]\nname = "theirs"\nurl = "{url}"\nsecret = "{secret}"\nformat = "replicate"\n'
+HANDLER = '[[handler]]\nname = "{name}"\nurl = "{url}"\nsecret = "{secret}"\nformat = "replicate"\n'
 MODELS = ("image", "images", "nested", "mixed", "files", "inline", "llama", "caption", "fails")
 
 
@@ -60,9 +60,9 @@ def python_receiver() -> Iterator[Receiver]:
     """With the verifier of Replicate's client for Python."""
     receiver = Receiver("")
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.body()
             try:
                 Webhooks.validate(
                     headers=dict(self.headers.items()),
@@ -76,22 +76,11 @@ def python_receiver() -> Iterator[Receiver]:
             prediction = json.loads(body)
             found = [httpx.get(url, trust_env=False).content for url in urls(prediction["output"])]
             receiver.told.put(Told(valid, prediction, [hashlib.sha256(one).hexdigest() for one in found]))
-            self.send_response(200 if valid else 401)
-            self.end_headers()
+            self.answer(200 if valid else 401)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    receiver.url = f"http://127.0.0.1:{server.server_port}/webhooks"
-    try:
+    with serving(Handler) as url:
+        receiver.url = f"{url}/webhooks"
         yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @contextmanager
@@ -124,31 +113,37 @@ def kill_group(pid: int) -> None:
     subprocess.run(["kill", "-9", "--", f"-{pid}"], check=False)
 
 
-RECEIVERS: dict[str, Callable[[], Any]] = {"python": python_receiver, "node": node_receiver}
-
-
-@pytest.mark.parametrize("language", RECEIVERS)
-def test_a_program_written_for_replicate_runs_behind_outkeep(language: str, tmp_path: Path) -> None:
-    with Simulator() as simulator, RECEIVERS[language]() as receiver:
-        handler = HANDLER.format(url=receiver.url, secret=SECRET)
+def test_programs_written_for_replicate_run_behind_outkeep(tmp_path: Path) -> None:
+    with Simulator() as simulator, python_receiver() as python, node_receiver() as node:
+        receivers = {"python": python, "node": node}
+        handlers = "".join(
+            HANDLER.format(name=name, url=receiver.url, secret=SECRET) for name, receiver in receivers.items()
+        )
         settings = {"OUTKEEP_OUTPUT_HOSTS": simulator.url, "REPLICATE_WEBHOOK_SECRET": simulator.secret}
-        with running_up(tmp_path, handlers=handler, settings=settings) as up:
+        with running_up(tmp_path, handlers=handlers, settings=settings) as up:
             for model in MODELS:
-                check(receiver, up, simulator, model)
+                created = create(up, simulator, model)
+                for receiver in receivers.values():
+                    check(receiver, up, simulator, created)
 
 
-def check(receiver: Receiver, up: Up, simulator: Simulator, model: str) -> None:
-    """One prediction from its creation to the program that is told."""
+def create(up: Up, simulator: Simulator, model: str) -> str:
+    """The id of a new prediction."""
     created = httpx.post(
         f"{simulator.url}/v1/models/outkeep/{model}/predictions",
         headers={"authorization": f"Bearer {simulator.token}"},
         json={"input": {"prompt": "größer"}, "webhook": up.hook, "webhook_events_filter": ["completed"]},
     ).json()
+    return str(created["id"])
+
+
+def check(receiver: Receiver, up: Up, simulator: Simulator, identity: str) -> None:
+    """What a program is told of one prediction is what Replicate would have told it."""
     told = receiver.told.get(timeout=PATIENCE)
-    sent = simulator.object(Kind.PREDICTION, created["id"])
+    sent = simulator.object(Kind.PREDICTION, identity)
     assert told.valid
     assert {**told.prediction, "output": None} == {**sent, "output": None}
-    manifest = json.loads((up.outputs / "predictions" / created["id"] / "prediction.json").read_text())
+    manifest = json.loads((up.outputs / "predictions" / identity / "prediction.json").read_text())
     kept = [file["sha256"] for file in manifest["files"] if not file["name"].endswith("output.txt")]
     assert told.digests == kept
     if not kept:

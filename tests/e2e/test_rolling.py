@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, process_key
+from tests import forked
 from tests.e2e.recorder import DEFAULT_SECRET, Recorder, recorder
 from tests.e2e.running import unfinished, until
 from tests.e2e.separate import Separate, running_separately
@@ -47,7 +47,7 @@ def replace(up: Separate, role: str, number: signal.Signals) -> None:
 
 def doctor(up: Separate) -> str:
     command = [sys.executable, "-m", "app.cli", "doctor"]
-    return subprocess.run(
+    return forked.run(
         command, cwd=up.folder, env=up.environment, capture_output=True, text=True, check=False
     ).stdout
 

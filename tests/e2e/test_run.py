@@ -17,11 +17,11 @@ from app.core.names import Kind, record_key
 from app.simulator import Simulator
 from app.simulator import pictures as media
 from app.simulator.models import version_id
+from tests import forked
 from tests.api_host import Hanging, api_host, lost
 from tests.e2e.canary import leaks
 from tests.e2e.recorder import Recorder, recorder
-from tests.e2e.running import PATIENCE, Up, running_up, until
-from tests.e2e.test_demo import OUTKEEP
+from tests.e2e.running import OUTKEEP, PATIENCE, Up, running_up, until
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def public(up: Up) -> dict[str, str]:
 
 
 def run(up: Up, *words: str, settings: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
+    done = forked.run(
         [OUTKEEP, "run", *words],
         cwd=up.folder,
         env=up.environment | dict(settings or {}),
@@ -305,7 +305,7 @@ def test_without_a_worker_nothing_is_created(up: Up, valkey_url: str) -> None:
 @contextmanager
 def following(up: Up, *words: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Run `outkeep run` without a terminal until it says that the model works; the process, and the id."""
-    with subprocess.Popen(
+    with forked.Popen(
         [OUTKEEP, "run", *words],
         cwd=up.folder,
         env=up.environment,
@@ -360,7 +360,7 @@ class Seat:
 def seated(up: Up, *words: str) -> Iterator[Seat]:
     """Run `outkeep run` at a terminal of its own."""
     screen, line = pty.openpty()
-    process = subprocess.Popen(
+    process = forked.Popen(
         [OUTKEEP, "run", *words],
         cwd=up.folder,
         env=up.environment | {"TERM": "xterm"},
@@ -444,7 +444,7 @@ def test_ctrl_c_while_the_outputs_are_kept_cancels_nothing(up: Up) -> None:
 
 def states(up: Up) -> dict[str, str]:
     """Those of all that is known, by id."""
-    done = subprocess.run(
+    done = forked.run(
         [OUTKEEP, "ls", "--json"], cwd=up.folder, env=up.environment, capture_output=True, check=True
     )
     return {line["id"]: line["state"] for line in map(json.loads, done.stdout.splitlines())}
@@ -464,7 +464,7 @@ def test_an_interrupt_while_it_is_created_waits_until_it_is_known(up: Up, simula
     creation = Hanging()
     with api_host(simulator) as host:
         host.mishaps.append(creation)
-        with subprocess.Popen(
+        with forked.Popen(
             [OUTKEEP, "run", "outkeep/slow"],
             cwd=up.folder,
             env=up.environment | {"REPLICATE_BASE_URL": host.url},

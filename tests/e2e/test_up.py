@@ -3,9 +3,7 @@
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,9 @@ from redis import Redis
 
 from app.accept import queues
 from app.receive.listening import free_port
+from tests import forked
 from tests.e2e.recorder import recorder
-from tests.e2e.running import Up, processes_of, running_up, until
-from tests.e2e.test_demo import OUTKEEP
+from tests.e2e.running import OUTKEEP, Up, processes_of, running_up, until
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +23,7 @@ SECRET_KEY = "0123456789abcdef0123456789abcdef"
 
 def refusal(up: Up, changes: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
     """Start `up` once more, with other settings; its exit code and all that it says."""
-    ended = subprocess.run(
+    ended = forked.run(
         [OUTKEEP, "up"],
         cwd=up.folder,
         env={**up.environment, **(changes or {})},
@@ -38,60 +36,32 @@ def refusal(up: Up, changes: Mapping[str, str] | None = None) -> tuple[int, list
     return ended.returncode, ended.stderr.splitlines()
 
 
+def stop(up: Up, number: signal.Signals) -> None:
+    """Stop it by a signal; by SIGINT as a terminal sends it, to all processes."""
+    assert up.process is not None
+    send_it = os.killpg if number == signal.SIGINT else os.kill
+    send_it(up.process.pid, number)
+    assert up.process.wait(60) == 0
+    assert up.processes() == []
+    assert "Traceback" not in up.text()
+
+
 def send(up: Up) -> None:
     """Deliver a sample with `outkeep send`."""
-    subprocess.run([OUTKEEP, "send"], cwd=up.folder, env=up.environment, check=True, capture_output=True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
-    with running_up(tmp_path) as up:
-        assert up.pids().keys() == EVERYTHING
-        assert up.stop(number) == 0
-        assert up.processes() == []
-        assert "Traceback" not in up.text()
-
-
-def test_ctrl_c_in_the_terminal_stops_everything(tmp_path: Path) -> None:
-    with running_up(tmp_path) as up:
-        assert up.process is not None
-        os.killpg(up.process.pid, signal.SIGINT)
-        assert up.process.wait(60) == 0
-        assert up.processes() == []
-        assert "Traceback" not in up.text()
+    forked.run([OUTKEEP, "send"], cwd=up.folder, env=up.environment, check=True, capture_output=True)
 
 
 def test_it_can_be_started_again_and_remembers(tmp_path: Path) -> None:
     with recorder() as downstream, running_up(tmp_path, handlers=downstream.handler()) as up:
+        assert up.pids().keys() == EVERYTHING
         send(up)
         downstream.wait_for(lambda them: bool(them.received), "the handler is told")
-        up.stop()
+        stop(up, signal.SIGTERM)
         up.start()
         with up.redis() as redis:
             assert redis.zcard("outkeep:records") == 1
         send(up)
         downstream.wait_for(lambda them: len(them.ids()) == 2, "the handler is told again")
-
-
-def test_a_second_one_on_the_same_data_says_so(tmp_path: Path) -> None:
-    with running_up(tmp_path) as up:
-        before = up.pids()
-        code, lines = refusal(up, {"PORT": str(free_port())})
-        assert code == 1
-        (line,) = lines
-        assert line.startswith(f"outkeep: outkeep up already runs on {up.data} (pid {before['up']})")
-        assert up.pids() == before
-
-
-def test_a_port_in_use_is_named(tmp_path: Path) -> None:
-    with running_up(tmp_path) as up:
-        code, lines = refusal(up, {"OUTKEEP_DATA": str(tmp_path / "other")})
-        assert code == 1
-        port = up.environment["PORT"]
-        assert lines == [
-            f"outkeep: cannot listen on 127.0.0.1:{port}: another program listens there; stop it, or set PORT"
-        ]
-        assert processes_of(tmp_path / "other") == []
 
 
 @pytest.mark.parametrize(
@@ -155,32 +125,26 @@ def test_a_missing_secret_is_refused(tmp_path: Path) -> None:
     assert lines[0].startswith("outkeep: REPLICATE_WEBHOOK_SECRET: ")
 
 
-@pytest.mark.parametrize("name", ["a folder, with 'quotes' and ünïcode #1 %20", "long/" + "x" * 120 + "/y"])
-def test_any_data_folder_works(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("a folder, with 'quotes' and ünïcode #1 %20", signal.SIGHUP),
+        ("long/" + "x" * 120 + "/y", signal.SIGINT),
+    ],
+)
+def test_any_data_folder_works_whatever_modules_lie_in_it(
+    tmp_path: Path, name: str, number: signal.Signals
+) -> None:
     folder = tmp_path / name
-    folder.mkdir(parents=True)
+    for module in ("app", "workers", "redis"):
+        (folder / module).mkdir(parents=True)
+        (folder / module / "__init__.py").write_text(f"raise SystemExit('the {module} of someone else')")
     with recorder() as downstream, running_up(folder, handlers=downstream.handler()) as up:
         send(up)
         downstream.wait_for(lambda them: bool(them.received), "the handler is told")
         (identity,) = downstream.ids()
         assert (up.outputs / "predictions" / identity / "output-0.png").is_file()
-        assert up.stop() == 0
-        assert up.processes() == []
-
-
-def test_modules_of_the_working_directory_are_not_mistaken_for_ours(tmp_path: Path) -> None:
-    for name in ("app", "workers", "redis"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('the {name} of someone else')")
-    up = Up(tmp_path)
-    log = up.log.open("wb")
-    with closing(log), subprocess.Popen([OUTKEEP, "up"], cwd=tmp_path, env=up.environment, stderr=log) as own:
-        try:
-            until(lambda: own.poll() is not None or up.is_ready(), "up is ready")
-            assert up.is_ready(), up.text()
-        finally:
-            own.terminate()
-        assert own.wait(60) == 0
+        stop(up, number)
 
 
 def test_a_redis_of_ones_own_is_used(tmp_path: Path, valkey_url: str, redis: Redis) -> None:
@@ -197,20 +161,22 @@ def test_a_redis_of_ones_own_is_used(tmp_path: Path, valkey_url: str, redis: Red
         assert not (up.data / "valkey").exists()
 
 
-def test_without_its_redis_it_starts_and_says_so(tmp_path: Path) -> None:
-    settings = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}", "OUTKEEP_SECRET_KEY": SECRET_KEY}
-    up = Up(tmp_path, settings=settings)
+def test_without_its_redis_it_starts_and_all_agree_on_a_port(tmp_path: Path) -> None:
+    nobody = f"redis://127.0.0.1:{free_port()}"
+    up = Up(tmp_path, settings={"REDIS_URL": nobody, "OUTKEEP_SECRET_KEY": SECRET_KEY, "PORT": "0"})
     try:
         up.launch()
         until(lambda: "receiving on" in up.text(), "the receiver runs")
         until(lambda: up.text().count("waiting for Redis") == 2, "both workers wait")
-        assert up.stop() == 0
-        assert up.processes() == []
+        [port] = set(re.findall(r"receiving on http://127\.0\.0\.1:(\d+)/", up.text()))
+        assert int(port) in range(20_000, 32_000), "no other program is given it before the receiver has it"
+        stop(up, signal.SIGTERM)
     finally:
         up.clear()
 
 
 def test_a_valkey_that_hangs_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    """And who starts another one beside it is told what is in the way."""
     with recorder() as downstream:
         up = Up(tmp_path, handlers=downstream.handler())
         try:
@@ -224,19 +190,20 @@ def test_a_valkey_that_hangs_at_the_start_is_waited_for(tmp_path: Path) -> None:
             until(up.is_ready, "all serve")
             send(up)
             downstream.wait_for(lambda them: bool(them.received), "the handler is told")
-            assert up.pids()["valkey"] == valkey
+            before = up.pids()
+            assert before["valkey"] == valkey
+
+            code, [line] = refusal(up, {"PORT": str(free_port())})
+            assert code == 1
+            assert line.startswith(f"outkeep: outkeep up already runs on {up.data} (pid {before['up']})")
+            code, [line] = refusal(up, {"OUTKEEP_DATA": str(tmp_path / "other")})
+            assert code == 1
+            where = f"127.0.0.1:{up.environment['PORT']}"
+            assert line == (
+                f"outkeep: cannot listen on {where}: another program listens there; stop it, or set PORT"
+            )
+            assert processes_of(tmp_path / "other") == []
+            assert up.pids() == before
             assert up.stop() == 0
         finally:
             up.clear()
-
-
-def test_with_port_0_all_agree_on_a_port(tmp_path: Path) -> None:
-    up = Up(tmp_path, settings={"PORT": "0"})
-    try:
-        up.launch()
-        until(lambda: "receiving on" in up.text(), "the receiver runs")
-        [port] = set(re.findall(r"receiving on http://127\.0\.0\.1:(\d+)/", up.text()))
-        assert int(port) in range(20_000, 32_000), "no other program may be given it before"
-        assert up.stop() == 0
-    finally:
-        up.clear()

@@ -1,7 +1,6 @@
 """The asynchronous worker at work: real processes, a real Valkey."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rq import Retry, Worker
 from rq.command import send_stop_execution_command
 from rq.job import JobStatus
 
+from tests import forked
 from tests.engine.worker_process import (
     assert_clean,
     enqueue,
@@ -37,7 +37,7 @@ def test_many_jobs_run_at_the_same_time_and_rq_shows_the_truth(
         assert shown[0].current_execution_count == 32
         assert queue.started_job_registry.count == 32
         assert queue.count == 3
-        info = subprocess.run(
+        info = forked.run(
             [sys.executable, "-m", "rq.cli", "info", "--url", valkey_url, "--raw"],
             capture_output=True,
             text=True,

@@ -26,7 +26,7 @@ PACE = FAST | {"silence": 8}
 """A machine that stands still for some seconds makes no run silent; a clock that is off would."""
 
 
-@pytest.mark.parametrize("seconds", [30.0, -30.0, -50.0])
+@pytest.mark.parametrize("seconds", [30.0, -50.0])
 def test_hosts_that_differ_run_one_job_once(
     redis: Redis, valkey_url: str, tmp_path: Path, seconds: float
 ) -> None:

@@ -1,6 +1,6 @@
 """The worker of the queue `handle`: it runs what the handlers file lists, whoever wrote to Redis."""
 
-import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +12,12 @@ from rq import Callback, Retry
 from rq.job import Job, JobStatus
 
 from app.accept import queues
-from app.core.handlers import MEMORY
 from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
 from app.core.policy import UNKNOWN_PATIENCE
 from app.maintain.user_jobs import end_of
+from tests import forked
 from tests.e2e.recorder import Recorder, recorder
 from tests.engine.worker_process import failure
-from workers.engine import handle
 
 LISTED = "tests.engine.test_handle.note"
 
@@ -43,17 +42,16 @@ def enqueue(redis: Redis, name: str, *args: Any, **options: Any) -> Job:
     return queues.queue(HANDLE_QUEUE, redis).enqueue(name, args=args, job_timeout=20, **options)
 
 
+WORK = """
+import sys
+from redis import Redis
+handle.worker(Redis.from_url(sys.argv[1]), dict.fromkeys(sys.argv[2:], MEMORY)).work(burst=True)
+"""
+
+
 def work(url: str, *names: str) -> None:
     """In a process of its own, as in production: RQ's worker forks."""
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(url, names))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
-
-
-def _work(url: str, names: tuple[str, ...]) -> None:
-    listed = dict.fromkeys(names, MEMORY)
-    handle.worker(Redis.from_url(url), listed).work(burst=True, logging_level="WARNING")
+    forked.run([sys.executable, "-c", WORK, url, *names], check=True, timeout=120)
 
 
 def test_a_listed_function_runs(redis: Redis, valkey_url: str, here: Path) -> None:
@@ -63,10 +61,7 @@ def test_a_listed_function_runs(redis: Redis, valkey_url: str, here: Path) -> No
     assert (here / "note").read_text() == "größer"
 
 
-def test_what_a_module_of_the_users_misses_is_named(
-    redis: Redis, valkey_url: str, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(here)
+def test_what_a_module_of_the_users_misses_is_named(redis: Redis, valkey_url: str, here: Path) -> None:
     (here / "needy.py").write_text("import no_such_package\n\ndef run(event):\n    pass\n")
     job = enqueue(redis, "needy.run", {})
     work(valkey_url, "needy.run")

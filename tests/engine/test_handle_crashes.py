@@ -19,6 +19,7 @@ from rq.job import Job, JobStatus
 
 from app.accept import queues
 from app.core.names import HANDLE_QUEUE, Kind, handle_job_id, notify_job_id
+from tests import forked
 from tests.engine.worker_process import FAST, ROOT, failure, has, require_cleaned, status, wait_until
 from tests.own_valkey import own_valkey
 from tests.wrong_clock import WrongClock
@@ -32,7 +33,7 @@ def worker(
     environment = os.environ | (host.environment if host else {})
     command = [sys.executable, "-m", "tests.engine.handle_process", url, json.dumps(pace), storage]
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = forked.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         yield process
     except BaseException:
@@ -297,9 +298,7 @@ def test_a_worker_without_threads_ends_when_its_parent_does(tmp_path: Path, stop
         "time.sleep(600)"
     )
     reader, writer = os.pipe()
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdin=reader, stdout=subprocess.PIPE
-    ) as child:
+    with forked.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=reader, stdout=subprocess.PIPE) as child:
         os.close(reader)
         assert child.stdout is not None
         holder = subprocess.Popen(["sleep", "600"], pass_fds=[writer])

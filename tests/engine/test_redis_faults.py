@@ -15,6 +15,7 @@ from rq.job import Job, JobStatus
 
 from app.accept import queues
 from app.core.names import HANDLE_QUEUE
+from tests import forked
 from tests.engine import test_handle_crashes as handling
 from tests.engine.worker_process import FAST, ROOT, has, wait_until
 from tests.own_valkey import OwnValkey, own_valkey
@@ -119,9 +120,7 @@ class Workers:
     def _begin(self, queue: str, settings: dict[str, str]) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "workers", queue]
         with self._log.open("ab") as log:
-            return subprocess.Popen(
-                command, cwd=ROOT, env=clean_environment(settings), stdout=log, stderr=log
-            )
+            return forked.Popen(command, cwd=ROOT, env=clean_environment(settings), stdout=log, stderr=log)
 
     def living(self) -> int:
         return sum(process.poll() is None for process in self.processes)

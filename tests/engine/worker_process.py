@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from rq import Queue, Retry
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
+from tests import forked
 from tests.engine.sample_worker import QUEUE
 from tests.wrong_clock import WrongClock
 
@@ -56,7 +56,7 @@ class WorkerProcess:
         self._log = log
         with log.open("ab") as out:
             command = [sys.executable, "-m", "tests.engine.sample_worker", url, json.dumps(options)]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+            self.process = forked.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
 
     @property
     def log(self) -> str:

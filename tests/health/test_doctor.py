@@ -33,6 +33,7 @@ from app.core.names import (
 )
 from app.maintain.handler_states import HandlerStates
 from app.receive.listening import free_port
+from tests import forked
 from tests.forked import run_command
 from tests.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.receive.web import SECRET, clean_environment, environment, wait_until
@@ -85,7 +86,7 @@ def workers(valkey: OwnValkey, folder: Path) -> Iterator[dict[str, "subprocess.P
     """Real workers of both queues, once they work, schedule and have swept."""
     settings = clean_environment(environment(valkey.url, folder, **FLOOR))
     running = {
-        queue: subprocess.Popen(
+        queue: forked.Popen(
             [sys.executable, "-m", "workers", queue], cwd=ROOT, env=settings, stderr=subprocess.DEVNULL
         )
         for queue in (PERSIST_QUEUE, NOTIFY_QUEUE)

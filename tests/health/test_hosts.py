@@ -1,6 +1,5 @@
 """What a deployment of several hosts, and the server that they share, is told about itself."""
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from app.core.names import Kind, object_name
 from app.health.checks import default_user
 from app.receive.listening import free_port
 from app.storage.store import Storage
+from tests import forked
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import Web, clean_environment, environment, in_thread, wait_until
 
@@ -35,7 +35,7 @@ def ready(web: Web) -> tuple[int, list[str]]:
 def doctor(url: str, folder: Path) -> list[str]:
     command = [sys.executable, "-m", "app.cli", "doctor"]
     given = clean_environment(environment(url, folder))
-    return subprocess.run(
+    return forked.run(
         command, env=given, capture_output=True, text=True, check=False, timeout=60
     ).stdout.splitlines()
 

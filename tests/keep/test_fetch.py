@@ -3,7 +3,6 @@ import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ import pytest
 from app.core.errors import OutkeepError, Permanent, StorageFailure, Transient
 from app.core.hosts import HostRules
 from app.replicate.guard import guarded_session
+from tests import forked
 from tests.raw_host import (
     Names,
     RawHost,
@@ -573,6 +573,6 @@ def test_a_full_disk_is_an_error_for_a_retry_and_is_empty_again(
     tmp_path: Path, fault: str, said: str
 ) -> None:
     command = [sys.executable, "-c", ON_A_BAD_DISK.format(fault=fault), str(tmp_path)]
-    seen = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    seen = forked.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
 
     assert seen.stdout.startswith(f"StorageFailure {said.format(tmp_path)}"), seen.stderr

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from app.core.errors import Permanent
+from tests import forked
 from workers.keep.scratch import scratch
 
 HOLD = """
 import pathlib, sys
 from workers.keep.scratch import scratch
+
 with scratch(pathlib.Path(sys.argv[1])) as folder:
     (folder / "fetch-1.part").write_bytes(b"half")
     print(folder, flush=True)
@@ -24,7 +26,7 @@ with scratch(pathlib.Path(sys.argv[1])) as folder:
 @contextmanager
 def holder(parent: Path) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
     """A process with a folder of its own, and that folder."""
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, "-c", HOLD, str(parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None

@@ -24,6 +24,7 @@ from app.core.prediction import parse
 from app.maintain.rebuild import Rebuild, Rebuilt
 from app.maintain.replay import Replay, failures
 from app.maintain.user_jobs import end_of, tell
+from tests import forked
 from tests.bucket import S3
 from tests.cli.test_cli import complaints, outkeep
 from tests.kept import DAY, TTL, Deployment
@@ -312,7 +313,7 @@ def test_a_rebuild_that_is_killed_leaves_the_rest_to_the_next(
     before = outkeep("ls", "--json", "--limit", "1000", settings=settings).stdout
     past.redis.flushall()
     command = [sys.executable, "-m", "app.cli", "rebuild"]
-    process = subprocess.Popen(command, env=clean_environment(settings), stdout=subprocess.DEVNULL)
+    process = forked.Popen(command, env=clean_environment(settings), stdout=subprocess.DEVNULL)
     wait_until(lambda: past.redis.zcard(RECORDS) > 0)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

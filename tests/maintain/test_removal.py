@@ -35,6 +35,7 @@ from app.maintain.rebuild import Rebuild, Restoration, Wanted
 from app.maintain.removal import LIFE, PATIENCE, Found, LocalCopies, Removal, RemovedNotes, erase
 from app.maintain.replay import Outcome, Replay
 from app.storage.store import folders
+from tests import forked
 from tests.bucket import S3, Asked, FaultyProxy, Refusal
 from tests.cli.test_cli import complaints, outkeep
 from tests.kept import TTL, Deployment
@@ -357,7 +358,7 @@ def test_on_a_terminal_it_asks_first(past: Deployment, settings: dict[str, str],
     past.keep(ID)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "app.cli", "rm", ID]
-    process = subprocess.Popen(
+    process = forked.Popen(
         command,
         env=clean_environment(settings),
         stdin=theirs,
@@ -380,7 +381,7 @@ def killed(past: Deployment, settings: dict[str, str], prediction_id: str) -> bo
         past.storage.put_bytes(f"predictions/{prediction_id}/output-{number}.png", b"personal")
     command = [sys.executable, "-m", "app.cli", "rm", prediction_id]
     first = past.folder / "outputs/predictions" / prediction_id / "output-0.png"
-    with subprocess.Popen(command, env=clean_environment(settings), stdout=subprocess.DEVNULL) as process:
+    with forked.Popen(command, env=clean_environment(settings), stdout=subprocess.DEVNULL) as process:
         wait_until(lambda: not first.exists() or process.poll() is not None)
         process.kill()
     assert process.returncode in {0, -signal.SIGKILL}
@@ -479,7 +480,7 @@ def test_a_full_storage_gets_room_and_the_missing_note_is_said_and_made_up_for(
 ) -> None:
     past.keep(ID)
     command = [sys.executable, "-c", FULL, valkey_url, past.storage.url, ID, error]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = forked.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     sentence, named = done.stdout.splitlines()
     assert "the note of its removal could not be written" in sentence

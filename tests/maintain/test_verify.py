@@ -21,6 +21,7 @@ from app.core.names import Kind, object_name
 from app.core.prediction import parse
 from app.maintain.verify import Verifier, everything
 from app.storage.store import Storage
+from tests import forked
 from tests.bucket import Asked, Refusal, faulty_proxy
 from tests.receive.web import prediction
 from tests.small_s3 import SmallS3
@@ -115,7 +116,7 @@ def test_a_terminal_sees_a_bar_and_nobody_else_does(tmp_path: Path, arguments: l
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "app.cli", "verify", *arguments]
     own = {**os.environ, "OUTKEEP_STORAGE": storage.url, "OUTKEEP_DATA": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=own, text=True) as child:
+    with forked.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=own, text=True) as child:
         os.close(theirs)
         seen = b""
         while b"missing or differ\r\n" not in seen:

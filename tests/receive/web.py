@@ -19,6 +19,7 @@ from app.deployment import connect, prepare
 from app.main import LIMITS, server
 from app.receive.limits import Limits
 from app.receive.listening import free_port
+from tests import forked
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
@@ -142,7 +143,7 @@ def in_process(
     port = free_port()
     settings = environment(redis_url, folder, PORT=str(port), **more)
     with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = forked.Popen(
             [*limited, sys.executable, "-m", "app.cli", "serve"],
             env=clean_environment(settings),
             stdout=log,

@@ -19,6 +19,7 @@ from app.core.names import COUNTERS, NOTIFY_QUEUE, REMOVALS, RETENTION_TURN, Kin
 from app.maintain.removal import Removal
 from app.settings import load
 from app.telemetry.logs import event_name
+from tests import forked
 from tests.engine.worker_process import wait_until
 from tests.kept import DAY, TTL, Deployment
 from tests.receive.web import clean_environment, environment
@@ -229,7 +230,7 @@ def test_a_worker_removes_what_is_too_old_by_itself_and_says_so(past: Deployment
     assert load(settings).retention == AGE
     log = past.folder / "worker.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-m", "app.cli", "work", "persist"],
             env=clean_environment(settings),
             stdout=out,
@@ -256,7 +257,7 @@ def test_a_worker_whose_clock_is_far_off_removes_nothing_for_its_age(
     past.redis.zadd(REMOVALS, {record_member(Kind.PREDICTION, "begun"): NOW.timestamp() - 3600})
     host = WrongClock(past.folder, seconds)
     settings = environment(valkey_url, past.folder, OUTKEEP_RETENTION="30d")
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "app.cli", "work", "persist"],
         env=clean_environment(settings) | host.environment,
         stdout=subprocess.DEVNULL,

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -32,6 +31,7 @@ from app.core.names import (
     record_member,
 )
 from app.health.checks import swept
+from tests import forked
 from tests.engine.worker_process import ROOT, wait_until
 from tests.keep.desk import ID, Desk
 from workers.repair.inconsistencies import Consistency
@@ -350,7 +350,7 @@ def test_sweeps_that_are_killed_leave_one_job_for_each_event(redis: Redis, valke
             rounds += 1
             wanted = without_jobs(redis, 600 * rounds)
         made = queue.count
-        with subprocess.Popen([sys.executable, "-c", SWEEP_ONCE, valkey_url], cwd=ROOT) as process:
+        with forked.Popen([sys.executable, "-c", SWEEP_ONCE, valkey_url], cwd=ROOT) as process:
             wait_until(lambda: queue.count > made or redis.exists("done"), seconds=60)  # noqa: B023
             if killed < 3:
                 process.kill()

@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from app.replicate.client import MAX_ANSWER, connected
 from app.replicate.creation import creating
 from app.simulator import Simulator
 from tests.raw_host import ok, raw_host, then_for_ever, then_silence
+from tests.serving import Answering, serving
 
 PREDICTION = Kind.PREDICTION
 
@@ -237,7 +236,7 @@ def gateway(simulator: Simulator, prefix: str, *, is_root: bool, names: str) -> 
     """With `is_root` what follows `prefix` has no `/v1`; `names` is what lists name in its place."""
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -247,34 +246,17 @@ def gateway(simulator: Simulator, prefix: str, *, is_root: bool, names: str) -> 
                 self.answer(404, b"{}")
                 return
             url = f"{simulator.url}{'' if path.startswith('/v1/') else '/v1'}{path}"
-            length = int(self.headers.get("content-length", 0))
             headers = {"authorization": self.headers["authorization"], "content-type": "application/json"}
             with httpx.Client(trust_env=False) as client:
-                found = client.request(self.command, url, content=self.rfile.read(length), headers=headers)
+                found = client.request(self.command, url, content=self.body(), headers=headers)
             answer = found.content.replace(f"{simulator.url}/v1".encode(), names.encode())
             self.answer(found.status_code, answer)
 
         def do_POST(self) -> None:
             self.do_GET()
 
-        def answer(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield Gateway(f"http://127.0.0.1:{server.server_port}{prefix}", simulator, asked)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield Gateway(f"{url}{prefix}", simulator, asked)
 
 
 @pytest.mark.parametrize("names", ["https://api.replicate.com/v1", "http://inside:8080/replicate", ""])

@@ -4,8 +4,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from tests.serving import Answering, serving
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,16 @@ class Receiver:
 
 @contextmanager
 def receiver(*answers: int) -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         recording: ClassVar[Receiver]
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.body()
             headers = {name.lower(): value for name, value in self.headers.items()}
             status = self.recording.take(Received(self.path, headers, body))
-            self.send_response(status)
-            if status // 100 == 3:
-                self.send_header("location", "/elsewhere")
-            self.send_header("content-length", "0")
-            self.end_headers()
+            more = {"location": "/elsewhere"} if status // 100 == 3 else {}
+            self.answer(status, b"", **more)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Handler.recording = Receiver(f"http://127.0.0.1:{server.server_port}", answers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(Handler) as url:
+        Handler.recording = Receiver(url, answers)
         yield Handler.recording
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -11,9 +11,11 @@ import pytest
 
 from app.receive.listening import free_port
 from app.simulator import Simulator
+from tests import forked
 
 FOREGROUND = """
 from app.simulator import run
+
 run("127.0.0.1", 0, announce=lambda it: print(it.url, flush=True))
 """
 
@@ -21,7 +23,7 @@ run("127.0.0.1", 0, announce=lambda it: print(it.url, flush=True))
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
 def test_in_the_foreground_it_serves_until_a_signal(number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-c", FOREGROUND]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with forked.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert httpx.get(f"{url}/v1/account", timeout=60).status_code == 401

@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -19,6 +17,7 @@ from app.core.names import Kind
 from app.receive.listening import free_port
 from app.storage.store import Storage
 from tests.bucket import KEY, S3, SECRET, Asked, FaultyProxy, Refusal
+from tests.serving import Answering, serving
 from tests.storage.test_everywhere import manifest
 
 NAME = "predictions/abc/output-0.png"
@@ -292,7 +291,7 @@ def test_a_place_where_nobody_answers_is_an_outage(s3_here: S3, monkeypatch: pyt
         Storage(s3_here.url).check_writable()
 
 
-class Roles(BaseHTTPRequestHandler):
+class Roles(Answering):
     """Gives out credentials as the metadata service of a container does; each key is good for one request."""
 
     given = 0
@@ -306,31 +305,20 @@ class Roles(BaseHTTPRequestHandler):
             "Token": "t",
             "Expiration": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        body = json.dumps(document).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        self.answer(200, json.dumps(document).encode())
 
 
 @pytest.fixture
 def roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: FaultyProxy) -> Iterator[None]:
     Roles.given = 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Roles)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     token = tmp_path / "token"
     token.write_text("let me in")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    url = f"http://127.0.0.1:{server.server_address[1]}/role"
-    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
     monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
-    yield
-    server.shutdown()
-    server.server_close()
+    with serving(Roles) as url:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/role")
+        yield
 
 
 def test_credentials_that_expire_are_renewed_without_a_restart(proxy: FaultyProxy, roles: None) -> None:

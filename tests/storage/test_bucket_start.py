@@ -1,7 +1,6 @@
 """A bucket at the start and while we run: mistakes stop the start, outages are shown and waited for."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from app.receive.listening import free_port
 from app.settings import load
 from app.storage.store import Storage
 from app.telemetry.redaction import Redactor, secrets_of
+from tests import forked
 from tests.bucket import KEY, S3, FaultyProxy, faulty_proxy
 from tests.bucket import SECRET as S3_SECRET
 from tests.receive.web import SECRET, environment, in_thread, wait_until
@@ -126,5 +126,5 @@ def test_a_check_on_a_host_whose_clock_is_wrong_leaves_the_checks_of_others_alon
     host = WrongClock(tmp_path, seconds)
     code = "import sys; from app.storage.store import Storage; Storage(sys.argv[1]).prove()"
     command = [sys.executable, "-c", code, s3_here.url]
-    subprocess.run(command, env=os.environ | host.environment, check=True, timeout=120)
+    forked.run(command, env=os.environ | host.environment, check=True, timeout=120)
     assert list(Storage(s3_here.url).names(CHECKS)) == [name]

@@ -31,6 +31,7 @@ from app.maintain.rebuild import BATCH
 from app.receive.listening import free_port
 from app.storage.identity import Identity, read
 from app.storage.store import Storage
+from tests import forked
 from tests.kept import TTL, Deployment
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.receive.web import clean_environment, environment, wait_until
@@ -272,7 +273,7 @@ def valkey() -> Iterator[OwnValkey]:
 
 def outkeep(*words: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", *words]
-    return subprocess.run(
+    return forked.run(
         command, env=clean_environment(settings), capture_output=True, text=True, check=False, timeout=60
     )
 
@@ -378,9 +379,7 @@ def test_since_when_a_handler_is_in_the_file_is_written_by_the_time_of_redis(
     host = environment(valkey.url, tmp_path, PORT="0", OUTKEEP_HANDLERS=str(handlers))
     clock = WrongClock(tmp_path, seconds)
     before = datetime.now(UTC)
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], env=clean_environment(host) | clock.environment
-    )
+    process = forked.Popen([sys.executable, "-m", *words], env=clean_environment(host) | clock.environment)
     try:
         wait_until(lambda: "added" in read(storage).handlers)
         added = read(storage).handlers["added"]
@@ -398,7 +397,7 @@ def test_a_worker_that_could_not_compare_at_its_start_ends_once_it_can(
     valkey.redis.set(IDENTITY_LOCK, "somebody's")  # as if the storage did not answer
     host = environment(valkey.url, tmp_path)
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-m", "workers", queue], env=clean_environment(host), stdout=log, stderr=log
         )
     try:

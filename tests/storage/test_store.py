@@ -15,6 +15,7 @@ import pytest
 from app.core.errors import OutkeepError, Permanent, Transient
 from app.core.names import Kind
 from app.storage.store import Storage
+from tests import forked
 from tests.receive.web import wait_until
 
 NOW = datetime(2026, 3, 16, tzinfo=UTC)
@@ -98,7 +99,7 @@ def test_a_relative_data_folder_survives_a_change_of_the_working_directory(tmp_p
         "storage = Storage(load({'OUTKEEP_DATA': 'relative'}).storage_url); os.chdir('/')\n"
         "storage.put_bytes('a/b', b'x')"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    forked.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
     assert (tmp_path / "relative" / "outputs" / "a" / "b").read_bytes() == b"x"
 
@@ -121,9 +122,7 @@ def run_child(
     """Run `code` with `storage` in a process of its own, which prints what it saw."""
     program = f"{_CHILD}\n{code}"
     command = [sys.executable, "-c", program, storage.url, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, **options
-    )
+    return forked.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, **options)
 
 
 _CHILD = """
@@ -209,7 +208,7 @@ def test_a_killed_write_leaves_nothing_visible(storage: Storage, tmp_path: Path,
         storage.url,
         str(pipe),
     ]
-    with subprocess.Popen(command) as process, pipe.open("wb") as feed:
+    with forked.Popen(command) as process, pipe.open("wb") as feed:
         feed.write(b"x" * (5 << 20))
         feed.flush()
         folder = tmp_path / "kept here" / "predictions" / "abc"

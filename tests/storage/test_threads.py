@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from app.core.errors import StorageFailure
 from app.storage.store import THREADS, Storage
 from app.storage.threads import Threads
+from tests import forked
 
 
 @pytest.fixture
@@ -73,6 +73,7 @@ def test_who_is_cancelled_waits_no_more_and_the_end_of_a_process_waits_for_none(
 import asyncio, threading
 from app.storage.threads import Threads
 
+
 async def main():
     task = asyncio.create_task(Threads("some", 2).run(threading.Event().wait))
     await asyncio.sleep(0)
@@ -82,7 +83,7 @@ async def main():
 
 asyncio.run(main())
 """
-    ended = subprocess.run(
+    ended = forked.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert ended.stdout == "True\n"

@@ -4,10 +4,11 @@ import json
 import os
 import pty
 import socket
-import subprocess
 import sys
 
 import pytest
+
+from tests import forked
 
 _PROGRAM = """
 import logging, sys
@@ -30,7 +31,7 @@ logging.getLogger("rq.worker").warning("of interest")
 
 def logged(level: str, log_format: str) -> list[str]:
     command = [sys.executable, "-c", _PROGRAM, level, log_format]
-    child = subprocess.run(command, capture_output=True, check=True)
+    child = forked.run(command, capture_output=True, check=True)
     assert child.stdout == b""
     return child.stderr.decode().splitlines()
 
@@ -88,7 +89,7 @@ def test_an_error_of_redis_is_one_line_without_a_trace(log_format: str) -> None:
     """It strikes all that is under way at once."""
     names = ["ConnectionError", "TimeoutError", "OutOfMemoryError", "ReadOnlyError", "BusyLoadingError"]
     command = [sys.executable, "-c", _OF_REDIS, log_format, *names]
-    lines = subprocess.run(command, capture_output=True, check=True, text=True).stderr.splitlines()
+    lines = forked.run(command, capture_output=True, check=True, text=True).stderr.splitlines()
     assert len(lines) == 2 * len(names)
     for line, name in zip(lines[::2], names, strict=True):
         assert f"{name}: it is away" in line
@@ -102,7 +103,7 @@ def test_json_is_the_format_unless_there_is_a_terminal() -> None:
 def test_on_a_terminal_lines_are_for_people() -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", _PROGRAM, "info", ""]
-    with subprocess.Popen(command, stderr=theirs) as child:
+    with forked.Popen(command, stderr=theirs) as child:
         os.close(theirs)
         seen = b""
         while b"of interest" not in seen:
@@ -154,7 +155,7 @@ raise RuntimeError("correct horse battery")
 
 
 def test_any_content_is_valid_json_without_secrets_and_so_is_a_crash() -> None:
-    child = subprocess.run([sys.executable, "-c", _HOSTILE], capture_output=True, check=False)
+    child = forked.run([sys.executable, "-c", _HOSTILE], capture_output=True, check=False)
     lines = [json.loads(line, parse_constant=refuse_constant) for line in child.stderr.splitlines()]
 
     assert child.returncode == 1
@@ -181,6 +182,7 @@ def refuse_constant(word: str) -> None:
 _JOB = """
 import logging
 from app.telemetry import logs as telemetry
+
 telemetry.configure("info", "{}")
 event = {{"data": {{"input": {{"prompt": "a private prompt"}}}}}}
 facts = {{"func": "f", "arguments": [event], "kwargs": event}}
@@ -191,6 +193,6 @@ logging.getLogger("rq.worker").error("job raised", extra=facts)
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_the_arguments_of_a_job_that_failed_are_not_logged(log_format: str) -> None:
     command = [sys.executable, "-c", _JOB.format(log_format)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = forked.run(command, capture_output=True, text=True, check=True)
     assert "job raised" in done.stderr
     assert "private" not in done.stderr

@@ -19,6 +19,7 @@ from app.core.names import COUNTERS
 from app.core.vocabulary import BYTES, HOUR_LEFT, NOTIFIED, RECEIVED, REFUSED
 from app.receive.listening import free_port
 from app.telemetry.tally import FOLDER, MOST_SERIES, Kept, Tally
+from tests import forked
 from tests.engine.worker_process import ROOT
 from tests.receive.web import clean_environment, environment, wait_until
 
@@ -138,7 +139,7 @@ def test_what_was_counted_while_redis_was_away_survives_kills(redis: Redis, tmp_
     folder, port = tmp_path / "counts", str(free_port())
     for number in (96, 175):
         command = [sys.executable, "-c", CHILD, port, str(folder), str(number)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        with forked.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "counted\n"
             expected = 96 if number == 96 else 96 + 175  # the second takes over what the first has left
@@ -183,7 +184,7 @@ from pathlib import Path
 from redis import Redis
 from app.core.vocabulary import RECEIVED
 from app.telemetry.tally import Tally
-from tests import kernel
+from tests import forked, kernel
 
 getattr(kernel, sys.argv[3])(*(int(one) for one in sys.argv[4:]))
 with Tally().flushing(Redis.from_url(sys.argv[1]), Path(sys.argv[2])) as tally:
@@ -209,7 +210,7 @@ def test_what_was_left_behind_waits_where_the_disk_does_not_do_its_part(
     left = tmp_path / "dead.counts"
     left.write_text('{"planted": 5}')
     command = [sys.executable, "-c", ON_A_BAD_DISK, valkey_url, str(tmp_path), *map(str, fault)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=ROOT) as child:
+    with forked.Popen(command, stdin=subprocess.PIPE, text=True, cwd=ROOT) as child:
         assert child.stdin is not None
         for number in range(1, 4):  # each is another turn
             child.stdin.write("\n")
@@ -230,7 +231,7 @@ def test_each_process_that_counts_takes_over_what_lies_in_its_data(
     left.parent.mkdir()
     left.write_text('{"planted": 5}')
     settings = clean_environment(environment(valkey_url, tmp_path, PORT="0"))
-    with subprocess.Popen([sys.executable, "-m", "app.cli", *process], cwd=ROOT, env=settings) as running:
+    with forked.Popen([sys.executable, "-m", "app.cli", *process], cwd=ROOT, env=settings) as running:
         try:
             wait_until(lambda: counts(redis).get("planted") == 5)
             wait_until(lambda: not left.exists())

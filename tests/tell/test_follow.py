@@ -43,6 +43,7 @@ from app.replicate.follow_ups import LEASE, FollowUps, Intent
 from app.settings import load
 from app.simulator import Simulator
 from app.storage.store import Storage
+from tests import forked
 from tests.api_host import (
     ApiHost,
     Hanging,
@@ -142,7 +143,7 @@ class Studio:
         path = Path(self.environment["OUTKEEP_DATA"]) / "outkeep.toml"
         path.write_text(self.handlers)
         environment = {**self.environment, "OUTKEEP_HANDLERS": str(path)}
-        process = subprocess.Popen([sys.executable, "-m", "workers", NOTIFY_QUEUE], cwd=ROOT, env=environment)
+        process = forked.Popen([sys.executable, "-m", "workers", NOTIFY_QUEUE], cwd=ROOT, env=environment)
         try:
             yield process
         finally:
@@ -152,7 +153,7 @@ class Studio:
     def show(self, prediction_id: str) -> str:
         """What `outkeep show` prints."""
         command = [sys.executable, "-m", "app.cli", "show", prediction_id]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, check=True)
+        done = forked.run(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, check=True)
         return done.stdout.decode()
 
     def again(self) -> None:

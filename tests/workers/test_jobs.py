@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from app.deployment import Deployment
 from app.receive.listening import free_port
 from app.settings import load
 from app.simulator import Simulator
+from tests import forked
 from tests.e2e.recorder import Recorder, recorder
 from tests.engine.worker_process import PATIENCE, ROOT, failure, wait_until
 from tests.keep.desk import ID, PNG, Desk, Quick
@@ -187,7 +187,7 @@ class Process:
             **settings,
         }
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = forked.Popen(
                 [sys.executable, "-m", "workers", *arguments],
                 cwd=folder,
                 env=environment,
@@ -242,7 +242,7 @@ def test_worker_processes_keep_a_prediction_and_tell_its_handler_and_rq_info_is_
         downstream.verify(downstream.of(ID)[0])
         told = notify_job_id("recorder", Kind.PREDICTION, ID)
         wait_until(lambda: present(desk, NOTIFY_QUEUE, told).get_status() == JobStatus.FINISHED)
-        info = subprocess.run(
+        info = forked.run(
             [Path(sys.executable).parent / "rq", "info", "--url", valkey_url, "--raw"],
             capture_output=True,
             text=True,

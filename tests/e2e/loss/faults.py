@@ -47,11 +47,13 @@ class Fault:
 
 
 def draw(seed: int, count: int, kinds: Sequence[Kind] = tuple(VICTIMS)) -> list[Fault]:
-    """`count` faults: the kind is drawn first, then the process, so that no kind drowns among the others."""
+    """`count` faults: all kinds in an order that is drawn, and again, so that few faults are of all kinds."""
     drawing = random.Random(seed)
-    faults = []
-    for _ in range(count):
-        kind = drawing.choice(kinds)
+    faults: list[Fault] = []
+    order: list[Kind] = []
+    while len(faults) < count:
+        order = order or drawing.sample(kinds, len(kinds))
+        kind = order.pop()
         victim = drawing.choice(VICTIMS[kind])
         lurks = drawing.random() < LURKING
         faults.append(Fault(drawing.uniform(0, LONGEST_PAUSE), lurks, kind, victim))
