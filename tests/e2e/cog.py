@@ -15,7 +15,7 @@ import httpx
 
 from app.receive.listening import free_port
 from tests.e2e.running import PATIENCE, until
-from tests.serving import Answering, serving
+from tests.serving import PLAIN, Answering, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,13 +71,11 @@ class Cog:
         """Start a prediction with a webhook; its id."""
         method, path = ("PUT", f"/predictions/{prediction_id}") if prediction_id else ("POST", "/predictions")
         events = ["start", "output", "logs", "completed"]
-        answer = httpx.request(
+        answer = PLAIN.request(
             method,
             f"{self.url}{path}",
             json={"input": given, "webhook": webhook, "webhook_events_filter": events},
             headers={"prefer": "respond-async"},
-            timeout=PATIENCE,
-            trust_env=False,
         )
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
@@ -85,12 +83,12 @@ class Cog:
     def cancel(self, prediction_id: str) -> None:
         """Ask it to stop a prediction."""
         url = f"{self.url}/predictions/{prediction_id}/cancel"
-        httpx.post(url, timeout=PATIENCE, trust_env=False).raise_for_status()
+        PLAIN.post(url).raise_for_status()
 
     def is_ready(self) -> bool:
         """Whether it takes predictions."""
         with suppress(httpx.HTTPError):
-            answer = httpx.get(f"{self.url}/health-check", timeout=5, trust_env=False)
+            answer = PLAIN.get(f"{self.url}/health-check", timeout=5)
             return bool(answer.json()["status"] == "READY")
         return False
 

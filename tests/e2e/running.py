@@ -19,6 +19,7 @@ from app.maintain.backlog import ENDED
 from app.receive.listening import free_port
 from app.valkey.server import running_url
 from tests.e2e.canary import SECRET_SETTINGS, leaks
+from tests.serving import PLAIN
 
 PATIENCE = 120.0
 OUTKEEP = str(Path(sys.executable).with_name("outkeep"))
@@ -31,11 +32,13 @@ _NOT_INHERITED = ("OUTKEEP_", "REPLICATE_", "REDIS_URL", "PORT", "HOST", "LOG_")
 
 
 def until(holds: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> None:
-    """Wait until `holds()` is true; fail with `what` after `seconds`."""
+    """Wait until `holds()` is true; fail with `what` after `seconds`. Looking takes a third of it."""
     deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(max(0.02, min(0.5, 2 * (time.monotonic() - began))))
+        began = time.monotonic()
 
 
 class Up:
@@ -102,7 +105,7 @@ class Up:
     def is_ready(self) -> bool:
         """Whether `/readyz` answers 200 and misses no worker."""
         try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
+            answer = PLAIN.get(f"{self.url}/readyz", timeout=5)
         except httpx.HTTPError:
             return False
         return answer.status_code == 200 and "warn workers" not in answer.text

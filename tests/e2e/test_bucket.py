@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.request import Request, urlopen
 
-import httpx
 import pytest
 
 from app.core.names import CLAIMS, Kind
@@ -18,24 +17,13 @@ from app.simulator import Simulator
 from app.storage.store import Storage
 from tests import forked
 from tests.bucket import S3, FaultyProxy, Refusal, faulty_proxy
-from tests.e2e.recorder import Recorder, recorder
+from tests.e2e.recorder import Recorder
 from tests.e2e.running import Up, running_up, until
+from tests.serving import PLAIN
 
 pytestmark = pytest.mark.slow
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def downstream() -> Iterator[Recorder]:
-    with recorder() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +89,7 @@ def test_files_of_every_size_are_kept_and_their_links_lead_to_the_bytes(
     for file, content in zip(event["data"]["files"], contents, strict=True):
         assert file["sha256"] == hashlib.sha256(content).hexdigest()
         assert file["url"].startswith(up.url)
-        assert httpx.get(file["url"], timeout=60).headers["location"].startswith(proxy.s3.endpoint)
+        assert PLAIN.get(file["url"]).headers["location"].startswith(proxy.s3.endpoint)
         with urlopen(file["url"], timeout=60) as answer:
             assert answer.read() == content
             assert answer.headers["content-type"] == "image/png"
@@ -136,9 +124,9 @@ def test_credentials_that_are_refused_for_a_while_lose_nothing(
     proxy.rule = refuse
     finish(up, simulator, "later", url)
     until(lambda: refused, "the worker asked the store")
-    ready = httpx.get(f"{up.url}/readyz", timeout=30)
+    ready = PLAIN.get(f"{up.url}/readyz")
     until(
-        lambda: "AWS_SESSION_TOKEN" in httpx.get(f"{up.url}/readyz", timeout=30).text,
+        lambda: "AWS_SESSION_TOKEN" in PLAIN.get(f"{up.url}/readyz").text,
         "readiness names the variable",
     )
     doctor = command(up, "doctor")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import pytest
 from redis import Redis
 
@@ -21,7 +20,7 @@ from tests.e2e.canary import files, leaks, redis_contents
 from tests.e2e.recorder import Received, Recorder, recorder
 from tests.e2e.running import OUTKEEP, Up, running_up, until
 from tests.own_valkey import OwnValkey, own_valkey
-from tests.serving import Answering, serving
+from tests.serving import PLAIN, Answering, serving
 
 pytestmark = pytest.mark.slow
 
@@ -66,9 +65,7 @@ class Run:
     said: list[tuple[str, bytes]] = field(default_factory=list)
 
     def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> int:
-        answer = httpx.request(
-            method, f"{self.up.url}{path}", headers=headers, content=body, timeout=30, trust_env=False
-        )
+        answer = PLAIN.request(method, f"{self.up.url}{path}", headers=headers, content=body)
         self.said.append((f"answer to {method} {path}", repr(answer.headers).encode() + answer.content))
         return answer.status_code
 
@@ -244,7 +241,7 @@ def tries(downstream: Recorder) -> int:
 
 def metric(run: Run, name: str) -> float:
     """One sample of `/metrics`; 0 when it is not there."""
-    lines = httpx.get(f"{run.up.url}/metrics", timeout=60, trust_env=False).text.splitlines()
+    lines = PLAIN.get(f"{run.up.url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
 
 

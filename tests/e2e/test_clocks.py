@@ -18,7 +18,7 @@ from tests.e2e.separate import Separate
 from tests.e2e.traffic import finished
 from tests.own_valkey import own_valkey
 from tests.receive.web import signed
-from tests.serving import Answering, serving
+from tests.serving import PLAIN, Answering, serving
 from tests.wrong_clock import WrongClock
 from workers.repair.retention import LEASE
 
@@ -114,7 +114,7 @@ def test_nothing_is_lost_removed_run_or_told_twice(tmp_path: Path, seconds: tupl
                 body = httpx.Request(
                     "POST", up.hook, json=finished(identity, [f"{files.url}/{identity}.bin"])
                 ).content
-                answer = httpx.post(up.hook, content=body, headers=signed(body), timeout=60, trust_env=False)
+                answer = PLAIN.post(up.hook, content=body, headers=signed(body))
                 assert answer.status_code == 202, answer.text
                 assert answer.json() == {"outcome": "accepted"}
                 host.step_to(seconds[number * len(seconds) // COUNT])
@@ -156,11 +156,11 @@ def require_all_told(downstream: Recorder) -> None:
 
 def require_said(up: Separate, skew: float) -> None:
     """Aloud: in readiness, doctor, metrics and log."""
-    ready = httpx.get(f"{up.url}/readyz", timeout=5, trust_env=False)
+    ready = PLAIN.get(f"{up.url}/readyz", timeout=5)
     assert ready.status_code == 200
     assert f"warn clock: {skew:+.0f}" in ready.text.replace(".0 s", " s").replace(".1 s", " s")
     assert "warn clocks: " in ready.text
-    metrics = httpx.get(f"{up.url}/metrics", timeout=5, trust_env=False).text
+    metrics = PLAIN.get(f"{up.url}/metrics", timeout=5).text
     [line] = [one for one in metrics.splitlines() if one.startswith("outkeep_clock_skew_seconds{")]
     assert abs(float(line.split()[-1]) - skew) < 2
     assert '"event": "clock_skew"' in up.text()

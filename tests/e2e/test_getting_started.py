@@ -19,7 +19,7 @@ from replicate.helpers import FileOutput
 from app.simulator import Simulator
 from app.simulator import pictures as media
 from app.simulator.models import version_id
-from tests.e2e.recorder import Recorder, recorder
+from tests.e2e.recorder import Recorder
 from tests.e2e.running import Up, running_up
 from tests.raw_host import self_signed
 
@@ -41,12 +41,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def simulator(certificate: Path) -> Iterator[Simulator]:
     with Simulator(host="localhost", certificate=certificate) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def downstream() -> Iterator[Recorder]:
-    with recorder() as running:
         yield running
 
 

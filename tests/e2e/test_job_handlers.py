@@ -28,12 +28,6 @@ MANY = 6
 
 
 @pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, simulator: Simulator, s3_process: S3) -> Iterator[Up]:
     s3_process.clear()
     folder = tmp_path_factory.mktemp("up")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from replicate.client import Client
 
@@ -18,6 +17,7 @@ from app.simulator import Simulator
 from tests import forked
 from tests.api_host import ApiHost, Hanging, api_host
 from tests.e2e.running import OUTKEEP, PATIENCE, Up, unfinished, until
+from tests.serving import PLAIN
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def up(tmp_path: Path, api: ApiHost) -> Iterator[Up]:
 def created(simulator: Simulator) -> list[dict[str, Any]]:
     """All predictions that Replicate knows of."""
     headers = {"authorization": f"Bearer {simulator.token}"}
-    answer = httpx.get(f"{simulator.url}/v1/predictions", headers=headers, timeout=60, trust_env=False)
+    answer = PLAIN.get(f"{simulator.url}/v1/predictions", headers=headers)
     results: list[dict[str, Any]] = answer.json()["results"]
     return results
 

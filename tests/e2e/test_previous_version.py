@@ -14,16 +14,10 @@ import pytest
 
 from tests import forked
 from tests.conftest import SAMPLES
-from tests.e2e.recorder import Recorder, recorder
+from tests.e2e.recorder import Recorder
 from tests.e2e.running import Up, running_up
 
 PENDING = ("received", "large", "spooled")
-
-
-@pytest.fixture(scope="module")
-def downstream() -> Iterator[Recorder]:
-    with recorder() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

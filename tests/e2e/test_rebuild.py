@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 import pytest
 
 from app.core.manifest import format_time
@@ -18,6 +17,7 @@ from tests import forked
 from tests.e2e.recorder import DEFAULT_SECRET, Received, Recorder, recorder
 from tests.e2e.running import Up, running_up, unfinished, until
 from tests.receive.web import prediction, signed
+from tests.serving import PLAIN
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
 ENDED = {"dispatched", "failed"}
@@ -31,12 +31,6 @@ class Downstream:
 
     def __call__(self, request: Received) -> int:
         return 410 if request.path == "/gone" and self.is_gone else 204
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +61,7 @@ def outkeep(up: Up, *arguments: str) -> str:
 
 
 def deliver(up: Up, body: bytes, path: str = "/webhooks/replicate?order=17") -> str:
-    answer = httpx.post(f"{up.url}{path}", content=body, headers=signed(body), timeout=60, trust_env=False)
+    answer = PLAIN.post(f"{up.url}{path}", content=body, headers=signed(body))
     assert answer.status_code == 202, answer.text
     return str(answer.json()["outcome"])
 
@@ -190,7 +184,7 @@ def test_a_replay_tells_days_later_with_redis_empty_and_links_that_are_good(
     downstream.verify(again)
     assert again.header("webhook-id") == first.header("webhook-id")
     [file] = again.event["data"]["files"]
-    assert httpx.get(file["url"], timeout=60, trust_env=False).content == IMAGE
+    assert PLAIN.get(file["url"]).content == IMAGE
     expires = int(parse_qs(urlsplit(file["url"]).query)["expires"][0])
     assert expires > datetime.now(UTC).timestamp() + 7 * 86400
     assert again.event["data"]["query"] == {"order": "17"}
@@ -212,7 +206,7 @@ def test_what_was_removed_is_gone_and_a_late_delivery_brings_nothing_back(
     assert deliver(up, prediction("private", status="processing", output=None)) == "stale"
     assert not (up.outputs / "predictions/private").exists()
     link = downstream.of("private")[0].event["data"]["files"][0]["url"]
-    assert httpx.get(link, timeout=60, trust_env=False).status_code == 404
+    assert PLAIN.get(link).status_code == 404
     with up.redis() as redis:
         outkeep(up, "rebuild")
         left = [key for key in redis.scan_iter() if b"private" in key]

@@ -18,7 +18,7 @@ from app.reconcile.memory import Memory
 from app.simulator import Simulator
 from app.simulator import pictures as media
 from tests import forked
-from tests.e2e.recorder import Recorder, recorder
+from tests.e2e.recorder import Recorder
 from tests.e2e.running import OUTKEEP, Up, until
 
 pytestmark = pytest.mark.slow
@@ -30,12 +30,6 @@ STATUSES = ("succeeded", "failed", "canceled", "aborted", "succeeded")
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
     with Simulator(reticent=True, retry_delays=(0.1, 0.1)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def downstream() -> Iterator[Recorder]:
-    with recorder() as running:
         yield running
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from replicate.webhook import Webhooks, WebhookSigningSecret, WebhookValidationError
 
@@ -20,7 +19,7 @@ from app.core.names import Kind
 from app.core.signature import generate_secret
 from app.simulator import Simulator
 from tests.e2e.running import PATIENCE, Up, running_up
-from tests.serving import Answering, serving
+from tests.serving import PLAIN, Answering, serving
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +73,7 @@ def python_receiver() -> Iterator[Receiver]:
             except WebhookValidationError:
                 valid = False
             prediction = json.loads(body)
-            found = [httpx.get(url, trust_env=False).content for url in urls(prediction["output"])]
+            found = [PLAIN.get(url).content for url in urls(prediction["output"])]
             receiver.told.put(Told(valid, prediction, [hashlib.sha256(one).hexdigest() for one in found]))
             self.answer(200 if valid else 401)
 
@@ -129,7 +128,7 @@ def test_programs_written_for_replicate_run_behind_outkeep(tmp_path: Path) -> No
 
 def create(up: Up, simulator: Simulator, model: str) -> str:
     """The id of a new prediction."""
-    created = httpx.post(
+    created = PLAIN.post(
         f"{simulator.url}/v1/models/outkeep/{model}/predictions",
         headers={"authorization": f"Bearer {simulator.token}"},
         json={"input": {"prompt": "größer"}, "webhook": up.hook, "webhook_events_filter": ["completed"]},

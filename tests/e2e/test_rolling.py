@@ -17,6 +17,7 @@ from tests.e2e.running import unfinished, until
 from tests.e2e.separate import Separate, running_separately
 from tests.e2e.traffic import finished
 from tests.receive.web import signed
+from tests.serving import PLAIN
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,7 @@ ROLES = ("receiver", "persist", "notify")
 
 def deliver(up: Separate, identity: str) -> None:
     body = httpx.Request("POST", up.hook, json=finished(identity, [])).content
-    answer = httpx.post(up.hook, content=body, headers=signed(body), timeout=60, trust_env=False)
+    answer = PLAIN.post(up.hook, content=body, headers=signed(body))
     assert answer.json() == {"outcome": "accepted"}
     until((up.outputs / "predictions" / identity / "prediction.json").exists, f"{identity} is stored")
 

@@ -20,24 +20,12 @@ from app.simulator.models import version_id
 from tests import forked
 from tests.api_host import Hanging, api_host, lost
 from tests.e2e.canary import leaks
-from tests.e2e.recorder import Recorder, recorder
+from tests.e2e.recorder import Recorder
 from tests.e2e.running import OUTKEEP, PATIENCE, Up, running_up, until
 
 pytestmark = pytest.mark.slow
 
 PICTURE = media.png("a fridge")
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator(retry_delays=(0.1, 0.2)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def downstream() -> Iterator[Recorder]:
-    with recorder() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

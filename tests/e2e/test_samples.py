@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from app.accept import queues
 from app.core.names import NOTIFY_QUEUE, PERSIST_QUEUE, Kind, notify_job_id, persist_job_id
 from app.core.prediction import TERMINAL
 from app.simulator import Simulator
-from tests.e2e.recorder import Recorder, recorder
+from tests import forked
+from tests.e2e.recorder import DEFAULT_SECRET, Recorder
 from tests.e2e.running import Up, running_up, unfinished, until
+from tests.receive.web import prediction, signed
+from tests.serving import PLAIN
 
 pytestmark = pytest.mark.slow
 
@@ -53,20 +57,8 @@ class Sample:
 
 
 @pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def downstream() -> Iterator[Recorder]:
-    with recorder() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, simulator: Simulator, downstream: Recorder) -> Iterator[Up]:
-    settings = {"OUTKEEP_OUTPUT_HOSTS": simulator.url}
+    settings = {"OUTKEEP_OUTPUT_HOSTS": simulator.url, "REPLICATE_WEBHOOK_SECRET": DEFAULT_SECRET}
     folder = tmp_path_factory.mktemp("up")
     with running_up(folder, handlers=downstream.handler(HANDLER), settings=settings) as running:
         yield running
@@ -116,10 +108,10 @@ def deliver(up: Up, sample: Sample, *, webhook_id: str | None = None) -> str:
         "content-type": "application/json",
         "webhook-id": webhook_id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(up.secret).sign(webhook_id, now, sample.body.decode()),
+        "webhook-signature": Webhook(DEFAULT_SECRET).sign(webhook_id, now, sample.body.decode()),
     }
     hook = f"{up.hook}/trainings" if sample.kind is Kind.TRAINING else up.hook
-    answer = httpx.post(hook, content=sample.body, headers=headers, timeout=30, trust_env=False)
+    answer = PLAIN.post(hook, content=sample.body, headers=headers)
     assert answer.status_code == 202, answer.text
     outcome: str = answer.json()["outcome"]
     return outcome
@@ -241,3 +233,35 @@ def test_samples_that_still_run_make_no_job(up: Up, recorded: list[Sample], down
             assert redis.hget(f"outkeep:record:{sample.kind}:{sample.id}", "state") == b"running"
     assert not any(folder_of(up, sample).exists() for sample in running)
     assert not downstream.ids() & {sample.id for sample in running}
+
+
+def test_a_lost_output_is_said_everywhere_and_the_others_are_kept(
+    up: Up, simulator: Simulator, downstream: Recorder
+) -> None:
+    urls = [simulator.add_file("kept.txt", b"kept"), simulator.add_file("lost.png", b"lost")]
+    simulator.remove_file(urls[1])
+    body = prediction("partly", output=urls)
+    answer = PLAIN.post(up.hook, content=body, headers=signed(body))
+    assert answer.status_code == 202
+    downstream.wait_for(lambda them: "partly" in them.ids(), "the handler is told")
+
+    lost = {"pointer": "/output/1", "source": urls[1], "error": "not_found"}
+    data = downstream.of("partly")[0].event["data"]
+    assert data["lost"] == [lost]
+    assert [file["pointer"] for file in data["files"]] == ["/output/0"]
+    manifest = json.loads((up.outputs / "predictions/partly/prediction.json").read_text())
+    assert [file["error"] for file in manifest["files"]] == [None, "not_found"]
+    listed = forked.run(
+        [sys.executable, "-m", "app.cli", "ls", "--lost", "--json"],
+        cwd=up.folder,
+        env=up.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    [line] = [json.loads(text) for text in listed.stdout.splitlines()]
+    assert (line["id"], line["files"], line["lost"]) == ("partly", 1, 1)
+    until(
+        lambda: 'outkeep_files_lost_total{code="not_found"} 1' in PLAIN.get(f"{up.url}/metrics").text,
+        "metrics count it",
+    )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 import pytest
 from redis import Redis
 from redis.exceptions import LockError
@@ -56,6 +55,7 @@ from tests.api_host import (
 )
 from tests.engine.worker_process import ROOT, wait_until
 from tests.keep.desk import Quick
+from tests.serving import PLAIN
 from tests.wrong_clock import WrongClock
 from workers.services import Jobs, notify_jobs
 from workers.tell.attempt import MAX_DETAIL, Delivery
@@ -276,7 +276,7 @@ def test_without_a_public_url_the_file_itself_is_uploaded(studio: Studio) -> Non
     assert "webhook" not in child
     url = child["input"]["image"].replace(studio.api.url, studio.api.simulator.url)
     headers = {"authorization": f"Bearer {studio.api.simulator.token}"}
-    uploaded = httpx.get(url, headers=headers, timeout=60, trust_env=False).json()
+    uploaded = PLAIN.get(url, headers=headers).json()
     assert (uploaded["size"], uploaded["name"]) == (len(PNG), "output-0.png")
     assert uploaded["content_type"] == "image/png"
     assert uploaded["checksums"]["sha256"] == hashlib.sha256(PNG).hexdigest()
@@ -305,7 +305,7 @@ def test_an_uploaded_file_says_by_its_name_and_type_what_coding_its_bytes_have(
     studio.work()
     url = studio.only["input"]["image"].replace(studio.api.url, studio.api.simulator.url)
     headers = {"authorization": f"Bearer {studio.api.simulator.token}"}
-    uploaded = httpx.get(url, headers=headers, timeout=60, trust_env=False).json()
+    uploaded = PLAIN.get(url, headers=headers).json()
     assert (uploaded["name"], uploaded["content_type"]) == (name, media_type)
     assert uploaded["checksums"]["sha256"] == hashlib.sha256(PNG).hexdigest()
 
