@@ -7,7 +7,7 @@ NODE := .venv-node/.installed
 ARQ := .venv-arq/.installed
 NGINX := .nginx/usr/sbin/nginx
 
-.PHONY: setup cog node arq nginx chromium demo screenshots test loss soak openapi check format house bench lock clean
+.PHONY: setup cog node arq nginx chromium demo screenshots test test-fast loss soak openapi check format house bench lock clean
 
 setup: $(STAMP)
 
@@ -73,6 +73,10 @@ test: setup nginx chromium cog node
 # The description of the API, which a test compares with what answers.
 openapi: setup
 	$(BIN)/python -c 'from app.web.openapi import document; open("docs/openapi.json", "w").write(document())'
+
+# What needs no process of ours, in less than a minute: rules and settings.
+test-fast: setup
+	$(BIN)/python -m pytest -q --ignore tests/core/test_worst_cases.py tests/core tests/app/test_settings.py
 
 # Kills processes at random times and looks for what is lost: `make loss SEED=7 KILLS=50`.
 loss: setup

@@ -70,44 +70,37 @@ def test_this_table_knows_every_variable() -> None:
     assert {name: attribute for name, (attribute, _, _) in GOOD.items()} == VARIABLES
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_a_variable_is_read(name: str) -> None:
-    _, text, expected = GOOD[name]
-    value = value_of({name: text}, name)
-    assert value == expected if expected is not None else value.text == text
-
-
-@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"], ids=repr)
-@pytest.mark.parametrize("name", GOOD)
-def test_a_line_end_behind_a_value_is_none_of_it(name: str, end: str) -> None:
-    """As a file of settings from Windows leaves it, when a shell or a container runtime reads that."""
-    text = GOOD[name][1]
-    assert value_of({name: f"{text}{end}"}, name) == value_of({name: text}, name)
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_a_variable_is_read_from_a_file(name: str, tmp_path: Path) -> None:
-    _, text, expected = GOOD[name]
+def test_a_variable_is_read_from_the_environment_or_a_file_but_not_from_both(tmp_path: Path) -> None:
     file = tmp_path / "value"
-    file.write_text(f"{text}\n")
-    value = value_of({f"{name}_FILE": str(file)}, name)
-    assert value == expected if expected is not None else value.text == text
+    for name, (_, text, expected) in GOOD.items():
+        value = value_of({name: text}, name)
+        assert value == expected if expected is not None else value.text == text, name
+        # As a file of settings from Windows leaves it, when a shell or a container runtime reads that.
+        for end in ("\r", "\n", "\r\n"):
+            assert value_of({name: f"{text}{end}"}, name) == value, name
+        file.write_text(f"{text}\n")
+        assert value_of({f"{name}_FILE": str(file)}, name) == value, name
+        assert problems({name: text, f"{name}_FILE": str(file)}) == [
+            f"{name}: set both directly and by {name}_FILE; keep one of them"
+        ]
+        if name != "REPLICATE_WEBHOOK_SECRET":
+            assert load({name: "", f"{name}_FILE": ""}) == load({}), f"an empty {name} is not set"
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_a_variable_from_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+def test_a_variable_from_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    for path, reason in (
-        (tmp_path / "none", "No such file or directory"),
-        (tmp_path, "Is a directory"),
-        (tmp_path / "empty", "is empty"),
-        (tmp_path / "binary", "is not UTF-8 text"),
-    ):
-        (problem,) = problems({f"{name}_FILE": str(path)})
-        assert problem.startswith(f"{name}_FILE: ")
-        assert problem.endswith(reason)
-        assert str(path) in problem
+    for name in GOOD:
+        for path, reason in (
+            (tmp_path / "none", "No such file or directory"),
+            (tmp_path, "Is a directory"),
+            (tmp_path / "empty", "is empty"),
+            (tmp_path / "binary", "is not UTF-8 text"),
+        ):
+            (problem,) = problems({f"{name}_FILE": str(path)})
+            assert problem.startswith(f"{name}_FILE: ")
+            assert problem.endswith(reason)
+            assert str(path) in problem
 
 
 @pytest.mark.parametrize("secret", ["hunter2hunter2", "whsec_/hunter2/", '{"key": "hunter2"}'])
@@ -116,21 +109,6 @@ def test_a_secret_that_stands_where_the_path_of_its_file_belongs_is_not_shown(se
     assert (
         problem == "REPLICATE_API_TOKEN_FILE: cannot read the file that it names: No such file or directory"
     )
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_a_variable_set_twice_is_a_mistake(name: str, tmp_path: Path) -> None:
-    file = tmp_path / "value"
-    file.write_text(GOOD[name][1])
-    assert problems({name: GOOD[name][1], f"{name}_FILE": str(file)}) == [
-        f"{name}: set both directly and by {name}_FILE; keep one of them"
-    ]
-
-
-@pytest.mark.parametrize("name", [name for name in GOOD if name != "REPLICATE_WEBHOOK_SECRET"])
-def test_an_empty_variable_is_not_set(name: str) -> None:
-    settings = load({name: "", f"{name}_FILE": ""})
-    assert settings == load({})
 
 
 def test_an_empty_secret_is_a_mistake() -> None:
@@ -387,12 +365,12 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # the last two begin with a byte o
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("name", SECRETS)
-def test_a_file_may_begin_with_a_byte_order_mark(name: str, encoding: str, tmp_path: Path) -> None:
-    _, text, expected = GOOD[name]
+def test_a_file_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
     file = tmp_path / "value"
-    file.write_bytes(f"{text}\r\n".encode(encoding))
-    assert value_of({f"{name}_FILE": str(file)}, name) == expected
+    for name in SECRETS:
+        _, text, expected = GOOD[name]
+        file.write_bytes(f"{text}\r\n".encode(encoding))
+        assert value_of({f"{name}_FILE": str(file)}, name) == expected
 
 
 def test_names_of_others_are_left_alone() -> None:

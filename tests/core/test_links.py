@@ -91,11 +91,11 @@ def test_a_forged_link_that_has_also_expired_does_not_say_so() -> None:
     assert refusal(path, expires, signature[:-1]).code == "link_refused"
 
 
-@pytest.mark.parametrize("number", range(43))
-def test_no_letter_of_a_signature_can_be_changed(number: int) -> None:
+def test_no_letter_of_a_signature_can_be_changed() -> None:
     path, expires, signature = parts(sign_path(PATH, EXPIRES, KEYS))
-    other = "B" if signature[number] == "A" else "A"
-    assert refusal(path, expires, signature[:number] + other + signature[number + 1 :])
+    for number, letter in enumerate(signature):
+        other = "B" if letter == "A" else "A"
+        assert refusal(path, expires, signature[:number] + other + signature[number + 1 :]), number
 
 
 @pytest.mark.parametrize("junk", ["", "=", "A" * 43, "A" * 100_000, "\0", "é", "\ud800", "\n"])

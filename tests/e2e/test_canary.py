@@ -96,7 +96,7 @@ class Run:
         return ended.returncode
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def valkey() -> Iterator[OwnValkey]:
     with own_valkey() as server:
         server.start("--requirepass", PASSWORD)
@@ -110,14 +110,14 @@ def answer(request: Received) -> int:
     return 500 if request.path == "/failing" else 204
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def downstream() -> Iterator[Recorder]:
     with recorder(secret=HANDLER_SECRET, answer=answer) as running:
         yield running
 
 
-@pytest.fixture
-def run(tmp_path: Path, valkey: OwnValkey, downstream: Recorder) -> Iterator[Run]:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, valkey: OwnValkey, downstream: Recorder) -> Iterator[Run]:
     settings = {
         "CANARY": HANDLER_SECRET,
         "LOG_LEVEL": "debug",
@@ -133,7 +133,8 @@ def run(tmp_path: Path, valkey: OwnValkey, downstream: Recorder) -> Iterator[Run
     handlers = handlers.replace(HANDLER_SECRET, "env:CANARY")
     with host() as file_host:
         settings["OUTKEEP_OUTPUT_HOSTS"] = file_host.url
-        with running_up(tmp_path, handlers=handlers, settings=settings) as up:
+        folder = tmp_path_factory.mktemp("up")
+        with running_up(folder, handlers=handlers, settings=settings) as up:
             yield Run(up, file_host)
 
 
@@ -208,6 +209,57 @@ def mistakes(run: Run) -> None:
     run.command("ls", REDIS_URL=run.up.environment["REDIS_URL"].replace("canary", "canary-of-another"))
 
 
+def tries(downstream: Recorder) -> int:
+    """How often the handler that fails was told; it is tried again after five seconds."""
+    return sum(one.path == "/failing" for one in downstream.of("one"))
+
+
+def metric(run: Run, name: str) -> float:
+    """One sample of `/metrics`; 0 when it is not there."""
+    lines = PLAIN.get(f"{run.up.url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
+
+
+def test_log_and_metrics_tell_what_became_of_a_prediction(run: Run, downstream: Recorder) -> None:
+    assert "valkey" not in run.up.pids(), "a Redis of one's own is used"
+    assert not (run.up.data / "valkey").exists()
+    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    files = [f"{run.files.url}/200/a.png", f"{run.files.url}/404/b.png"]
+    run.deliver("one", output=files, completed_at=ended)
+    run.deliver("one", output=[])
+    downstream.wait_for(lambda them: {one.path for one in them.of("one")} == PATHS, "both handlers are told")
+    for name in (
+        'outkeep_deliveries_total{outcome="accepted"}',
+        'outkeep_deliveries_total{outcome="duplicate"}',
+        'outkeep_predictions_stored_total{kind="prediction"}',
+        "outkeep_files_stored_total",
+        'outkeep_files_lost_total{code="not_found"}',
+        'outkeep_notifications_total{handler="recorder",outcome="delivered"}',
+        'outkeep_hour_left_seconds_bucket{le="+Inf"}',
+        'outkeep_webhook_delay_seconds_bucket{le="+Inf"}',
+        'outkeep_completed_to_stored_seconds_bucket{le="+Inf"}',
+        'outkeep_stored_to_notified_seconds_bucket{le="+Inf"}',
+        'outkeep_queue_jobs{queue="notify",state="scheduled"}',
+        'outkeep_workers{queue="persist"}',
+    ):
+        until(lambda name=name: metric(run, name) == 1, f"{name} is 1")  # type: ignore[misc]
+    for name in (
+        'outkeep_notifications_total{handler="failing",outcome="retried"}',
+        'outkeep_retries_total{code="status_500",work="notify"}',
+    ):
+        until(lambda name=name: metric(run, name) == tries(downstream), f"{name} counts each try")  # type: ignore[misc]
+    assert metric(run, "outkeep_bytes_stored_total") == 3
+    lines = [json.loads(line) for line in run.up.text().splitlines() if line.startswith("{")]
+    assert "unlisted" not in {line["event"] for line in lines}
+    named = {line["event"]: line for line in lines if line.get("handler") != "failing"}
+    received, stored, told = (
+        named[name] for name in ("delivery_received", "prediction_stored", "handler_told")
+    )
+    assert (received["id"], received["delivery"]) == ("one", "msg_canary")
+    assert (stored["id"], stored["job"]) == ("one", "persist-prediction-one")
+    assert (told["id"], told["job"]) == ("one", "notify-recorder-prediction-one")
+
+
 def test_no_secret_comes_out_anywhere(run: Run, valkey: OwnValkey, downstream: Recorder) -> None:
     traffic(run)
     downstream.wait_for(lambda them: {"kept", "lost"} <= them.ids(), "both predictions are told")
@@ -232,56 +284,6 @@ def test_no_secret_comes_out_anywhere(run: Run, valkey: OwnValkey, downstream: R
     assert leaks(secrets, contents) == []
     assert leaks(secrets, files(run.up.folder)) == []
     assert leaks(secrets, run.said) == []
-
-
-def tries(downstream: Recorder) -> int:
-    """How often the handler that fails was told; it is tried again after five seconds."""
-    return sum(one.path == "/failing" for one in downstream.of("kept"))
-
-
-def metric(run: Run, name: str) -> float:
-    """One sample of `/metrics`; 0 when it is not there."""
-    lines = PLAIN.get(f"{run.up.url}/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
-
-
-def test_log_and_metrics_tell_what_became_of_a_prediction(run: Run, downstream: Recorder) -> None:
-    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    files = [f"{run.files.url}/200/a.png", f"{run.files.url}/404/b.png"]
-    run.deliver("kept", output=files, completed_at=ended)
-    run.deliver("kept", output=[])
-    downstream.wait_for(lambda them: {one.path for one in them.of("kept")} == PATHS, "both handlers are told")
-    for name in (
-        'outkeep_deliveries_total{outcome="accepted"}',
-        'outkeep_deliveries_total{outcome="duplicate"}',
-        'outkeep_predictions_stored_total{kind="prediction"}',
-        "outkeep_files_stored_total",
-        'outkeep_files_lost_total{code="not_found"}',
-        'outkeep_notifications_total{handler="recorder",outcome="delivered"}',
-        'outkeep_hour_left_seconds_bucket{le="+Inf"}',
-        'outkeep_webhook_delay_seconds_bucket{le="+Inf"}',
-        'outkeep_completed_to_stored_seconds_bucket{le="+Inf"}',
-        'outkeep_stored_to_notified_seconds_bucket{le="+Inf"}',
-        'outkeep_queue_jobs{queue="notify",state="scheduled"}',
-        'outkeep_workers{queue="persist"}',
-    ):
-        until(lambda name=name: metric(run, name) == 1, f"{name} is 1")  # type: ignore[misc]
-    for name in (
-        'outkeep_notifications_total{handler="failing",outcome="retried"}',
-        'outkeep_retries_total{code="status_500",work="notify"}',
-    ):
-        until(lambda name=name: metric(run, name) == tries(downstream), f"{name} counts each try")  # type: ignore[misc]
-    assert metric(run, "outkeep_bytes_stored_total") == 3
-    assert run.up.stop() == 0
-    lines = [json.loads(line) for line in run.up.text().splitlines() if line.startswith("{")]
-    assert "unlisted" not in {line["event"] for line in lines}
-    named = {line["event"]: line for line in lines if line.get("handler") != "failing"}
-    received, stored, told = (
-        named[name] for name in ("delivery_received", "prediction_stored", "handler_told")
-    )
-    assert (received["id"], received["delivery"]) == ("kept", "msg_canary")
-    assert (stored["id"], stored["job"]) == ("kept", "persist-prediction-kept")
-    assert (told["id"], told["job"]) == ("kept", "notify-recorder-prediction-kept")
 
 
 def test_the_search_finds_a_secret_in_every_place(redis: Redis, tmp_path: Path) -> None:

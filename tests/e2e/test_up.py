@@ -3,13 +3,11 @@
 import os
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
-from app.accept import queues
 from app.receive.listening import free_port
 from tests import forked
 from tests.e2e.recorder import recorder
@@ -49,19 +47,6 @@ def stop(up: Up, number: signal.Signals) -> None:
 def send(up: Up) -> None:
     """Deliver a sample with `outkeep send`."""
     forked.run([OUTKEEP, "send"], cwd=up.folder, env=up.environment, check=True, capture_output=True)
-
-
-def test_it_can_be_started_again_and_remembers(tmp_path: Path) -> None:
-    with recorder() as downstream, running_up(tmp_path, handlers=downstream.handler()) as up:
-        assert up.pids().keys() == EVERYTHING
-        send(up)
-        downstream.wait_for(lambda them: bool(them.received), "the handler is told")
-        stop(up, signal.SIGTERM)
-        up.start()
-        with up.redis() as redis:
-            assert redis.zcard("outkeep:records") == 1
-        send(up)
-        downstream.wait_for(lambda them: len(them.ids()) == 2, "the handler is told again")
 
 
 @pytest.mark.parametrize(
@@ -125,40 +110,31 @@ def test_a_missing_secret_is_refused(tmp_path: Path) -> None:
     assert lines[0].startswith("outkeep: REPLICATE_WEBHOOK_SECRET: ")
 
 
+NAMES = ("a folder, with 'quotes' and ünïcode #1 %20", "long/" + "x" * 120 + "/y")
+
+
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        ("a folder, with 'quotes' and ünïcode #1 %20", signal.SIGHUP),
-        ("long/" + "x" * 120 + "/y", signal.SIGINT),
-    ],
+    ("name", "numbers"), [(NAMES[0], (signal.SIGHUP, signal.SIGTERM)), (NAMES[1], (signal.SIGINT,))]
 )
-def test_any_data_folder_works_whatever_modules_lie_in_it(
-    tmp_path: Path, name: str, number: signal.Signals
+def test_any_data_folder_works_again_and_again_until_a_signal_whatever_modules_lie_in_it(
+    tmp_path: Path, name: str, numbers: Sequence[signal.Signals]
 ) -> None:
     folder = tmp_path / name
     for module in ("app", "workers", "redis"):
         (folder / module).mkdir(parents=True)
         (folder / module / "__init__.py").write_text(f"raise SystemExit('the {module} of someone else')")
     with recorder() as downstream, running_up(folder, handlers=downstream.handler()) as up:
-        send(up)
-        downstream.wait_for(lambda them: bool(them.received), "the handler is told")
-        (identity,) = downstream.ids()
-        assert (up.outputs / "predictions" / identity / "output-0.png").is_file()
-        stop(up, number)
-
-
-def test_a_redis_of_ones_own_is_used(tmp_path: Path, valkey_url: str, redis: Redis) -> None:
-    settings = {"REDIS_URL": valkey_url, "OUTKEEP_SECRET_KEY": SECRET_KEY}
-    with (
-        recorder() as downstream,
-        running_up(tmp_path, handlers=downstream.handler(), settings=settings) as up,
-    ):
-        assert up.pids().keys() == EVERYTHING - {"valkey"}
-        assert queues.worker_count("persist", redis) == 1
-        send(up)
-        downstream.wait_for(lambda them: bool(them.received), "the handler is told")
-        assert redis.zcard("outkeep:records") == 1
-        assert not (up.data / "valkey").exists()
+        assert up.pids().keys() == EVERYTHING
+        for start, number in enumerate(numbers):
+            if start:
+                up.start()
+            with up.redis() as redis:
+                assert redis.zcard("outkeep:records") == start, "it remembers"
+            send(up)
+            downstream.wait_for(lambda them: len(them.ids()) == start + 1, "the handler is told")  # noqa: B023
+            for identity in downstream.ids():
+                assert (up.outputs / "predictions" / identity / "output-0.png").is_file()
+            stop(up, number)
 
 
 def test_without_its_redis_it_starts_and_all_agree_on_a_port(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.running import Up, running_up
-from tests.e2e.test_demo import OUTKEEP
+from tests.e2e.running import OUTKEEP, Up, running_up
 
 pytestmark = pytest.mark.slow
 
