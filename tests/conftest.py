@@ -12,8 +12,9 @@ import pytest
 from redis import Redis
 
 from app.receive import listening
+from app.simulator import Simulator
 from tests.bucket import S3, FaultyProxy, faulty_proxy, s3_server
-from tests.own_valkey import own_valkey
+from tests.own_valkey import OwnValkey, own_valkey
 
 # No test of ours judges by the clock, and the machines of others are slower than ours.
 hypothesis.settings.register_profile("outkeep", deadline=None)
@@ -57,6 +58,21 @@ def redis(valkey_url: str) -> Iterator[Redis]:
     client.flushall()
     yield client
     client.close()
+
+
+@pytest.fixture
+def valkey() -> Iterator[OwnValkey]:
+    """A server of the test's own."""
+    with own_valkey() as server:
+        server.start()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    """One for the module."""
+    with Simulator() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

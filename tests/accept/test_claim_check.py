@@ -27,7 +27,7 @@ from app.maintain.removal import Removal
 from app.storage.store import Storage
 from tests import forked
 from tests.bucket import S3, Asked, FaultyProxy
-from tests.own_valkey import OwnValkey, own_valkey
+from tests.own_valkey import OwnValkey
 from tests.receive.web import BOUND, Web, in_process, in_thread, prediction, wait_until
 from tests.redis_proxy import rewriting
 
@@ -176,13 +176,6 @@ def test_records_refuse_a_large_body_that_is_not_checked_in(redis: Redis, claims
     assert record.body is None
     assert record.body_at == checked.body_at
     assert redis.ttl(record_key(Kind.PREDICTION, ID)) == -1
-
-
-@pytest.fixture
-def valkey() -> Iterator[OwnValkey]:
-    with own_valkey() as server:
-        server.start()
-        yield server
 
 
 def claims_in(web: Web) -> list[str]:

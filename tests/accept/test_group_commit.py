@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from redis.exceptions import DataError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.accept.group_commit import GroupCommit
-from tests.own_valkey import OwnValkey, own_valkey
+from tests.own_valkey import OwnValkey
 
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 
@@ -23,13 +23,6 @@ async def opened(url: str, *, answers: float = 5, patience: float = 0.5) -> Asyn
     commit = GroupCommit(Redis.from_url(url), timeout=answers, patience=patience)
     yield commit
     await commit.close()
-
-
-@pytest.fixture
-def valkey() -> Iterator[OwnValkey]:
-    with own_valkey() as server:
-        server.start()
-        yield server
 
 
 def _counted(pipe: Pipeline) -> None:

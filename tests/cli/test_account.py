@@ -26,12 +26,6 @@ from tests.reconcile.reconciliation import PREDICTION, TRAINING, Desk
 KEYS = {"OUTKEEP_SECRET_KEY": SECRET_KEY, "OUTKEEP_PUBLIC_URL": "https://outkeep.example.com"}
 
 
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
-
-
 def access(simulator: Simulator) -> dict[str, str]:
     return {"REPLICATE_API_TOKEN": simulator.token, "REPLICATE_BASE_URL": simulator.url}
 

@@ -1,7 +1,6 @@
 """Kills, signals and outages: what was running comes back, what was done stays done."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from tests.engine.worker_process import (
     status,
     wait_until,
 )
-from tests.own_valkey import OwnValkey, own_valkey
+from tests.own_valkey import OwnValkey
 
 
 @pytest.mark.slow
@@ -153,13 +152,6 @@ def test_a_second_sigterm_ends_the_worker_at_once(redis: Redis, valkey_url: str,
         wait_until(lambda: signalled_again(worker))
         assert worker.wait() == 1
     assert status(job) == JobStatus.STARTED
-
-
-@pytest.fixture
-def valkey() -> Iterator[OwnValkey]:
-    with own_valkey() as server:
-        server.start()
-        yield server
 
 
 def test_work_goes_on_when_redis_was_away(valkey: OwnValkey, tmp_path: Path) -> None:

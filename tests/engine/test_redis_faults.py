@@ -18,7 +18,7 @@ from app.core.names import HANDLE_QUEUE
 from tests import forked
 from tests.engine import test_handle_crashes as handling
 from tests.engine.worker_process import FAST, ROOT, has, wait_until
-from tests.own_valkey import OwnValkey, own_valkey
+from tests.own_valkey import OwnValkey
 from tests.receive.web import clean_environment, environment
 from tests.redis_proxy import Partition
 
@@ -134,13 +134,6 @@ class Workers:
         for process in self.processes:
             process.wait()
         print(self._log.read_text()[-8000:])
-
-
-@pytest.fixture
-def valkey() -> Iterator[OwnValkey]:
-    with own_valkey() as server:
-        server.start()
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,8 @@ from app.core.errors import Permanent
 from app.health.checks import check
 from app.receive.listening import free_port
 from app.settings import Settings, load
-from tests.own_valkey import OwnValkey, own_valkey
+from tests.own_valkey import OwnValkey
 from tests.receive.web import environment, in_process, in_thread
-
-
-@pytest.fixture
-def valkey() -> Iterator[OwnValkey]:
-    with own_valkey() as server:
-        server.start()
-        yield server
 
 
 def settings(valkey: OwnValkey, folder: Path, **more: str) -> Settings:

@@ -5,11 +5,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from app.accept import queues
 from app.accept.claim_check import ClaimCheck
@@ -42,11 +40,6 @@ def slow() -> Iterator[FileHost]:
 def quick() -> Iterator[FileHost]:
     with file_host(pause=0) as host:
         yield host
-
-
-@pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path)
 
 
 def receive(desk: Desk, identity: str, output: Any, **keys: Any) -> str:

@@ -2,10 +2,8 @@
 
 import asyncio
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app.core import event
 from app.core.manifest import format_time
@@ -15,11 +13,6 @@ from tests.raw_host import RawHost, ok, raw_host
 
 BROKEN = ok(b"", status="500 Oops")
 HOUR = 3600.0
-
-
-@pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path)
 
 
 async def seconds_tried(desk: Desk, host: RawHost, completed_at: str | None) -> float:

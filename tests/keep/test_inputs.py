@@ -5,7 +5,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,6 @@ from tests.raw_host import RawHost, Script, ok, raw_host, then_silence
 
 FILE = "cneqzikepnug6xezperrr4z55o"
 TOKEN = "canary-token"
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
 
 
 @pytest.fixture

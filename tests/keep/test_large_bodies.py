@@ -25,11 +25,6 @@ KEY = record_key(Kind.PREDICTION, ID)
 
 
 @pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path)
-
-
-@pytest.fixture
 def away(redis: Redis, tmp_path: Path, proxy: FaultyProxy) -> Desk:
     """A desk that stores in a bucket, behind a proxy."""
     desk = Desk(redis, tmp_path)

@@ -2,7 +2,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,6 @@ def handlers(*names: str, extra: str = "") -> tuple[Handler, ...]:
         for name in names
     ]
     return parse("\n".join(tables), lambda text: text)
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import asyncio
 import gzip
 import hashlib
-from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from tests.keep.desk import ID, PNG, Desk
 from tests.raw_host import Script, chunked, ok, raw_host, then_reset
@@ -19,11 +17,6 @@ FORBIDDEN = ok(b"", status="403 Forbidden")
 EMPTY = ok(b"")
 WHOLE = UNTIL_CLOSED + PNG
 CUT = WHOLE[:-100]
-
-
-@pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path)
 
 
 def asked(

@@ -2,12 +2,10 @@ import asyncio
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import pytest
-from redis import Redis
 
 from app.core.lifecycle import State
 from app.core.names import Kind, record_key
@@ -24,17 +22,6 @@ FORBIDDEN = ok(b"", status="403 Forbidden")
 BROKEN = ok(b"", status="500 Oops")
 GOOD = ok(PNG)
 HOUR = 3600.0
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
-
-
-@pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path)
 
 
 def url_of(host: RawHost, name: str = "out-0.png") -> str:

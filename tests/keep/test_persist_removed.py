@@ -2,10 +2,6 @@
 
 import asyncio
 from datetime import timedelta
-from pathlib import Path
-
-import pytest
-from redis import Redis
 
 from app.core.names import REMOVALS, Kind, manifest_name, removed_name
 from app.maintain.removal import PATIENCE, Removal
@@ -16,11 +12,6 @@ from workers.repair.files import LocalFiles
 
 PLACE = (Kind.PREDICTION, ID)
 GOOD = ok(PNG)
-
-
-@pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path)
 
 
 def removal(desk: Desk) -> Removal:

@@ -5,11 +5,9 @@ import base64
 import json
 import logging
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from app.core import event
 from app.core.hosts import HostRules
@@ -23,11 +21,6 @@ LINK = "https://en.wikipedia.org/wiki/Cat"
 REFUSED = "https://files.example.com/cat.png"
 INLINE = base64.b64encode(PNG).decode()
 WHOLE = f"data:image/png;base64,{INLINE}"
-
-
-@pytest.fixture
-def desk(redis: Redis, tmp_path: Path) -> Desk:
-    return Desk(redis, tmp_path)
 
 
 @pytest.mark.parametrize(

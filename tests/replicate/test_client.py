@@ -25,12 +25,6 @@ from tests.serving import Answering, serving
 PREDICTION = Kind.PREDICTION
 
 
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
-
-
 def finished(number: int) -> dict[str, Any]:
     created = datetime.fromisoformat("2026-03-16T10:00:00+00:00") + timedelta(seconds=number)
     at = created.isoformat().replace("+00:00", "Z")

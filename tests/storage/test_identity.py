@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from app.storage.identity import Identity, read
 from app.storage.store import Storage
 from tests import forked
 from tests.kept import TTL, Deployment
-from tests.own_valkey import OwnValkey, own_valkey
+from tests.own_valkey import OwnValkey
 from tests.receive.web import clean_environment, environment, wait_until
 from tests.redis_proxy import rewriting
 from tests.wrong_clock import WrongClock
@@ -262,13 +261,6 @@ def test_what_is_too_old_to_wait_for_anything_is_not_told_after_a_loss(
     Epochs(past.redis, past.storage, past.handlers, ttl=TTL, clock=lambda: past.now).run()
     told = {notify_job_id("gallery", Kind.PREDICTION, name) for name in ("waits", "young")}
     assert set(past.queued()) == told
-
-
-@pytest.fixture
-def valkey() -> Iterator[OwnValkey]:
-    with own_valkey() as server:
-        server.start()
-        yield server
 
 
 def outkeep(*words: str, **settings: str) -> "subprocess.CompletedProcess[str]":

@@ -27,18 +27,12 @@ from app.settings import load
 from app.simulator import Simulator
 from tests import forked
 from tests.e2e.recorder import Recorder, recorder
-from tests.engine.worker_process import PATIENCE, ROOT, failure, wait_until
+from tests.engine.worker_process import PATIENCE, failure, wait_until
 from tests.keep.desk import ID, PNG, Desk, Quick
 from tests.own_valkey import own_valkey
 from workers.services import persist_jobs
 
 JOB = persist_job_id(Kind.PREDICTION, ID)
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    with Simulator() as running:
-        yield running
 
 
 @pytest.fixture
@@ -178,7 +172,6 @@ class Process:
         self._log = folder / f"{'-'.join(arguments)}.log"
         kept = ("PATH", "HOME", "VIRTUAL_ENV")
         environment = {name: os.environ[name] for name in kept if name in os.environ} | {
-            "PYTHONPATH": str(ROOT),
             "OUTKEEP_DATA": str(folder),
             "OUTKEEP_DISK_FLOOR": "0",
             "OUTKEEP_NOTIFY_PRIVATE": "true",
