@@ -1,6 +1,5 @@
 """Waiting on the command line."""
 
-import os
 import signal
 
 import pytest
@@ -54,9 +53,9 @@ def test_what_may_have_been_done_is_not_done_again() -> None:
 def test_ctrl_c_waits_until_it_may_be_heard_and_is_answered_once() -> None:
     said: list[str] = []
     with interrupts_held(said.append) as came:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert came == [signal.SIGINT] * 2
     assert said == ["waiting until it is known whether the prediction was created"]
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
