@@ -45,6 +45,8 @@ def enqueue(redis: Redis, name: str, *args: Any, **options: Any) -> Job:
 WORK = """
 import sys
 from redis import Redis
+from app.core.handlers import MEMORY
+from workers.engine import handle
 handle.worker(Redis.from_url(sys.argv[1]), dict.fromkeys(sys.argv[2:], MEMORY)).work(burst=True)
 """
 
