@@ -6,6 +6,7 @@ what Python does when it starts, call `subprocess` itself; so do these for other
 """
 
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -33,8 +34,8 @@ INHERITED = 3
 """Standard input, output and errors."""
 START_ONLY = ("PYTHON", "LC_", "LANG", "LD_")
 """What Python, or the system, reads only when it starts."""
-ENCODING = ("PYTHONIOENCODING", "PYTHONUTF8")
-"""What of that a fork stands for, as far as the standard streams go."""
+STOOD_FOR = ("PYTHONIOENCODING", "PYTHONUTF8", "LD_PRELOAD")
+"""What of that a fork stands for: the encoding of the standard streams, and the clock of a host."""
 SCRIPTS = {
     str(Path(sys.executable).with_name(name)): module
     for name, module in {"outkeep": "app.cli", "rq": "rq.cli"}.items()
@@ -60,7 +61,8 @@ class _Forked(subprocess.Popen[Any]):
     _told: socket.socket | None = None
 
     def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
-        *_, preexec, _, passed, folder, environment, _, _, shell, p2c, _, _, c2p, _, err = (None, *rest[:15])
+        _, preexec, _, passed, folder, environment, _, _, shell, *pipes = rest[:15]
+        given, _, _, out, _, err = pipes
         wanted = _wanted(args, environment)
         if wanted is None or preexec or passed or shell:
             super()._execute_child(args, *rest)  # type: ignore[misc]
@@ -76,13 +78,13 @@ class _Forked(subprocess.Popen[Any]):
             "group": rest[21],
         }
         self._told = socket.socket(socket.AF_UNIX)
-        self._told.connect(_server())
-        streams = [default if given == -1 else given for default, given in enumerate((p2c, c2p, err))]
+        self._told.connect(_server(asked["env"].get("LD_PRELOAD", "")))
+        streams = [own if pipe == -1 else pipe for own, pipe in enumerate((given, out, err))]
         socket.send_fds(self._told, [b"\0"], streams)
         self._told.sendall(json.dumps(asked).encode() + b"\n")
         self.pid = int(self._line())
         self._child_created = True
-        self._close_pipe_fds(*rest[9:15])  # type: ignore[attr-defined]
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
     def _line(self) -> bytes:
         assert self._told is not None
@@ -128,7 +130,7 @@ def _wanted(args: Sequence[str], environment: Mapping[str, str] | None) -> dict[
     elif program != sys.executable:
         return None
     changed = environment or {}
-    early = [name for name in changed if name.startswith(START_ONLY) and name not in ENCODING]
+    early = [name for name in changed if name.startswith(START_ONLY) and name not in STOOD_FOR]
     if any(changed[name] != os.environ.get(name) for name in early):
         return None
     safe = given[0] == "-P"
@@ -179,8 +181,11 @@ def run_command(
 
 
 @cache
-def _server() -> str:
-    """Start the process from which all are forked; the socket on which it listens until this process ends."""
+def _server(preload: str) -> str:
+    """Start the process from which all are forked; the socket on which it listens until this process ends.
+
+    One library may be preloaded: the one that moves the clock of a host.
+    """
     folder = tempfile.mkdtemp(prefix="command-")
     path = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -189,6 +194,7 @@ def _server() -> str:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(listener.fileno())],
             stdin=subprocess.PIPE, pass_fds=[listener.fileno()], cwd=ROOT,
+            env=os.environ | ({"LD_PRELOAD": preload} if preload else {}),
         )  # fmt: skip
 
     def end() -> None:
@@ -236,14 +242,11 @@ def become(connection: socket.socket) -> dict[str, Any]:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    encoding = asked["env"].get("PYTHONIOENCODING") or "utf-8"
-    for number, (name, errors) in enumerate(
-        {"stdin": "strict", "stdout": "strict", "stderr": "backslashreplace"}.items()
-    ):
-        file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115
-        setattr(sys, name, TextIOWrapper(file, encoding, errors, line_buffering=name == "stderr"))
+    standard_streams(asked["env"].get("PYTHONIOENCODING") or "utf-8")
     os.environ.clear()
     os.environ.update(asked["env"])
+    if "CLOCK_SHIM" in os.environ:
+        ctypes.CDLL(os.environ["LD_PRELOAD"]).open_offset()
     os.umask(asked["umask"])
     if asked["session"]:
         os.setsid()
@@ -251,6 +254,14 @@ def become(connection: socket.socket) -> dict[str, Any]:
         os.setpgid(0, asked["group"])
     os.chdir(asked["cwd"])
     return asked
+
+
+def standard_streams(encoding: str) -> None:
+    """Make those of Python anew, as when it starts."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115
+        errors = "backslashreplace" if name == "stderr" else "strict"
+        setattr(sys, name, TextIOWrapper(file, encoding, errors, line_buffering=name == "stderr"))
 
 
 def main() -> None:

@@ -525,6 +525,14 @@ def test_what_a_terminal_or_pipe_has_no_sign_for_is_escaped(
     expected = model.encode(encoding, "backslashreplace").decode(encoding)
     terminal = settings | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
 
+    if encoding == "ascii":  # what Python itself makes of the variable, once
+        real = subprocess.run(
+            [sys.executable, "-m", "app.cli", "ls"],
+            env=clean_environment(terminal),
+            capture_output=True,
+            check=True,
+        )
+        assert expected in real.stdout.decode(encoding)
     for command in (("ls",), ("show", "words"), ("doctor",), ("run", "--help")):
         done = outkeep(*command, settings=terminal, encoding=encoding)
         assert "Traceback" not in done.stderr
