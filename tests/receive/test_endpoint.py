@@ -23,7 +23,16 @@ from app.core.names import Kind, persist_job_id, record_key
 from app.core.prediction import parse
 from app.deployment import connect, prepare
 from app.main import create_app
-from tests.receive.web import SECRET_KEY, WEBHOOK, Web, environment, in_thread, prediction, signed
+from tests.receive.web import (
+    SECRET_KEY,
+    WEBHOOK,
+    Web,
+    environment,
+    in_thread,
+    prediction,
+    signed,
+    whole_answer,
+)
 
 LIMIT = 64 << 10
 
@@ -396,7 +405,7 @@ def test_no_answer_names_a_secret(web: Web) -> None:
 
 
 def exchange(web: Web, request: bytes) -> bytes:
-    """Send raw bytes and read until the other side falls silent after its answer."""
+    """Send raw bytes and read the answer."""
     with socket.create_connection(("127.0.0.1", web.port), timeout=10) as connection:
         connection.sendall(request)
-        return connection.recv(65536)
+        return whole_answer(connection)

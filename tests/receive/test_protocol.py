@@ -21,7 +21,17 @@ from app.receive.limits import RESERVED_FILES, Limits
 from app.receive.listening import free_port
 from app.receive.rate_limit import LIMIT
 from app.telemetry.resources import open_more_files
-from tests.receive.web import BOUND, WEBHOOK, Web, in_process, in_thread, prediction, signed, wait_until
+from tests.receive.web import (
+    BOUND,
+    WEBHOOK,
+    Web,
+    in_process,
+    in_thread,
+    prediction,
+    signed,
+    wait_until,
+    whole_answer,
+)
 
 QUICK = Limits(
     head_seconds=1.5,
@@ -73,14 +83,6 @@ def rest(connection: socket.socket) -> bytes:
         while piece := connection.recv(65536):
             received += piece
     return received
-
-
-def answer_of(connection: socket.socket) -> bytes:
-    """One answer, whole, of a connection that may serve more; its head and body may come apart."""
-    answer = b""
-    while not answer.endswith(b"}") and (piece := connection.recv(65536)):
-        answer += piece
-    return answer
 
 
 def status(answer: bytes) -> int:
@@ -272,7 +274,7 @@ def test_trailers_are_no_headers(patient: Web) -> None:
     chunks = f"{len(body):x}\r\n{body.decode()}\r\n0\r\n"
     with connect(patient) as connection:
         connection.sendall(f"{CHUNKED}{lines}\r\n{chunks}{lines}\r\n".encode())
-        assert status(answer_of(connection)) == 202
+        assert status(whole_answer(connection)) == 202
         connection.sendall(f"{CHUNKED}Connection: close\r\n\r\n{chunks}{lines}\r\n".encode())
         assert error(rest(connection)) == "header_missing"
 
@@ -285,7 +287,7 @@ def test_a_head_that_comes_in_pieces_behind_a_large_body_is_taken(patient: Web) 
             connection.sendall(first)
             assert answers(patient)  # so what was sent before that is read
             connection.sendall(b"host" + second + body)
-            assert status(answer_of(connection)) == 202
+            assert status(whole_answer(connection)) == 202
 
 
 FEW = replace(LIMITS, connections=20)
@@ -348,7 +350,7 @@ def test_who_asks_goes_after_who_is_idle(valkey_url: str, tmp_path: Path) -> Non
             stack.enter_context(connect(web))
         assert web.outcome(prediction("between")) == "accepted"
         upload.sendall(body)
-        assert b'{"outcome":"accepted"}' in answer_of(upload)
+        assert b'{"outcome":"accepted"}' in whole_answer(upload)
 
 
 def test_where_all_wait_for_us_one_more_connection_is_told_503(valkey_url: str, tmp_path: Path) -> None:
@@ -513,7 +515,7 @@ def test_one_sender_has_a_quarter_of_the_budget_unless_it_is_a_proxy(
             deliver_at_last(web, other, **{"x-forwarded-for": second})
         if not is_one:
             slow.sendall(body[-1:])
-            assert b'{"outcome":"accepted"}' in answer_of(slow)
+            assert b'{"outcome":"accepted"}' in whole_answer(slow)
         else:
             answer = rest(slow)
             assert (status(answer), error(answer)) == (503, "busy")
@@ -729,7 +731,7 @@ def test_a_flood_of_bad_signatures_is_told_429_and_good_ones_pass(patient: Web) 
                 prediction(), **(malformed if number % 2 else bad), **{"x-forwarded-for": "203.0.113.7"}
             )
             connection.sendall(top + prediction())
-            statuses.append(status(answer_of(connection)))
+            statuses.append(status(whole_answer(connection)))
     assert statuses == [401, 400] * (LIMIT // 2) + [429] * 2
 
     def ask(address: str, headers: dict[str, str]) -> int:

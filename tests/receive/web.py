@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -157,6 +158,17 @@ def in_process(
         finally:
             process.kill()
             process.wait()
+
+
+def whole_answer(connection: socket.socket) -> bytes:
+    """One answer, of a connection that may serve more: its head and its body may come apart."""
+    answer, length = b"", re.compile(rb"content-length: (\d+)\r\n(?:.*\r\n)*?\r\n", re.IGNORECASE)
+    while (head := length.search(answer)) is None or len(answer) < head.end() + int(head[1]):
+        piece = connection.recv(65536)
+        if not piece:
+            break
+        answer += piece
+    return answer
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
