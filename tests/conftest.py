@@ -36,11 +36,18 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def valkey_url() -> Iterator[str]:
+def session_valkey() -> Iterator[OwnValkey]:
     """One Valkey for the session, durable as the embedded one is."""
     with own_valkey() as server:
         server.start()
-        yield server.url
+        yield server
+
+
+@pytest.fixture(scope="module")
+def valkey_url(session_valkey: OwnValkey) -> str:
+    """The same, empty when a module begins: its receiver must not find the storage of another one's there."""
+    session_valkey.redis.flushall()
+    return session_valkey.url
 
 
 @pytest.fixture(autouse=True)
