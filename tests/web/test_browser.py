@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import Error as PlaywrightError
 
-from tests.e2e.test_demo import OUTKEEP
+from tests.e2e.running import OUTKEEP
 from tests.web.stage import Stage, chromium, signed_in, stage
 
 pytestmark = pytest.mark.slow
