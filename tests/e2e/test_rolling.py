@@ -70,6 +70,9 @@ def test_no_order_of_restarts_loses_a_notification(
         early, late = downstream.handler("early"), downstream.handler("late")
         with running_separately(tmp_path, handlers=early, settings=settings) as up:
             deliver(up, "before")
+            # Who is killed before it has written down whom it tells is followed by one that knows `late`.
+            redis = up.redis()
+            until(lambda: not unfinished(redis, PERSIST_QUEUE, NOTIFY_QUEUE), "it is told")
             file = tmp_path / "new.toml"
             file.write_text(early + late)
             up.environment["OUTKEEP_HANDLERS"] = str(file)
@@ -82,7 +85,6 @@ def test_no_order_of_restarts_loses_a_notification(
             downstream.wait_for(
                 lambda them: all(told(them, one) == ["/early", "/late"] for one in since), "all are told"
             )
-            redis = up.redis()
             until(lambda: not unfinished(redis, PERSIST_QUEUE, NOTIFY_QUEUE), "all jobs have ended")
             assert told(downstream, "before") == ["/early"]
             assert {one: len(told(downstream, one)) for one in since} == dict.fromkeys(since, 2)
