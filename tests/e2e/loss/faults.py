@@ -1,7 +1,7 @@
 """Which faults strike when, drawn from a seed; pure, so that a seed tells the whole story again."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -23,7 +23,9 @@ class Kind(StrEnum):
     UP = "up killed"
 
 
-VICTIMS = {
+Victims = Mapping[Kind, Sequence[str]]
+
+VICTIMS: Victims = {
     Kind.RECEIVER: ("receiver",),
     Kind.WORKER: ("worker",),
     Kind.VALKEY: ("valkey",),
@@ -31,6 +33,11 @@ VICTIMS = {
     Kind.UP: ("up",),
 }
 """The processes of each kind. A work-horse is only forked for the queue `handle`, which gets no jobs here."""
+SEPARATE: Victims = {
+    **{kind: names for kind, names in VICTIMS.items() if kind is not Kind.UP},
+    Kind.WORKER: ("persist", "notify"),
+}
+"""The same without `up`."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,15 @@ class Fault:
     victim: str
 
 
-def draw(seed: int, count: int, kinds: Sequence[Kind] = tuple(VICTIMS)) -> list[Fault]:
+def draw(seed: int, count: int, victims: Victims = VICTIMS) -> list[Fault]:
     """`count` faults: all kinds in an order that is drawn, and again, so that few faults are of all kinds."""
     drawing = random.Random(seed)
     faults: list[Fault] = []
     order: list[Kind] = []
     while len(faults) < count:
-        order = order or drawing.sample(kinds, len(kinds))
+        order = order or drawing.sample(sorted(victims), len(victims))
         kind = order.pop()
-        victim = drawing.choice(VICTIMS[kind])
+        victim = drawing.choice(victims[kind])
         lurks = drawing.random() < LURKING
         faults.append(Fault(drawing.uniform(0, LONGEST_PAUSE), lurks, kind, victim))
     return faults

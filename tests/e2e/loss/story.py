@@ -12,7 +12,7 @@ from pathlib import Path
 from app.simulator import Simulator
 from tests.e2e.balance import FAULTS, Balance, balance
 from tests.e2e.file_host import FileHost, file_host
-from tests.e2e.loss.faults import VICTIMS, Fault, Kind, draw
+from tests.e2e.loss.faults import SEPARATE, VICTIMS, Fault, Kind, Victims, draw
 from tests.e2e.recorder import Recorder, Slow, recorder
 from tests.e2e.running import Up, running_up, until
 from tests.e2e.traffic import AGAIN, NEW, RETRY_DELAYS, TWICE, Traffic
@@ -42,6 +42,7 @@ class Strikes:
     up: Up
     host: FileHost
     slow: Slow
+    victims: Victims
     struck: list[Struck] = field(default_factory=list)
 
     def run(self, faults: Sequence[Fault]) -> None:
@@ -54,7 +55,7 @@ class Strikes:
     def recover(self) -> None:
         """Wait until all serve again."""
         # A killed worker stays registered for a while, so that readiness alone would not miss it.
-        names = {victim for victims in VICTIMS.values() for victim in victims} - {"up"}
+        names = {name for names in self.victims.values() for name in names} - {"up"}
         until(lambda: all(map(self._lives, names)) and self.up.is_ready(), "all serve again")
 
     def _await(self, fault: Fault) -> None:
@@ -161,11 +162,11 @@ def stage(folder: Path, *, seed: int, rate: float, running: Running = running_up
 
 def run(folder: Path, *, seed: int, kills: int, running: Running = running_up) -> Outcome:
     """Play the story on an empty folder; `up` is among the victims when it is what runs all."""
-    kinds = [kind for kind in VICTIMS if running is running_up or kind is not Kind.UP]
+    victims = VICTIMS if running is running_up else SEPARATE
     with stage(folder, seed=seed, rate=RATE, running=running) as set_up:
-        strikes = Strikes(set_up.up, set_up.host, set_up.slow)
+        strikes = Strikes(set_up.up, set_up.host, set_up.slow, victims)
         with set_up.traffic.flowing():
-            strikes.run(draw(seed, kills, kinds))
+            strikes.run(draw(seed, kills, victims))
         strikes.recover()
         found = set_up.balance()
     return Outcome(seed, dict(set_up.traffic.deliveries), strikes.struck, found)
