@@ -45,7 +45,7 @@ LARGE = 1 << 20
 """Manifests whose files are remembered, and bytes of one of which one at a time is in memory."""
 
 PLACEHOLDER: Final = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#8a8f98">'
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-30 -30 84 84" fill="none" stroke="#8a8f98">'
     b'<path d="M7 3.5h7l4 4v13H7zM14 3.5v4h4"/></svg>'
 )
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif")

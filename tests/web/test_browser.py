@@ -77,7 +77,7 @@ def every_page(shown: Stage) -> list[str]:
     first, text, several, sound = (f"/predictions/{one}" for one in shown.ids[:4])
     return [
         "/", "/predictions", "/predictions?view=table", "/predictions?q=nowhere", first, text, several, sound,
-        f"{first}/remove", "/failures", "/handlers", "/checks", "/stats",
+        f"{first}/remove", "/failures", "/handlers", "/checks", "/stats", "/albums",
     ]  # fmt: skip
 
 
@@ -283,7 +283,7 @@ def send_hostile(shown: Stage) -> None:
     ]
     body = {
         "id": "hostile", "status": "succeeded", "model": f"evil/{EVIL}", "version": EVIL, "error": EVIL,
-        "input": {"prompt": EVIL, EVIL: EVIL, "url": "javascript:window.hacked=1"}, "logs": EVIL,
+        "input": {"prompt": f"{EVIL} {'W' * 300}", EVIL: EVIL, "url": "javascript:window.hacked=1"}, "logs": EVIL,
         "output": {"files": urls, "link": "javascript:window.hacked=1", "more": [EVIL]},
         "metrics": {"predict_time": 1, EVIL: EVIL}, "created_at": "2026-01-01T00:00:00Z",
     }  # fmt: skip
@@ -298,17 +298,22 @@ def test_nothing_of_a_strangers_runs_wherever_it_is_shown_or_opened(
     shown: Stage, visit: Callable[..., Page]
 ) -> None:
     send_hostile(shown)
-    page = visit("/predictions/hostile")
+    page = visit("/predictions/hostile", viewport={"width": 390, "height": 844})
     expect(page.locator("#outputs figure")).to_have_count(len(DOCUMENTS))
     assert page.locator("[href^='javascript'], [src^='javascript'], iframe, object, embed").count() == 0
     links = page.locator("figcaption a").evaluate_all("all => all.map(one => one.href)")
     assert len(links) == len(DOCUMENTS)
     search, handler = urlencode({"q": EVIL}), urlencode({"handler": EVIL})
     paths = ["/", f"/predictions?{search}", f"/failures?{handler}", "/stats", "/predictions/hostile/remove"]
-    for path in [*paths, "/predictions", "/predictions?view=table"]:
+    made = {"ref": "predictions/hostile", "sure": "yes", "days": "1", "prompts": "true"}
+    album = page.request.post("/albums", form=made, headers={"origin": shown.up.url}).text()
+    paths += re.findall(r"http://[^<\s\"]+/album/[^<\s\"]+", album)[:1]
+    assert "/album/" in paths[-1]
+    for path in [*paths, "/predictions", "/predictions?view=table", "/predictions/hostile"]:
         page.goto(path)
         page.wait_for_load_state("load")
         assert page.evaluate("window.hacked") is None, path
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
     for link in links:
         with suppress(PlaywrightError):  # it is downloaded instead
             page.goto(link)
