@@ -283,7 +283,8 @@ def send_hostile(shown: Stage) -> None:
     ]
     body = {
         "id": "hostile", "status": "succeeded", "model": f"evil/{EVIL}", "version": EVIL, "error": EVIL,
-        "input": {"prompt": f"{EVIL} {'W' * 300}", EVIL: EVIL, "url": "javascript:window.hacked=1"}, "logs": EVIL,
+        "input": {"prompt": f"{EVIL} {'W' * 300}", EVIL: EVIL, "url": "javascript:window.hacked=1"},
+        "logs": EVIL,
         "output": {"files": urls, "link": "javascript:window.hacked=1", "more": [EVIL]},
         "metrics": {"predict_time": 1, EVIL: EVIL}, "created_at": "2026-01-01T00:00:00Z",
     }  # fmt: skip
