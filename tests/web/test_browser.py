@@ -306,7 +306,12 @@ def test_nothing_of_a_strangers_runs_wherever_it_is_shown_or_opened(
     assert len(links) == len(DOCUMENTS)
     search, handler = urlencode({"q": EVIL}), urlencode({"handler": EVIL})
     paths = ["/", f"/predictions?{search}", f"/failures?{handler}", "/stats", "/predictions/hostile/remove"]
-    made = {"ref": "predictions/hostile", "sure": "yes", "days": "1", "prompts": "true"}
+    made: dict[str, str | float | bool] = {
+        "ref": "predictions/hostile",
+        "sure": "yes",
+        "days": "1",
+        "prompts": "true",
+    }
     album = page.request.post("/albums", form=made, headers={"origin": shown.up.url}).text()
     paths += re.findall(r"http://[^<\s\"]+/album/[^<\s\"]+", album)[:1]
     assert "/album/" in paths[-1]
