@@ -26,6 +26,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of `data`; raises `OSError`."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+
+
 def make_folder(root: Path, *, mode: int = 0o777) -> None:
     """Make a folder (of `mode`, less the umask) and those above it, all of them surviving a power cut.
 

@@ -4,7 +4,6 @@ A job carries ids, not objects, and may run twice; two runs may overlap. Its `me
 the next.
 """
 
-import asyncio
 import logging
 import math
 
@@ -16,8 +15,7 @@ from app.core.names import ID, Kind
 from app.core.policy import Tries
 from app.telemetry.logs import bind
 from workers.keep.persist import Persist
-from workers.tell.attempt import Delivery
-from workers.tell.notify import Notify
+from workers.tell.notify import Delivery, Notify
 
 _ENDLESS = 1_000_000
 """Our policies decide when to stop, not RQ's counter."""
@@ -32,12 +30,12 @@ async def persist(service: Persist, job: Job, kind: str, prediction_id: str) -> 
     try:
         wait = await service.run(*place, tries, attempt=max(1, _run(job) - tries.turned_away))
     except (Permanent, Rejected) as error:
-        await asyncio.to_thread(service.give_up, *place, error)
+        await service.give_up(*place, error)
         raise _final(job, error) from None
     except Exception as error:
         if not job.retries_left:
             fault = Permanent("crashed", f"the job raised {type(error).__name__} every time")
-            await asyncio.to_thread(service.give_up, *place, fault)
+            await service.give_up(*place, fault)
         raise
     return None if wait is None else _again(wait)
 

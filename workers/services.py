@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aiohttp import ClientSession
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.accept.records import Records
+from app.accept.group_commit import GroupCommit
+from app.accept.records import LiveRecords, Records
 from app.core.context import context_keys
 from app.core.handlers import needs_token
 from app.core.inputs import Uploads
@@ -19,7 +21,6 @@ from app.core.links import link_keys
 from app.core.names import NOTIFY_JOB, NOTIFY_QUEUE, PERSIST_JOB, PERSIST_QUEUE
 from app.core.shares import PART, Downstream, Shares, share_of
 from app.deployment import Deployment
-from app.maintain.handler_states import HandlerStates
 from app.replicate.client import connected
 from app.replicate.creation import CreationLimit, creating
 from app.replicate.follow_ups import FollowUps
@@ -31,14 +32,14 @@ from app.telemetry.tally import Tally
 from app.valkey.client import TIMEOUT as REDIS_TIMEOUT
 from workers import jobs
 from workers.keep.collect import PARALLEL_FILES, Collector, Limits
-from workers.keep.fetch import Fetcher, InputFetcher, OwnFiles
-from workers.keep.inputs import Inputs
+from workers.keep.download import Memory
+from workers.keep.fetch import Fetcher
+from workers.keep.inputs import InputFetcher, Inputs, OwnFiles
 from workers.keep.output_file import Keeper
-from workers.keep.persist import Dispatcher, Persist
+from workers.keep.persist import Persist
 from workers.keep.scratch import scratch
-from workers.tell.attempt import TIMEOUT, Attempts, Post
 from workers.tell.follow import Follow, HandingOver, Links, signed_links
-from workers.tell.notify import Notify
+from workers.tell.notify import TIMEOUT, Notify, Post
 
 Jobs = Mapping[str, Callable[..., Awaitable[Any]]]
 """Job name → coroutine function of the RQ job and its arguments: nothing else is ever run."""
@@ -49,24 +50,76 @@ async def persist_jobs(deployment: Deployment, redis: Redis) -> AsyncIterator[Jo
     """The jobs of the queue `persist`."""
     settings = deployment.settings
     rules = settings.output_hosts
-    places = Places("the downloads", Shares.of(settings.slots))
+    places, memory = Places("the downloads", Shares.of(settings.slots)), Memory()
     with scratch(settings.temporary) as folder:
         async with (
             guarded_session(origins=rules.origins, proxy=_proxy(deployment)) as session,
-            _fetching_inputs(deployment, folder, places) as inputs,
+            _fetching_inputs(deployment, folder, memory, places) as inputs,
             _counting(redis, settings.data / COUNTS_FOLDER) as tally,
+            _committing(redis) as commit,
         ):
-            fetcher = Fetcher(
-                session,
-                rules,
-                folder,
-                max_bytes=settings.max_file,
-                disk_floor=settings.disk_floor,
-                places=places,
-                now=deployment.clock.time,
+            storage = Storage(settings.storage_url)
+            records = LiveRecords(commit, Records(redis, ttl=settings.record_ttl))
+            # What waits for storage outlives the process, unlike what is being downloaded.
+            keeper = Keeper(
+                storage, _fetcher(deployment, session, folder, memory, places), settings.temporary
             )
-            service = _persist(deployment, redis, fetcher, inputs, tally)
+            # One prediction leaves places of a host to others, also where there are few.
+            parallel = min(PARALLEL_FILES, max(1, settings.slots // PART**2))
+            collector = Collector(
+                records,
+                keeper,
+                settings.temporary,
+                Limits(settings.max_files, settings.disk_floor),
+                deployment.clock,
+                random.random,
+                rules,
+                tally,
+                parallel,
+            )
+            waits = Places("the waits for inputs", Shares.of(settings.slots))
+            service = Persist(
+                redis=redis,
+                records=records,
+                storage=storage,
+                keeper=keeper,
+                collector=collector,
+                handlers=deployment.handlers,
+                clock=deployment.clock,
+                jitter=random.random,
+                tally=tally,
+                inputs=Inputs(
+                    records, Keeper(storage, inputs, settings.temporary), settings.max_files, places=waits
+                )
+                if inputs
+                else None,
+            )
             yield {PERSIST_JOB: partial(jobs.persist, service)}
+
+
+@asynccontextmanager
+async def _committing(redis: Redis) -> AsyncIterator[GroupCommit]:
+    commit = GroupCommit(redis)
+    try:
+        yield commit
+    finally:
+        await commit.close()
+
+
+def _fetcher(
+    deployment: Deployment, session: ClientSession, folder: Path, memory: Memory, places: Places
+) -> Fetcher:
+    settings = deployment.settings
+    return Fetcher(
+        session,
+        settings.output_hosts,
+        folder,
+        max_bytes=settings.max_file,
+        disk_floor=settings.disk_floor,
+        memory=memory,
+        places=places,
+        now=deployment.clock.time,
+    )
 
 
 @asynccontextmanager
@@ -83,12 +136,16 @@ async def notify_jobs(
         guarded_session(private=settings.notify_private, proxy=_proxy(deployment), statuses=True) as session,
         _counting(redis, settings.data / COUNTS_FOLDER) as tally,
         _following(deployment, redis, storage, links) as follow,
+        _committing(redis) as commit,
     ):
-        post = Post(session, deployment.clock, patience)
         service = Notify(
-            attempts=Attempts(redis, storage, handlers, links, post, follow, deployment.clock),
+            redis=redis,
+            commit=commit,
             storage=storage,
-            states=HandlerStates(redis),
+            handlers=handlers,
+            links=links,
+            post=Post(session, deployment.clock, patience),
+            follow=follow,
             downstreams={name: Downstream(share) for name in handlers},
             clock=deployment.clock,
             jitter=random.random,
@@ -132,7 +189,7 @@ ASYNCHRONOUS = {PERSIST_QUEUE: persist_jobs, NOTIFY_QUEUE: notify_jobs}
 
 @asynccontextmanager
 async def _fetching_inputs(
-    deployment: Deployment, folder: Path, places: Places
+    deployment: Deployment, folder: Path, memory: Memory, places: Places
 ) -> AsyncIterator[InputFetcher | None]:
     """What downloads inputs, over a session of its own that also reaches the API; None: they are not kept."""
     settings = deployment.settings
@@ -143,15 +200,7 @@ async def _fetching_inputs(
     uploads = Uploads.at(settings.api_url, token.get_secret_value()) if token else None
     origins = rules.origins | ({uploads.origin} if uploads else set())
     async with guarded_session(origins=origins, proxy=_proxy(deployment)) as session:
-        fetcher = Fetcher(
-            session,
-            rules,
-            folder,
-            max_bytes=settings.max_file,
-            disk_floor=settings.disk_floor,
-            places=places,
-            now=deployment.clock.time,
-        )
+        fetcher = _fetcher(deployment, session, folder, memory, places)
         own = OwnFiles(
             Storage(settings.storage_url),
             settings.base_url,
@@ -159,51 +208,9 @@ async def _fetching_inputs(
             folder,
             settings.disk_floor,
             deployment.clock,
+            memory,
         )
         yield InputFetcher(fetcher, settings.api_url, uploads, own)
-
-
-def _persist(
-    deployment: Deployment, redis: Redis, fetcher: Fetcher, inputs: InputFetcher | None, tally: Tally
-) -> Persist:
-    settings = deployment.settings
-    clock = deployment.clock
-    records = Records(redis, ttl=settings.record_ttl)
-    storage = Storage(settings.storage_url)
-    # What waits for storage outlives the process, unlike what is being downloaded.
-    keeper = Keeper(storage, fetcher, settings.temporary)
-    limits = Limits(settings.max_files, settings.disk_floor)
-    # One prediction leaves places of a host to others, also where there are few.
-    parallel = min(PARALLEL_FILES, max(1, settings.slots // PART**2))
-    input_keeper = Keeper(storage, inputs, settings.temporary) if inputs else None
-    return Persist(
-        records=records,
-        storage=storage,
-        keeper=keeper,
-        collector=Collector(
-            records,
-            keeper,
-            settings.temporary,
-            limits,
-            clock,
-            random.random,
-            settings.output_hosts,
-            tally,
-            parallel,
-        ),
-        dispatcher=Dispatcher(redis, records, storage, deployment.handlers, clock),
-        clock=clock,
-        jitter=random.random,
-        tally=tally,
-        inputs=Inputs(
-            records,
-            input_keeper,
-            settings.max_files,
-            places=Places("the waits for inputs", Shares.of(settings.slots)),
-        )
-        if input_keeper
-        else None,
-    )
 
 
 @asynccontextmanager

@@ -196,6 +196,8 @@ class GroupCommit:
         if not stack:
             return []
         commands = [arguments for arguments, _ in stack]
+        for _, options in stack:
+            options.pop("keys", None)  # redis-py's own, for caches; no callback knows it
         if atomic:
             commands = [("MULTI",), *commands, ("EXEC",)]
         answers = _raised(await self._hand_in(_Request(pack(commands), len(commands))))

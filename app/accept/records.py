@@ -51,6 +51,7 @@ from app.core.reconciling import SILENCE
 if TYPE_CHECKING:
     from rq.job import Job
 
+    from app.accept.group_commit import GroupCommit
     from app.accept.queues import NewJob
 
 PAGE = 200
@@ -258,13 +259,13 @@ class Records:
         """
         moves: dict[Move, Mapping[str, str | int]] = {Move.STORE: fields, Move.DISPATCH: {}}
         made = self._advance(kind, prediction_id, now, moves, jobs, quiet=quiet, source=source)
-        if made == _REMOVED:
-            raise Removed(f"{kind} {prediction_id} was removed meanwhile")
-        if made == _OVERRULED:
-            raise Transient("overruled", "Replicate itself has told of it meanwhile")
-        return made != _TO_BE_TOLD
+        return _is_dispatched(made, kind, prediction_id)
 
-    def _advance(
+    def _advance(self, *move: Any, **about: Any) -> int:
+        keys, arguments = self.moving(*move, **about)
+        return int(self._move(keys=keys, args=arguments))
+
+    def moving(
         self,
         kind: Kind,
         prediction_id: str,
@@ -274,10 +275,10 @@ class Records:
         *,
         quiet: bool = False,
         source: Source | None = None,
-    ) -> int:
-        """Make those of `moves` that are legal, one after the other, and enqueue `jobs`; how many were.
+    ) -> tuple[list[str], list[str | bytes | float]]:
+        """Keys and arguments of `MOVE`: it makes those of `moves` that are legal, and enqueues `jobs`.
 
-        `_REMOVED`, `_TO_BE_TOLD` or `_OVERRULED`, and nothing is done, when that is so.
+        It answers how many moves were, or `_REMOVED`, `_TO_BE_TOLD` or `_OVERRULED` when it did nothing.
         """
         from app.accept import queues
 
@@ -296,16 +297,11 @@ class Records:
             record_key(kind, prediction_id), RECORDS, queue, all_queues, removed_key(kind, prediction_id),
             *(job.key for job in jobs),
         ]  # fmt: skip
-        return int(self._move(keys=keys, args=arguments))
+        return keys, arguments
 
     def keep(self, kind: Kind, prediction_id: str, kept: Mapping[str, Mapping[str, Any]]) -> None:
         """Remember by number how files ended, so that later attempts skip them."""
-        pairs = [item for number, file in kept.items() for item in (f"kept:{number}", json.dumps(dict(file)))]
-        self._keep(keys=[record_key(kind, prediction_id)], args=pairs)
-
-    def list_refused(self, kind: Kind, prediction_id: str, until: datetime) -> None:
-        """Note that outputs were refused which a change of settings can mend until then."""
-        self._redis.zadd(REFUSED, {record_member(kind, prediction_id): until.timestamp()})
+        self._keep(keys=[record_key(kind, prediction_id)], args=_noted(kept))
 
     def refused(self, now: datetime) -> list[tuple[Kind, str]]:
         """Whose outputs were refused and still exist; what came to its hour is forgotten."""
@@ -370,6 +366,76 @@ class Records:
             yield from (_record(*place, raw) for place, raw in zip(places, answers, strict=True) if raw)
             if len(members) < PAGE:
                 return
+
+
+class LiveRecords:
+    """What jobs do with records, over a group commit; each method is as that of `Records`."""
+
+    def __init__(self, redis: "GroupCommit", records: Records) -> None:
+        self._redis = redis
+        self._records = records
+
+    async def get(self, kind: Kind, prediction_id: str) -> Record | None:
+        """The record of one prediction."""
+        [raw] = await self._redis.pipeline(lambda pipe: pipe.hgetall(record_key(kind, prediction_id)))
+        return _record(kind, prediction_id, raw) if raw else None
+
+    async def is_removed(self, kind: Kind, prediction_id: str) -> bool:
+        """Whether somebody had the prediction removed, so that it must not come back."""
+        [removed] = await self._redis.commands(("EXISTS", removed_key(kind, prediction_id)))
+        return bool(removed)
+
+    async def keep(self, kind: Kind, prediction_id: str, kept: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember by number how files ended, so that later attempts skip them."""
+        await self._redis.script(KEEP, [record_key(kind, prediction_id)], _noted(kept))
+
+    async def list_refused(self, kind: Kind, prediction_id: str, until: datetime) -> None:
+        """Note that outputs were refused which a change of settings can mend until then."""
+        member = record_member(kind, prediction_id)
+        await self._redis.commands(("ZADD", REFUSED, until.timestamp(), member))
+
+    async def move(
+        self,
+        kind: Kind,
+        prediction_id: str,
+        move: Move,
+        now: datetime,
+        fields: Mapping[str, str | int] | None = None,
+    ) -> bool:
+        """Make a legal move and set fields with it; whether it was legal."""
+        keys, arguments = self._records.moving(kind, prediction_id, now, {move: fields or {}}, ())
+        return bool(await self._redis.script(MOVE, keys, arguments) == 1)
+
+    async def dispatch(
+        self,
+        kind: Kind,
+        prediction_id: str,
+        now: datetime,
+        fields: Mapping[str, str | int],
+        jobs: Sequence["Job"],
+        *,
+        source: Source = "webhook",
+        quiet: bool = False,
+    ) -> bool:
+        """Note in one step that a prediction is stored, and that `jobs` are enqueued."""
+        moves: dict[Move, Mapping[str, str | int]] = {Move.STORE: fields, Move.DISPATCH: {}}
+        keys, arguments = self._records.moving(
+            kind, prediction_id, now, moves, jobs, quiet=quiet, source=source
+        )
+        made = int(await self._redis.script(MOVE, keys, arguments))
+        return _is_dispatched(made, kind, prediction_id)
+
+
+def _is_dispatched(made: int, kind: Kind, prediction_id: str) -> bool:
+    if made == _REMOVED:
+        raise Removed(f"{kind} {prediction_id} was removed meanwhile")
+    if made == _OVERRULED:
+        raise Transient("overruled", "Replicate itself has told of it meanwhile")
+    return made != _TO_BE_TOLD
+
+
+def _noted(kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [item for number, file in kept.items() for item in (f"kept:{number}", json.dumps(dict(file)))]
 
 
 def unconfirmed(error: RedisError) -> Transient:

@@ -6,7 +6,7 @@ connection, is one when it comes twice. Nothing is decoded.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -173,20 +173,25 @@ def too_large(host: str, max_bytes: int) -> Permanent:
     return Permanent("too_large", f"{host} sends more than {max_bytes} bytes, the limit of OUTKEEP_MAX_FILE")
 
 
-def require_complete(answer: Answer, body: Body, *, declared: int | None, before: Body | None) -> None:
-    """Raise `Transient` unless `body` is all of the file, as far as anybody can tell.
+def require_complete(
+    answer: Answer, received: int, sha256: Callable[[], str], *, declared: int | None, before: Body | None
+) -> None:
+    """Raise `Transient` unless the bytes `received` are all of the file, as far as anybody can tell.
 
-    `declared` is what `declared_length` gave, `before` what the download just before this one brought. Codes:
-    `body_incomplete`, also as `Unconfirmed` where only the end of the connection ended the body, and
-    `body_empty`.
+    `sha256` gives their hash in hex, which is rarely asked for. `declared` is what `declared_length` gave,
+    `before` what the download just before this one brought. Codes: `body_incomplete`, also as `Unconfirmed`
+    where only the end of the connection ended the body, and `body_empty`.
     """
-    host, (received, _) = answer.host, body
+    host = answer.host
     if declared is not None and declared != received:
         raise Transient("body_incomplete", f"{host} announced {declared} bytes and sent {received}")
     ends_by_itself = bool(answer.lengths or answer.transfer_encodings)
     if not received and not ends_by_itself:
         raise Transient("body_empty", f"{host} sent nothing, and does not say that the file is empty")
-    if (received and ends_by_itself) or body == before:
+    if received and ends_by_itself:
+        return
+    body = (received, sha256())
+    if body == before:
         return
     if not received:
         raise Unconfirmed("body_empty", f"{host} sent an empty file, kept if it is empty once more", body)

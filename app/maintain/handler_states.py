@@ -36,7 +36,10 @@ class HandlerState:
 
 
 class HandlerStates:
-    """States over one Redis connection. Methods block; errors are redis-py's."""
+    """States over one Redis connection. Methods block; errors are redis-py's.
+
+    Over a pipeline they put their commands on it: so jobs use `is_off`, `report` and `switch_off`.
+    """
 
     def __init__(self, connection: Redis) -> None:
         self._redis = connection
@@ -67,11 +70,9 @@ class HandlerStates:
     ) -> None:
         """Keep the latest attempt, and append what it was `about` to the stream of changes."""
         items = ["last", json.dumps(dict(attempt)), "timeouts", str(timeouts)]
-        with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hset(handler_key(handler), items=items)
-            if about is not None:
-                note_attempt(pipeline, *about)
-            pipeline.execute()
+        self._redis.hset(handler_key(handler), items=items)
+        if about is not None:
+            note_attempt(self._redis, *about)
 
     def switch_off(self, handler: str, now: datetime) -> bool:
         """Tell a handler nothing any more until `switch_on`; whether it was on."""

@@ -26,7 +26,6 @@ from app.core.names import CHANGES, COUNTERS, JOB_TOLD, record_member, split_han
 from app.core.outcomes import Told
 from app.core.vocabulary import NOTIFIED
 from app.maintain.backlog import telling_queues
-from app.storage import told as outcome_files
 from app.storage.store import Storage
 from app.telemetry.logs import cleaned
 from app.telemetry.tally import series
@@ -122,9 +121,9 @@ def tell(redis: Redis, storage: Storage, job_id: str, end: End) -> None:
     if place is None or end.outcome is None:
         return
     why = None if end.outcome == "delivered" else reason(redis, job_id) or end.status
-    known = outcome_files.read(storage, *place)
+    known = storage.outcome(*place)
     if known is None or known.at <= end.at:
-        outcome_files.write(storage, *place, Told(end.outcome, end.attempts, end.at, why))
+        storage.note_outcome(*place, Told(end.outcome, end.attempts, end.at, why))
     notified = Notified(place[0], end.outcome, end.attempts, format_time(end.at), why)
     news = (JOB_TOLD, end.word, record_member(*place[1:]), json.dumps(asdict(notified)))
     if redis.eval(_MARK, 2, Job.key_for(job_id), CHANGES, *news):

@@ -35,7 +35,7 @@ from app.core.errors import Permanent, StorageFailure, Transient
 from app.core.names import CHECKS, PROBE_NAME
 from app.core.notation import base_url
 from app.core.presentation import presentation
-from app.storage.errors import fault_of, first_line
+from app.storage.errors import Large, Small, fault_of, first_line
 
 PART = 8 << 20
 """Bytes of one part of a large upload; stores want 5 MiB at least."""
@@ -127,10 +127,6 @@ class Bucket:
             message = fault.message if fault.needs_operator else first_line(error)
             raise Permanent("storage_unusable", f"cannot open {url}: {message}") from None
 
-    def prepare(self) -> Any:
-        """The store; a bucket is not ours to make."""
-        return self.store
-
     def is_absent(self) -> bool:
         """Never known without asking."""
         return False
@@ -212,10 +208,23 @@ class Bucket:
         self.lacks.add(Lack.CREATE)
         return self.get(name) == data
 
-    def get(self, name: str) -> bytes | None:
-        """An object whole; None when there is none."""
+    def write(self, objects: Sequence[Small], last: tuple[str, bytes] | None = None) -> bool:
+        """Send small objects, and `last` behind them unless there is one; whether it was stored."""
+        for name, data, encoding in objects:
+            self._put(name, data, len(data), encoding=encoding)
+        return last is None or self.create(*last)
+
+    def note(self, name: str, data: bytes) -> None:
+        """Send a small object."""
+        self.put_bytes(name, data)
+
+    def get(self, name: str, most: int | None = None) -> bytes | None:
+        """An object whole; None when there is none. Raises `Large` for one of more than `most` bytes."""
         try:
-            return bytes(obstore.get(self.store, name).bytes())
+            found = obstore.get(self.store, name)
+            if most is not None and found.meta["size"] > most:
+                raise Large
+            return bytes(found.bytes())
         except MISSING as error:
             _require_bucket(error)
             return None

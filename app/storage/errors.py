@@ -26,6 +26,14 @@ _CODES = {
 }
 
 
+Small = tuple[str, bytes, str | None]
+"""Name, bytes and `Content-Encoding` of a small object."""
+
+
+class Large(Exception):
+    """An object has more bytes than whoever asks for it wants in memory at once."""
+
+
 def is_remote(url: str) -> bool:
     """Whether a storage URL leads away from this host."""
     return urlsplit(url).scheme != "file"

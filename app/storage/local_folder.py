@@ -1,26 +1,73 @@
 """The part of the storage that lies in a folder of this host: durable by our own fsync."""
 
 import errno
+import itertools
 import os
+import random
+import re
+import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.exceptions import NotFoundError
 from obstore.store import from_url
 
 from app.core.errors import Permanent
 from app.core.lifecycle import is_draft
-from app.disk import fsync, make_folder
+from app.disk import fsync, make_folder, write
+from app.storage.errors import Large, Small
 
 MISSING = (FileNotFoundError, NotFoundError)
 
 CHUNK = 1 << 20
-"""Bytes held at a time while a file is copied."""
+"""Bytes held at a time while a file is read or copied."""
+
+KNOWN = 10_000
+"""Folders whose own entry is known to be on the disk; more are synced once more."""
+
+_ODD = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\0-\x1f\x7f]|#[0-9]+(?=/|$)")
+"""What no name of an object has: a step up, an empty one, a control character, the name of a draft."""
+
+
+class FolderSyncs:
+    """One sync of a folder serves every thread that asked before it began."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folders: dict[Path, _Syncs] = {}
+
+    def sync(self, folder: Path) -> None:
+        """Return when the entries that a folder has now are on the disk; raises `OSError`."""
+        with self._lock:
+            syncs = self._folders.setdefault(folder, _Syncs())
+            syncs.asked += 1
+            syncs.waiting += 1
+            mine = syncs.asked
+        try:
+            with syncs.running:
+                if syncs.covered < mine:
+                    covers = syncs.asked
+                    fsync(folder)
+                    syncs.covered = covers
+        finally:
+            with self._lock:
+                syncs.waiting -= 1
+                if not syncs.waiting:
+                    del self._folders[folder]
+
+
+class _Syncs:
+    """How often a sync was asked for, and up to which of these it is done."""
+
+    def __init__(self) -> None:
+        self.running = threading.Lock()
+        self.asked = self.covered = self.waiting = 0
 
 
 class LocalFolder:
@@ -31,16 +78,14 @@ class LocalFolder:
         self.root = root.absolute()
         self._mask = os.umask(0o077)  # which cannot be read otherwise
         os.umask(self._mask)
+        self._numbers = itertools.count(random.getrandbits(32))  # of drafts: other processes write, too
+        self._syncs = FolderSyncs()
+        self._known: dict[Path, None] = {}
 
     @cached_property
     def store(self) -> Any:
         """The store; only once the folder exists, since looking must not create it."""
         return from_url(self.root.as_uri())
-
-    def prepare(self) -> Any:
-        """The store, its folder made."""
-        make_folder(self.root)
-        return self.store
 
     def is_absent(self) -> bool:
         """Whether there is nothing to look into."""
@@ -65,40 +110,152 @@ class LocalFolder:
 
     def put_file(self, name: str, path: Path, encoding: str | None) -> None:  # noqa: ARG002
         """Move the file at `path` to its place, or copy it from another disk; only the manifest says more."""
-        store = self.prepare()
-        if _moved(path, self.root / name, self._mask):
-            self._sync_folders(name)
-            return
-        with path.open("rb") as source, obstore.open_writer(store, name, buffer_size=CHUNK) as target:
-            while chunk := source.read(CHUNK):
-                target.write(chunk)
-        self.settle(name)
+        target = self._path(name)
+        self._make_folder(target.parent)
+        if not self._moved(path, target):
+            descriptor, draft = self._draft(target)
+            with _removed_after_failure(draft), os.fdopen(descriptor, "wb") as copy:
+                with path.open("rb") as source:
+                    shutil.copyfileobj(source, copy, CHUNK)
+                copy.flush()
+                os.fsync(descriptor)
+                draft.rename(target)
+        self._settle_folders([target])
 
-    def put_bytes(self, name: str, data: bytes) -> None:
-        """Store a small object, overwriting."""
-        obstore.put(self.prepare(), name, data)
-        self.settle(name)
+    def _moved(self, path: Path, target: Path) -> bool:
+        """Move a file, whole and its bytes on the disk, to `target`; False when that is on another disk.
+
+        It may be read there by whom the umask does not exclude.
+        """
+        if path.stat().st_dev != target.parent.stat().st_dev:
+            return False
+        path.chmod(0o666 & ~self._mask)
+        fsync(path)  # before it takes the place of what may be a whole file
+        try:
+            path.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # one disk, mounted twice
+                raise
+            return False
+        return True
 
     def create(self, name: str, data: bytes) -> bool:
         """Store a small object unless there is one; whether it was stored."""
+        return self.write((), (name, data))
+
+    def write(self, objects: Sequence[Small], last: tuple[str, bytes] | None = None) -> bool:
+        """Store small objects, overwriting, then `last` unless there is one; whether it was stored.
+
+        Each folder is synced once for all that was written into it.
+        """
+        written = []
+        for name, data, _ in objects:
+            draft = self._written(target := self._path(name), data)
+            with _removed_after_failure(draft):
+                draft.rename(target)
+            written.append(target)
+        if last is None:
+            self._settle_folders(written)
+            return True
+        draft = self._written(target := self._path(last[0]), last[1])
         try:
-            obstore.put(self.prepare(), name, data, mode="create")
-        except AlreadyExistsError:
+            os.link(draft, target)
+        except FileExistsError:
+            # It may have been written by a process that was killed before its fsync.
+            fsync(target)
             created = False
         else:
             created = True
-        # What is there already may have been written by a process that was killed before its fsync.
-        self.settle(name)
+        finally:
+            with suppress(OSError):
+                draft.unlink()
+        self._settle_folders([*written, target])
         return created
 
-    def get(self, name: str) -> bytes | None:
-        """A small object whole; None when there is none."""
-        if self.is_absent():
+    def note(self, name: str, data: bytes) -> None:
+        """Store a small object whose loss does no harm, with one sync: a power cut may tear or take it."""
+        descriptor, draft = self._draft(target := self._path(name))
+        with _removed_after_failure(draft), os.fdopen(descriptor, "wb", buffering=0) as file:
+            write(descriptor, data)
+            draft.rename(target)
+            os.fsync(file.fileno())  # with the name that it has now, on the file systems that are in use
+
+    def _written(self, target: Path, data: bytes) -> Path:
+        """Write a draft of an object, and sync it; its path."""
+        descriptor, draft = self._draft(target)
+        with _removed_after_failure(draft):
+            try:
+                write(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return draft
+
+    def _draft(self, target: Path) -> tuple[int, Path]:
+        """Open a new file beside `target`, as `is_draft` knows them; its descriptor and path."""
+        while True:
+            draft = Path(f"{target}#{next(self._numbers)}")
+            try:
+                return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), draft
+            except FileExistsError:
+                continue  # of a process that was killed
+            except FileNotFoundError:
+                self._make_folder(target.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder below `root`, with those that lead to it."""
+        if folder == self.root:
+            make_folder(self.root)
+            return
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            self._make_folder(folder.parent)
+            with suppress(FileExistsError):
+                folder.mkdir()
+        self._known.pop(folder, None)
+
+    def _path(self, name: str) -> Path:
+        """Where an object lies; raises `ValueError` for what is no name of one."""
+        if _ODD.search(name):
+            raise ValueError(f"{name[:200]!r} is no name of an object")
+        return self.root / name
+
+    def _settle_folders(self, targets: Sequence[Path]) -> None:
+        """Sync the folder of each, and those above it whose own entry may not be on the disk yet."""
+        for each in dict.fromkeys(target.parent for target in targets):
+            folder = each
+            self._syncs.sync(folder)
+            while folder != self.root and folder not in self._known:
+                above = folder.parent
+                self._syncs.sync(above)
+                if len(self._known) >= KNOWN:
+                    self._known.clear()
+                self._known[folder] = None
+                folder = above
+
+    def get(self, name: str, most: int | None = None) -> bytes | None:
+        """A small object whole; None when there is none. Raises `Large` for one of more than `most` bytes."""
+        try:
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
             return None
         try:
-            return bytes(obstore.get(self.store, name).bytes())
-        except MISSING:
+            size = os.fstat(descriptor).st_size
+            if most is not None and size > most:
+                raise Large
+            data = os.read(descriptor, size + 1)
+            while len(data) > size:  # it has grown, or tells no size
+                size = len(data)
+                data += os.read(descriptor, CHUNK)
+        except IsADirectoryError:
             return None
+        else:
+            return data
+        finally:
+            os.close(descriptor)
 
     def head(self, name: str) -> Mapping[str, Any] | None:
         """What is said of an object; None when there is none."""
@@ -139,9 +296,8 @@ class LocalFolder:
 
     def settle(self, name: str) -> None:
         """Return when the object has reached the disk: first the bytes, then each folder entry."""
-        # obstore offers no fsync for local files.
-        fsync(self.root / name)
-        self._sync_folders(name)
+        fsync(target := self._path(name))
+        self._settle_folders([target])
 
     def remove_folder(self, prefix: str) -> None:
         """Remove a folder whose objects are gone, with what killed writes left in it."""
@@ -156,31 +312,16 @@ class LocalFolder:
             folder.rmdir()
             fsync(folder.parent)
 
-    def _sync_folders(self, name: str) -> None:
-        for folder in (self.root / name).parents:
-            fsync(folder)
-            if folder == self.root:
-                break
-
     def link(self, name: str) -> None:
         """Nobody but us can serve them."""
 
 
-def _moved(path: Path, target: Path, mask: int) -> bool:
-    """Move a file, whole and its bytes on the disk, to `target`; False when that is on another disk.
-
-    It may be read there by whom `mask`, a umask, does not exclude.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent.stat()
-    if path.stat().st_dev != folder.st_dev:
-        return False
-    path.chmod(0o666 & ~mask)
-    fsync(path)  # before it takes the place of what may be a whole file
+@contextmanager
+def _removed_after_failure(draft: Path) -> Iterator[None]:
+    """Remove what was being written when this block fails, as far as the disk lets us."""
     try:
-        path.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:  # one disk, mounted twice
-            raise
-        return False
-    return True
+        yield
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise

@@ -5,6 +5,7 @@ Each `Storage` notes that for itself. Nothing is refused for a store that answer
 
 import asyncio
 import hashlib
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -14,17 +15,27 @@ from datetime import datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from app.core import manifest as manifests
+from app.core import outcomes
 from app.core.bucket_faults import NO_ANSWER, Lack
 from app.core.errors import Permanent, StorageFailure
 from app.core.manifest import Manifest
-from app.core.names import ID, Kind, manifest_name, split_outcome_name
+from app.core.names import (
+    ID,
+    Kind,
+    manifest_name,
+    notification_id,
+    object_name,
+    outcome_name,
+    split_outcome_name,
+)
+from app.core.outcomes import Told
 from app.disk import lack_of_room
 from app.storage.bucket import MISSING, Bucket
-from app.storage.errors import is_remote, translated
+from app.storage.errors import Small, is_remote, translated
 from app.storage.local_folder import LocalFolder
 from app.storage.threads import Threads
 
@@ -91,7 +102,8 @@ class Stored:
 
 T = TypeVar("T")
 
-THREADS = 64
+THREADS, FEW = 64, 3
+"""Threads at most, and those that do all while the storage is quick."""
 
 HANGS = 30.0
 """Seconds after which a call is taken to hang: one to a disk or a share that does not answer has no end."""
@@ -108,7 +120,7 @@ class Storage:
         """Take `url`; nothing is read or written yet. Raises `Permanent` when a remote store refuses it."""
         self.url = url
         self._silence = silence or Silence()
-        self._threads = Threads("storage", THREADS)
+        self._threads = Threads("storage", THREADS, few=FEW)
         self._hanging: set[str] = set()
         self._place: LocalFolder | Bucket = (
             Bucket(url) if is_remote(url) else LocalFolder(Path(unquote(urlsplit(url).path)))
@@ -122,7 +134,7 @@ class Storage:
         """
         if about in self._hanging or len(self._hanging) >= THREADS:
             raise StorageFailure("storage_silent", f"the storage does not answer about {about}")
-        running = asyncio.ensure_future(self._threads.run(work))
+        running = self._threads.run(work)
         try:
             done, _ = await asyncio.wait([running], timeout=seconds)
         finally:
@@ -195,10 +207,15 @@ class Storage:
             self._place.put_file(name, path, encoding)
             path.unlink(missing_ok=True)
 
-    def put_bytes(self, name: str, data: bytes) -> None:
-        """Store a small object under `name`, overwriting."""
+    def put_bytes(self, name: str, data: bytes, *, encoding: str | None = None) -> None:
+        """Store a small object under `name`, overwriting; `encoding` as `put_file` has it."""
         with self._asked(name):
-            self._place.put_bytes(name, data)
+            self._place.write([(name, data, encoding)])
+
+    def note(self, name: str, data: bytes) -> None:
+        """The same, for what may be torn or missing after a power cut: it takes one sync of the disk."""
+        with self._asked(name):
+            self._place.note(name, data)
 
     def settle(self, name: str) -> None:
         """Return when an object that somebody has stored has reached the disk."""
@@ -210,10 +227,10 @@ class Storage:
         with self._asked(name):
             return self._place.create(name, data)
 
-    def get(self, name: str) -> bytes | None:
-        """A small object whole; None when there is none."""
+    def get(self, name: str, *, most: int | None = None) -> bytes | None:
+        """A small object whole; None when there is none. Raises `Large` for one of more than `most` bytes."""
         with self._asked(name):
-            return self._place.get(name)
+            return self._place.get(name, most)
 
     def head(self, name: str) -> Stored | None:
         """What there is under `name`."""
@@ -282,12 +299,13 @@ class Storage:
         if missing:
             raise StorageFailure("storage_unavailable", f"{name} ends {missing} bytes early in the storage")
 
-    def read_manifest(self, kind: Kind, prediction_id: str) -> Manifest | None:
-        """The manifest of a prediction; None when nothing is committed. Raises as `manifests.read` does, too.
+    def read_manifest(self, kind: Kind, prediction_id: str, *, most: int | None = None) -> Manifest | None:
+        """The manifest of a prediction; None when nothing is committed.
 
         That of another one, which somebody has copied here, is of no use: what it tells of lies elsewhere.
+        Raises as `manifests.read` does, too, and `Large` for one of more than `most` bytes.
         """
-        data = self.get(manifest_name(kind, prediction_id))
+        data = self.get(manifest_name(kind, prediction_id), most=most)
         manifest = manifests.read(data) if data is not None else None
         if manifest is not None:
             manifests.require_place(manifest, kind, prediction_id)
@@ -303,18 +321,36 @@ class Storage:
         files = manifest.kept if manifest else ()
         return {file.name: file.encoding for file in files if file.name and file.encoding}
 
+    def create_manifest(self, manifest: Manifest, beside: Sequence[Small] = ()) -> bool:
+        """Store small objects, then the manifest unless there is one; whether it was stored.
+
+        In a local folder all of it takes one sync of that folder.
+        """
+        name = manifest_name(manifest.prediction.kind, manifest.prediction.id)
+        with self._asked(name):
+            return self._place.write(beside, (name, manifest.to_json()))
+
     def commit(self, manifest: Manifest) -> Manifest:
         """Write the manifest unless a better one stands there; give back the one that counts."""
-        prediction = manifest.prediction
-        name = manifest_name(prediction.kind, prediction.id)
-        data = manifest.to_json()
-        if self.create(name, data):
+        if self.create_manifest(manifest):
             return manifest
-        present = self.read_manifest(prediction.kind, prediction.id)
+        place = (manifest.prediction.kind, manifest.prediction.id)
+        present = self.read_manifest(*place)
         if present is not None and not manifest.replaces(present):
             return present
-        self.put_bytes(name, data)
+        self.put_bytes(manifest_name(*place), manifest.to_json())
         return manifest
+
+    def outcome(self, handler: str, kind: Kind, prediction_id: str) -> Told | None:
+        """How the delivery to a handler ended; None when it has not, or the file is torn."""
+        data = self.get(object_name(kind, prediction_id, outcome_name(handler)))
+        return None if data is None else outcomes.read(data)
+
+    def note_outcome(self, handler: str, kind: Kind, prediction_id: str, told: Told) -> dict[str, Any]:
+        """Say how it ended, and give back what was written."""
+        document = outcomes.document(notification_id(handler, kind, prediction_id), told)
+        self.note(object_name(kind, prediction_id, outcome_name(handler)), json.dumps(document).encode())
+        return document
 
 
 _PARTS = 3

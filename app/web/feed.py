@@ -31,7 +31,6 @@ from app.core.handlers import Handler
 from app.core.lifecycle import State
 from app.core.names import Kind, manifest_name, record_key
 from app.core.outcomes import Told
-from app.storage import told as outcome_files
 from app.storage.store import Folder, Storage, folders
 from app.web.catalog import Catalog
 from app.web.entries import Entry, of_large_manifest, of_manifest, of_record
@@ -283,7 +282,7 @@ class Feed:
                 for handler, name in folder.outcomes.items()
             }
         else:
-            read = {one.name: outcome_files.read(self._storage, one.name, *ref) for one in self._handlers}
+            read = {one.name: self._storage.outcome(one.name, *ref) for one in self._handlers}
         return {handler: told for handler, told in read.items() if told is not None}
 
     def _tidy(self, connection: sqlite3.Connection) -> None:

@@ -44,14 +44,16 @@ def test_what_is_handed_in_meanwhile_goes_in_one_packet_and_each_gets_its_own_an
             before = reads(redis)
             answers = await asyncio.gather(
                 *(commit.commands(("INCR", f"n{i}"), ("SET", f"k{i}", b"\x00\xff")) for i in range(100)),
-                commit.pipeline(lambda pipe: [pipe.hset("h", "a", "1"), pipe.hgetall("h")]),
+                commit.pipeline(
+                    lambda pipe: [pipe.hset("h", "a", "1"), pipe.hexists("h", "a"), pipe.hgetall("h")]
+                ),
                 commit.pipeline(_counted, atomic=True),
                 commit.script(COUNT, ["s"], [3]),
                 commit.script(COUNT, ["s"], [4]),
                 return_exceptions=True,
             )
             assert reads(redis) - before <= 10  # where each alone would take one
-            assert answers == [*[[1, b"OK"]] * 100, [1, {b"a": b"1"}], [1, 1, 1.0], 3, 7]
+            assert answers == [*[[1, b"OK"]] * 100, [1, True, {b"a": b"1"}], [1, 1, 1.0], 3, 7]
             redis.script_flush()
             assert await commit.script(COUNT, ["s"], [1]) == 8
             assert await commit.pipeline(lambda pipe: None) == []

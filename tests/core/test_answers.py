@@ -177,10 +177,10 @@ def test_what_nothing_shows_to_be_whole_must_come_twice(
     answer: Answer, declared: int | None, body: Body, before: Body | None, code: str | None
 ) -> None:
     if code is None:
-        require_complete(answer, body, declared=declared, before=before)
+        require_complete(answer, body[0], lambda: body[1], declared=declared, before=before)
         return
     with pytest.raises(Transient, match=r"a\.test") as caught:
-        require_complete(answer, body, declared=declared, before=before)
+        require_complete(answer, body[0], lambda: body[1], declared=declared, before=before)
     assert caught.value.code == code
     assert not isinstance(caught.value, Unconfirmed) or caught.value.body == body
 

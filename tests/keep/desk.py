@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,8 @@ from rq.queue import Queue
 
 from app.accept import queues
 from app.accept.claim_check import ClaimCheck
-from app.accept.records import Accepted, Arrival, Record, Records
+from app.accept.group_commit import GroupCommit
+from app.accept.records import Accepted, Arrival, LiveRecords, Record, Records
 from app.core.handlers import Handler
 from app.core.hosts import HostRules
 from app.core.inputs import Uploads
@@ -27,10 +28,11 @@ from app.replicate.guard import guarded_session
 from app.storage.store import Storage
 from workers.engine.async_worker import AsyncWorker
 from workers.keep.collect import Collector, Limits
-from workers.keep.fetch import Fetcher, InputFetcher, OwnFiles
-from workers.keep.inputs import Inputs
+from workers.keep.download import MEMORY, Memory
+from workers.keep.fetch import Fetcher
+from workers.keep.inputs import InputFetcher, Inputs, OwnFiles
 from workers.keep.output_file import Keeper
-from workers.keep.persist import Dispatcher, Persist
+from workers.keep.persist import Persist
 
 PUBLIC_URL = "https://outkeep.example/base"
 KEYS = link_keys([b"k" * 32])
@@ -64,6 +66,7 @@ class Desk:
         self.hosts = "replicate.delivery"
         self.handlers: Sequence[Handler] = ()
         self.limits = Limits(1000, 0)
+        self.memory = MEMORY
         self.opening: Callable[[Fetcher], InputFetcher] | None = None
         self.uploads: Uploads | None = None
         self.patience = 10.0
@@ -129,26 +132,35 @@ class Desk:
     async def service(self) -> AsyncIterator[Persist]:
         rules = HostRules.parse(self.hosts)
         origins = rules.origins | ({self.uploads.origin} if self.uploads else set())
-        async with guarded_session(origins=origins) as session:
+        commit = GroupCommit(self.redis)
+        records = LiveRecords(commit, self.records)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(commit.close)
+            session = await stack.enter_async_context(guarded_session(origins=origins))
             fetcher = Fetcher(
-                session, rules, self.temporary, max_bytes=1_000_000, disk_floor=0, stall_seconds=5
+                session,
+                rules,
+                self.temporary,
+                max_bytes=1_000_000,
+                disk_floor=0,
+                memory=Memory(self.memory),
+                stall_seconds=5,
             )
             keeper = Keeper(self.storage, fetcher, self.temporary)
             collector = Collector(
-                self.records, keeper, self.temporary, self.limits, lambda: self.now, lambda: 0.0, rules
+                records, keeper, self.temporary, self.limits, lambda: self.now, lambda: 0.0, rules
             )
             inputs = None
             if self.opening is not None:
                 input_keeper = Keeper(self.storage, self.opening(fetcher), self.temporary)
-                inputs = Inputs(self.records, input_keeper, self.limits.max_files, self.patience)
+                inputs = Inputs(records, input_keeper, self.limits.max_files, self.patience)
             yield Persist(
-                records=self.records,
+                redis=self.redis,
+                records=records,
                 storage=self.storage,
                 keeper=keeper,
                 collector=collector,
-                dispatcher=Dispatcher(
-                    self.redis, self.records, self.storage, self.handlers, lambda: self.now
-                ),
+                handlers=self.handlers,
                 clock=lambda: self.now,
                 jitter=lambda: 0.0,
                 inputs=inputs,

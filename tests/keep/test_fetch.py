@@ -27,7 +27,8 @@ from tests.raw_host import (
     then_reset,
     then_silence,
 )
-from workers.keep.fetch import Fetched, Fetcher
+from workers.keep.download import MEMORY, Fetched, Memory
+from workers.keep.fetch import Fetcher
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 100
@@ -43,13 +44,20 @@ async def fetcher_of(
     max_bytes: int = 1_000_000,
     stall_seconds: float = 5,
     floor: int | None = 0,
+    memory: int = MEMORY,
 ) -> AsyncIterator[Fetcher]:
     rules = HostRules.parse(
         " ".join(["replicate.delivery", *(f"http://127.0.0.1:{host.port}" for host in hosts)])
     )
     async with guarded_session(origins=rules.origins) as session:
         yield Fetcher(
-            session, rules, folder, max_bytes=max_bytes, disk_floor=floor, stall_seconds=stall_seconds
+            session,
+            rules,
+            folder,
+            max_bytes=max_bytes,
+            disk_floor=floor,
+            memory=Memory(memory),
+            stall_seconds=stall_seconds,
         )
 
 
@@ -63,12 +71,16 @@ def url_of(host: RawHost, path: str = "/a.png") -> str:
 
 
 def fetched(
-    folder: Path, *answers: bytes | Script, path: str = "/a.png", max_bytes: int = 1_000_000
+    folder: Path,
+    *answers: bytes | Script,
+    path: str = "/a.png",
+    max_bytes: int = 1_000_000,
+    memory: int = MEMORY,
 ) -> Fetched:
     async def scenario() -> Fetched:
         async with (
             raw_host(*answers) as host,
-            fetcher_of(host, folder=folder, max_bytes=max_bytes) as fetcher,
+            fetcher_of(host, folder=folder, max_bytes=max_bytes, memory=memory) as fetcher,
         ):
             return await fetcher.fetch(url_of(host, path), timeout=10)
 
@@ -82,13 +94,16 @@ def failure(
     stall: float = 5,
     seconds: float = 10,
     floor: int | None = 0,
+    memory: int = 0,
 ) -> OutkeepError:
     """Fetch, expect an error, and see that nothing stays behind."""
 
     async def scenario() -> OutkeepError:
         async with (
             raw_host(*answers) as host,
-            fetcher_of(host, folder=folder, max_bytes=max_bytes, stall_seconds=stall, floor=floor) as fetcher,
+            fetcher_of(
+                host, folder=folder, max_bytes=max_bytes, stall_seconds=stall, floor=floor, memory=memory
+            ) as fetcher,
         ):
             with pytest.raises(OutkeepError) as caught:
                 await fetcher.fetch(url_of(host), timeout=seconds)
@@ -108,12 +123,13 @@ def failure(
         chunked(PNG[:9], PNG[9:]).replace(b"\r\n\r\n", b"\r\nContent-Type: image/png\r\n\r\n", 1),
     ],
 )
-def test_a_file_arrives_byte_for_byte_with_its_hash(tmp_path: Path, answer: bytes) -> None:
-    result = fetched(tmp_path, answer)
-    assert result.path.read_bytes() == PNG
-    assert result.path.parent == tmp_path
-    assert stat.S_IMODE(result.path.stat().st_mode) == 0o600
-    assert (result.size, result.sha256) == (len(PNG), hashlib.sha256(PNG).hexdigest())
+@pytest.mark.parametrize("memory", [MEMORY, 0], ids=["memory", "disk"])
+def test_a_file_arrives_byte_for_byte_with_its_hash(tmp_path: Path, answer: bytes, memory: int) -> None:
+    result = fetched(tmp_path, answer, memory=memory)
+    assert result.read() == PNG
+    assert (result.path is None) == bool(memory)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [0o600] * (not memory)
+    assert (result.size, result.digest()) == (len(PNG), hashlib.sha256(PNG).hexdigest())
     assert (result.head, result.content_type) == (PNG[:4096], "image/png")
 
 
@@ -211,7 +227,7 @@ def test_a_longer_body_that_comes_after_its_head_is_noticed(tmp_path: Path) -> N
             writer.write(b"longer")
             await reader.read()
 
-        async with raw_host(head_first) as host, fetcher_of(host, folder=tmp_path) as fetcher:
+        async with raw_host(head_first) as host, fetcher_of(host, folder=tmp_path, memory=0) as fetcher:
             running = asyncio.ensure_future(fetcher.fetch(url_of(host), timeout=10))
             await until_a_file_is_open(running, tmp_path)
             head_seen.set()
@@ -273,7 +289,7 @@ def test_a_cancelled_download_leaves_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
             raw_host(then_silence(SILENT_START)) as host,
-            fetcher_of(host, folder=tmp_path) as fetcher,
+            fetcher_of(host, folder=tmp_path, memory=0) as fetcher,
         ):
             running = asyncio.ensure_future(fetcher.fetch(url_of(host), timeout=10))
             await until_a_file_is_open(running, tmp_path)
@@ -484,7 +500,7 @@ def over_tls(
 def test_a_file_arrives_over_tls(tmp_path: Path) -> None:
     result = over_tls(tmp_path, ok(PNG), trusting=True)
     assert isinstance(result, Fetched)
-    assert result.path.read_bytes() == PNG
+    assert result.read() == PNG
 
 
 def test_a_certificate_that_nobody_trusts_is_an_error_for_a_retry(tmp_path: Path) -> None:
@@ -518,7 +534,7 @@ def test_a_permitted_name_that_leads_to_a_private_address_is_refused(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     async def scenario(folder: Path) -> Transient:
-        async with raw_host(ok(PNG)) as host, fetcher_of(host, folder=folder) as fetcher:
+        async with raw_host(ok(PNG)) as host, fetcher_of(host, folder=folder, memory=0) as fetcher:
             with pytest.raises(Transient) as caught:
                 await fetcher.fetch(url_of(host), timeout=10)
             return caught.value

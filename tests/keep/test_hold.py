@@ -11,8 +11,8 @@ import pytest
 from app.core.manifest import KeptFile
 from app.core.names import Kind, held_place
 from app.core.outputs import OutputFile
-from workers.keep.fetch import Fetched
-from workers.keep.output_file import Wanted, held, hold
+from workers.keep.download import Fetched, park, parked
+from workers.keep.output_file import Wanted
 
 CONTENT = b"GIF89a" + bytes(10_000)
 
@@ -24,14 +24,14 @@ def test_a_download_on_hold_outlives_the_folder_of_the_process_that_made_it(tmp_
     path.write_bytes(CONTENT)
     digest = hashlib.sha256(CONTENT).hexdigest()
 
-    hold(Fetched(path, len(CONTENT), digest, CONTENT[:4096], None, ""), tmp_path, Kind.PREDICTION, "abc", 3)
+    park(Fetched(path, len(CONTENT), digest, CONTENT[:4096], None, ""), tmp_path, Kind.PREDICTION, "abc", 3)
     shutil.rmtree(own)
 
-    found = held(tmp_path, Kind.PREDICTION, "abc", 3)
+    found = parked(tmp_path, Kind.PREDICTION, "abc", 3)
     assert found is not None
-    assert found.path.read_bytes() == CONTENT
+    assert found.read() == CONTENT
     assert (found.size, found.sha256, found.head) == (len(CONTENT), digest, CONTENT[:4096])
-    assert held(tmp_path, Kind.PREDICTION, "abc", 4) is None
+    assert parked(tmp_path, Kind.PREDICTION, "abc", 4) is None
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def test_what_was_declared_of_a_download_waits_with_it(
     digest = hashlib.sha256(CONTENT).hexdigest()
     fetched = Fetched(path, len(CONTENT), digest, b"", None, "", declared=declared, encoding=encoding)
 
-    hold(fetched, tmp_path, Kind.PREDICTION, "abc", 3)
+    park(fetched, tmp_path, Kind.PREDICTION, "abc", 3)
 
-    found = held(tmp_path, Kind.PREDICTION, "abc", 3)
+    found = parked(tmp_path, Kind.PREDICTION, "abc", 3)
     assert found is not None
     assert (found.declared, found.encoding, found.sha256) == (declared, encoding, digest)
-    assert held_place(found.path.name) == (Kind.PREDICTION, "abc")
+    assert held_place(str(found.path and found.path.name)) == (Kind.PREDICTION, "abc")
 
 
 def test_what_cannot_be_put_on_hold_is_left_where_it_is(tmp_path: Path) -> None:
     fetched = Fetched(tmp_path / "gone", 1, "0" * 64, b"x", None, "")
 
-    hold(fetched, tmp_path / "nowhere", Kind.PREDICTION, "abc", 0)
+    park(fetched, tmp_path / "nowhere", Kind.PREDICTION, "abc", 0)
 
-    assert held(tmp_path, Kind.PREDICTION, "abc", 0) is None
+    assert parked(tmp_path, Kind.PREDICTION, "abc", 0) is None
 
 
 @pytest.mark.parametrize("length", [0, 10, 1000, 1 << 20])

@@ -14,7 +14,6 @@ from app.core.lifecycle import State
 from app.core.names import NOTIFY_QUEUE, Kind
 from app.core.outcomes import Told
 from app.maintain.backlog import Traces, forget
-from app.storage import told as outcome_files
 from tests.keep.desk import ID, Desk
 from tests.kept import handlers_text
 
@@ -40,7 +39,7 @@ def test_it_is_stored_in_the_place_of_the_former_and_told_anew(desk: Desk) -> No
     assert desk.work() is None
     assert (desk.record().state, desk.file("output.txt")) == (State.DISPATCHED, b"of cog")
     told = Told("delivered", 1, desk.now, None)
-    outcome_files.write(desk.storage, "gallery", Kind.PREDICTION, ID, told)
+    desk.storage.note_outcome("gallery", Kind.PREDICTION, ID, told)
     for trace in Traces(desk.redis).of(Kind.PREDICTION, ID):
         if trace.queue == NOTIFY_QUEUE:
             assert forget(desk.redis, trace)

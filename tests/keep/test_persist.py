@@ -3,6 +3,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,8 @@ from app.core.names import Kind, notify_job_id, object_name, outcome_name, persi
 from app.core.outcomes import Told
 from app.core.policy import Tries
 from app.simulator import Simulator
-from app.storage import told
 from tests.keep.desk import ID, JPEG, PNG, WAV, ZIP, Desk
 from workers.keep.collect import Run
-from workers.keep.persist import Dispatcher
 
 PERSIST = persist_job_id(Kind.PREDICTION, ID)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -312,9 +311,10 @@ async def committed(desk: Desk) -> None:
         parsed = prediction.parse(record.body, record.kind)
         rules = service.collector.rules
         run = Run.of(record, parsed, Tries({}), 1, desk.now.timestamp(), max_files=1000, rules=rules)
-        ended = service.collector.decide(run, await service.collector.collect(run))
+        ended = await service.collector.decide(run, await service.collector.collect(run))
         assert not isinstance(ended, float)
         service.commit(run, ended)
+        desk.attempt += 1
 
 
 @pytest.mark.parametrize("moves", [(), (Move.STORE,)])
@@ -333,6 +333,34 @@ def test_after_a_crash_behind_the_manifest_nothing_is_downloaded_and_handlers_ar
     assert simulator.downloads(url) == 1
     assert desk.record().state is State.DISPATCHED
     assert desk.told == [notify_job_id(name, Kind.PREDICTION, ID) for name in ("one", "two")]
+
+
+def test_what_a_manifest_names_and_a_power_cut_has_taken_is_brought_again(
+    desk: Desk, host: Callable[..., str]
+) -> None:
+    desk.receive([host()])
+    asyncio.run(committed(desk))
+    (desk.outputs / "predictions" / ID / "output-0.png").unlink()
+    assert desk.work() is None
+    assert desk.file("output-0.png") == PNG
+
+
+def test_a_first_run_that_finds_a_manifest_leaves_it_and_tells_handlers(
+    desk: Desk, host: Callable[..., str], simulator: Simulator
+) -> None:
+    desk.handlers = handlers("one")
+    url = host()
+    desk.receive([url])
+    asyncio.run(committed(desk))
+    before, desk.attempt = desk.files(), 0
+    simulator.remove_file(url)
+    desk.forward(4000)
+    waits = [desk.work()]
+    while waits[-1] is not None:
+        desk.forward(waits[-1])
+        waits.append(desk.work())
+    assert desk.files() == before
+    assert desk.told == [notify_job_id("one", Kind.PREDICTION, ID)]
 
 
 def test_after_a_crash_in_the_middle_verified_files_are_not_downloaded_again(
@@ -444,8 +472,12 @@ def test_an_event_that_comes_while_its_quiet_run_ends_is_told(desk: Desk) -> Non
 
     parsed = prediction.from_object({"id": ID, "status": "succeeded", "output": "text"}, Kind.PREDICTION)
     manifest = desk.storage.commit(build(parsed, [], None, Receipt(desk.now, None), desk.now))
-    dispatcher = Dispatcher(desk.redis, desk.records, desk.storage, desk.handlers, clock)
-    dispatcher.dispatch(manifest, quiet=desk.record().receipt.quiet)
+
+    async def dispatch() -> None:
+        async with desk.service() as service:
+            await replace(service, clock=clock).dispatch(manifest, quiet=desk.record().receipt.quiet)
+
+    asyncio.run(dispatch())
 
     assert came == [Accepted.DUPLICATE]
     assert desk.told == NOTIFICATIONS
@@ -458,10 +490,12 @@ def test_the_arrival_of_a_follow_up_is_noted_beside_its_parent(desk: Desk, known
     before = prediction.from_object({"id": "before", "status": "succeeded"}, Kind.TRAINING)
     desk.storage.commit(build(before, [], None, Receipt(desk.now, None), desk.now))
     if known is not None:
-        told.write(desk.storage, "tune", Kind.TRAINING, "before", Told("delivered", 3, desk.now, None, known))
+        desk.storage.note_outcome(
+            "tune", Kind.TRAINING, "before", Told("delivered", 3, desk.now, None, known)
+        )
     desk.receive("text", context=followed({}, Lineage(Kind.TRAINING, "before", "tune", 1)))
     assert desk.work() is None
-    noted = told.read(desk.storage, "tune", Kind.TRAINING, "before")
+    noted = desk.storage.outcome("tune", Kind.TRAINING, "before")
     assert noted is not None
     assert (noted.outcome, noted.child) == ("delivered", known or ID)
 
@@ -469,7 +503,7 @@ def test_the_arrival_of_a_follow_up_is_noted_beside_its_parent(desk: Desk, known
 def test_of_a_follow_up_whose_parent_is_not_here_nothing_is_noted(desk: Desk) -> None:
     desk.receive("text", context=followed({}, Lineage(Kind.PREDICTION, "before", "tune", 1)))
     assert desk.work() is None
-    assert told.read(desk.storage, "tune", Kind.PREDICTION, "before") is None
+    assert desk.storage.outcome("tune", Kind.PREDICTION, "before") is None
 
 
 def test_an_output_that_replicate_has_removed_is_lost_and_named_so(desk: Desk) -> None:

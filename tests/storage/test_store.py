@@ -144,24 +144,24 @@ storage = Storage(sys.argv[1])
 _WRITES = """
 attempt("file", storage.put_file, "a/file", Path(sys.argv[2]))
 attempt("bytes", storage.put_bytes, "b/bytes", b"x")
+attempt("note", storage.note, "b/note", b"x")
 attempt("create", storage.create, "c/create", b"x")
 """
 
 
-def test_a_write_succeeds_only_after_its_fsync(storage: Storage, source: Path) -> None:
+def test_a_write_succeeds_only_after_its_fsync(storage: Storage, source: Path, tmp_path: Path) -> None:
+    failed = [f"{name} StorageFailure storage_unavailable" for name in ("file", "bytes", "note", "create")]
     without = run_child(f"forbid_fsync()\n{_WRITES}", storage, str(source))
-    assert without.stdout.splitlines() == [
-        "file StorageFailure storage_unavailable",
-        "bytes StorageFailure storage_unavailable",
-        "create StorageFailure storage_unavailable",
-    ], without.stderr
+    assert without.stdout.splitlines() == failed, without.stderr
+    assert list(storage.names("c")) == []
 
-    # What was left behind by then is made durable by whoever finds it there.
+    # What somebody else has left behind is made durable by whoever finds it there.
+    (tmp_path / "kept here" / "c" / "create").write_bytes(b"x")
     again = run_child(f"forbid_fsync()\n{_WRITES}", storage, str(source))
-    assert again.stdout.splitlines()[2] == "create StorageFailure storage_unavailable"
+    assert again.stdout.splitlines() == failed, again.stderr
 
     with_fsync = run_child(_WRITES, storage, str(source))
-    assert with_fsync.stdout.splitlines() == ["file None", "bytes None", "create False"], with_fsync.stderr
+    assert with_fsync.stdout.splitlines() == ["file None", "bytes None", "note None", "create False"]
 
 
 def test_a_removal_succeeds_only_after_its_fsync(storage: Storage) -> None:
@@ -177,24 +177,45 @@ def test_a_removal_succeeds_only_after_its_fsync(storage: Storage) -> None:
     assert list(storage.names("")) == []
 
 
-def test_the_folders_above_a_file_are_synced_too(storage: Storage, source: Path) -> None:
-    # The interpreter tells of each call; the argument is the one number among the caller's variables.
-    code = """
+_SYNCS = """
 def tell(frame, event, called):
+    # The interpreter tells of each call; the argument is the one number among the caller's variables.
     if event == "c_call" and called is os.fsync:
         (descriptor,) = [value for value in frame.f_locals.values() if isinstance(value, int)]
-        print(os.readlink(f"/proc/self/fd/{descriptor}"))
+        print(os.readlink(f"/proc/self/fd/{descriptor}").partition("#")[0])
 
 sys.setprofile(tell)
-storage.put_file("predictions/abc/output-0.bin", Path(sys.argv[2]))
 """
-    root = Path(storage.url.removeprefix("file://").replace("%20", " "))
 
-    lines = run_child(code, storage, str(source)).stdout.splitlines()
 
-    # The bytes before the move: a power cut must not put half a file in the place of a whole one.
-    wanted = [root.parent, source, root / "predictions/abc", root / "predictions", root]
-    assert lines == [str(path) for path in wanted]
+@pytest.mark.parametrize(
+    ("write", "synced"),
+    [
+        # The bytes before the name: a power cut must not put half a file in the place of a whole one.
+        (
+            'storage.put_file("predictions/a/output-0.bin", Path(sys.argv[2]))',
+            "source outputs/predictions/a outputs/predictions outputs",
+        ),
+        # One sync of the folder for all of a prediction.
+        (
+            """
+files = [(f"predictions/{id}/output-{n}.bin", b"x", None) for id in "ab" for n in (0, 1)]
+storage._place.write(files[:2], ("predictions/a/prediction.json", b"{}"))
+storage._place.write(files[2:], ("predictions/b/prediction.json", b"{}"))""",
+            """
+outputs/predictions/a/output-0.bin outputs/predictions/a/output-1.bin outputs/predictions/a/prediction.json
+outputs/predictions/a outputs/predictions outputs
+outputs/predictions/b/output-0.bin outputs/predictions/b/output-1.bin outputs/predictions/b/prediction.json
+outputs/predictions/b outputs/predictions""",
+        ),
+        ('storage.note("a/told-one.json", b"{}")', "outputs/a/told-one.json"),
+    ],
+    ids=["large", "small", "outcome"],
+)
+def test_bytes_are_synced_and_each_folder_once(source: Path, write: str, synced: str) -> None:
+    storage = Storage((source.parent / "outputs").as_uri())
+    _, *lines = run_child(_SYNCS + write, storage, str(source)).stdout.splitlines()
+    assert [str(Path(line).relative_to(source.parent)) for line in lines] == synced.split()
 
 
 def test_a_killed_write_leaves_nothing_visible(storage: Storage, tmp_path: Path, elsewhere: Path) -> None:
@@ -251,7 +272,7 @@ def test_a_disk_without_inodes_or_without_writing_is_told(
 
     seen = run_child(f"forbid_new_files(errno.{error})\n{_WRITES}", storage, str(source))
 
-    expected = [f"{name} StorageFailure {code}" for name in ("file", "bytes", "create")]
+    expected = [f"{name} StorageFailure {code}" for name in ("file", "bytes", "note", "create")]
     assert seen.stdout.splitlines() == expected, seen.stderr
     assert source.read_bytes() == b"x"
     assert list(storage.names("")) == []
@@ -289,6 +310,7 @@ attempt("check", storage.check_writable)
         "old b'old'",
         "file StorageFailure storage_denied",
         "bytes StorageFailure storage_denied",
+        "note StorageFailure storage_denied",
         "create StorageFailure storage_denied",
         "check Permanent storage_unusable",
     ], seen.stderr

@@ -33,13 +33,27 @@ def test_no_more_threads_run_than_there_may_be_and_all_work_is_done(release: thr
 
     async def scenario() -> None:
         threads = Threads("some", 5)
-        waiting = [asyncio.create_task(threads.run(work)) for _ in range(100)]
+        waiting = [threads.run(work) for _ in range(100)]
         while len(seen) < 5:  # noqa: ASYNC110 - the event is in other threads
             await asyncio.sleep(0.01)
         release.set()
         assert set(await asyncio.gather(*waiting)) == seen
         assert len(seen) == 5
         assert await threads.run(threading.get_ident) in seen  # an idle one serves again
+
+    asyncio.run(scenario())
+
+
+def test_a_few_threads_do_all_while_they_are_quick_and_more_come_while_they_are_not(
+    release: threading.Event,
+) -> None:
+    async def scenario() -> None:
+        threads = Threads("some", 4, few=1)
+        assert len({await threads.run(threading.get_ident) for _ in range(20)}) == 1
+        waiting = [threads.run(lambda: release.wait(60)) for _ in range(3)]
+        assert await threads.run(lambda: 7) == 7, "while three hang"
+        release.set()
+        assert all(await asyncio.gather(*waiting))
 
     asyncio.run(scenario())
 
@@ -75,8 +89,7 @@ from app.storage.threads import Threads
 
 
 async def main():
-    task = asyncio.create_task(Threads("some", 2).run(threading.Event().wait))
-    await asyncio.sleep(0)
+    task = Threads("some", 2).run(threading.Event().wait)
     task.cancel()
     await asyncio.wait([task])
     print(task.cancelled())

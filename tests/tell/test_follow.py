@@ -58,8 +58,8 @@ from tests.keep.desk import Quick
 from tests.serving import PLAIN
 from tests.wrong_clock import WrongClock
 from workers.services import Jobs, notify_jobs
-from workers.tell.attempt import MAX_DETAIL, Delivery
 from workers.tell.follow import DEEPEST, SETTLE
+from workers.tell.notify import MAX_DETAIL, Delivery
 
 ID = "zxnmcx7c2p3wp0fkexvxs6zf6p"
 NAME = "upscale"
@@ -544,7 +544,7 @@ async def _make(studio: Studio) -> None:
     async with notify_jobs(deployment, studio.redis) as jobs:
         [job] = jobs.values()
         service = job.args[0]  # type: ignore[attr-defined]
-        await service.attempts.make(Delivery(*PLACE, "another"))
+        await service.attempt(Delivery(*PLACE, "another"))
 
 
 def test_whoever_has_lost_the_lock_does_not_create(redis: Redis) -> None:

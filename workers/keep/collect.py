@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -9,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
-from app.accept.records import Record, Records
+from app.accept.records import LiveRecords, Record
 from app.core.errors import Crowded, OutkeepError, Permanent, StorageFailure
 from app.core.hosts import PORTS, HostRules
 from app.core.manifest import KeptFile, Manifest
@@ -29,8 +31,8 @@ from app.core.policy import (
 from app.core.prediction import Prediction
 from app.core.vocabulary import RETRIES
 from app.telemetry.tally import Tally
-from workers.keep.fetch import NOT_FETCHED, require_room
-from workers.keep.output_file import Keeper, Wanted
+from workers.keep.download import NOT_FETCHED, require_room
+from workers.keep.output_file import Keeper, Ready, Wanted
 
 PARALLEL_FILES, HOSTS_AT_ONCE = 8, 4
 """Downloads of one prediction from one host at a time, and how many times as many from all: one with 249
@@ -38,6 +40,9 @@ files must not starve the others, nor its files of a slow host those of other ho
 
 NAMED_SURPLUS = 1000
 """Files over the limit that are reported lost one by one; a model can put a million URLs into one output."""
+
+ROOM_LASTS = 1.0
+"""Seconds for which room on the disk that was found is relied on."""
 
 LATE_START = 60.0
 """Seconds after the hour, or after the begin of a late run, in which downloads are still started. With
@@ -72,6 +77,8 @@ class Run:
     links: Sequence[OutputFile] = ()
     mends: Manifest | None = None
     """What stands in storage already, when these are the files that it says were refused."""
+    has_inputs: bool = False
+    """Whether inputs are kept, too, for which it may have to wait."""
     said: set[str] = field(default_factory=set)
     """What the log was told of refused hosts: once for all files of one."""
 
@@ -86,14 +93,14 @@ class Run:
         *,
         max_files: int,
         rules: HostRules,
+        has_inputs: bool = False,
     ) -> "Run":
         """Walks the output: use a thread."""
         found = find(prediction.output, rules, most=max_files + NAMED_SURPLUS)
         files = [Wanted.of(record.kind, record.id, *numbered) for numbered in enumerate(found.files)]
         ends = keep_until(prediction.completed_at, record.received_at).timestamp()
-        return cls(
-            record, prediction, files, tries, attempt, began, ends, more=not found.is_all, links=found.links
-        )
+        about: dict[str, Any] = {"more": not found.is_all, "links": found.links, "has_inputs": has_inputs}
+        return cls(record, prediction, files, tries, attempt, began, ends, **about)
 
     @classmethod
     def mending(
@@ -112,6 +119,11 @@ class Run:
         return cls(record, manifest.prediction, files, tries, attempt, began, ends, mends=manifest)
 
     @property
+    def commits_at_once(self) -> bool:
+        """Whether the first manifest of all of it follows when the last file is here."""
+        return self.mends is None and not self.has_inputs
+
+    @property
     def last_start(self) -> float:
         """After this no download is started any more."""
         return max(self.ends, self.began) + LATE_START
@@ -126,8 +138,8 @@ class _Later:
     """Whether that is because others take all places of its host."""
 
 
-Result = KeptFile | _Later
-"""What became of a file in one run: kept, lost for a reason, or put off."""
+Result = KeptFile | Ready | _Later
+"""What became of a file in one run: kept, lost for a reason, about to be stored, or put off."""
 
 
 class _Going:
@@ -142,7 +154,13 @@ class _Going:
         self.gates = defaultdict[str, asyncio.Semaphore](partial(asyncio.Semaphore, parallel))
         self.crowded: dict[str, float] = {}
         self._count = count
+        self._put_off = 0
         self._none = asyncio.Event()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether one file is left, and the others have ended for good."""
+        return self._count == 1 and not self._put_off
 
     def began(self) -> None:
         self._count += 1
@@ -154,16 +172,24 @@ class _Going:
 
     async def none_left(self, seconds: float) -> bool:
         """Wait for the end of them all, for so long at most; whether it has come."""
+        self._put_off += 1
         with suppress(TimeoutError):
             await asyncio.wait_for(self._none.wait(), seconds)
+        self._put_off -= 1
         return self._none.is_set()
+
+
+class _Room:
+    """Until when (`time.monotonic`) there is room on the disk, as it was found."""
+
+    until = 0.0
 
 
 @dataclass(frozen=True)
 class Collector:
     """What it works with."""
 
-    records: Records
+    records: LiveRecords
     keeper: Keeper
     folder: Path
     limits: Limits
@@ -173,11 +199,16 @@ class Collector:
     """Which URLs in an output are files."""
     tally: Tally = field(default_factory=Tally)
     parallel: int = PARALLEL_FILES
+    _room: _Room = field(init=False, repr=False, default_factory=_Room)
 
-    def require_room(self, run: Run) -> None:
-        """Raise `StorageFailure` (`disk_floor`, `disk_error`) when nothing may be downloaded now."""
-        if any(not wanted.place.is_inline for wanted in run.files):
-            require_room(self.folder, self.limits.disk_floor)
+    async def expect_room(self, run: Run) -> None:
+        """Raise `StorageFailure` (`disk_floor`, `disk_error`) when nothing may be downloaded now.
+
+        What was found is good for a moment: a disk is not filled by small files, and large ones look again.
+        """
+        if self._room.until < time.monotonic() and any(not wanted.place.is_inline for wanted in run.files):
+            await asyncio.to_thread(require_room, self.folder, self.limits.disk_floor)
+            self._room.until = time.monotonic() + ROOM_LASTS
 
     async def collect(self, run: Run) -> list[Result]:
         """Try every file; how each one ended, in order of appearance, for `decide`."""
@@ -198,17 +229,17 @@ class Collector:
 
     async def _try(self, run: Run, wanted: Wanted, going: _Going, jitter: float) -> Result:
         """Try a file, and again while others are on their way: a slow one must not cost them the hour."""
-        held = run.attempt > 1
+        may_be_parked = run.attempt > 1
         while True:
-            result = await self._attempt(run, wanted, going, jitter, may_be_held=held)
+            result = await self._attempt(run, wanted, going, jitter, may_be_parked=may_be_parked)
             going.ended()
-            if isinstance(result, KeptFile) or await going.none_left(result.due - self._now()):
+            if not isinstance(result, _Later) or await going.none_left(result.due - self._now()):
                 return result
-            held = True
+            may_be_parked = True
             going.began()
 
     async def _attempt(
-        self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_held: bool
+        self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_parked: bool
     ) -> Result:
         known = wanted.recalled(run.record.kept.get(str(wanted.number)))
         if known is not None and not self._may_be_mended(wanted, known):
@@ -217,12 +248,12 @@ class Collector:
         if wait > 0:
             return _Later(self._now() + wait)
         if wanted.place.is_inline:
-            return await self._keep(run, wanted, going, jitter, may_be_held=False)
+            return await self._keep(run, wanted, going, jitter, may_be_parked=False)
         async with going.gates[endpoint(wanted)], going.gate:
-            return await self._keep(run, wanted, going, jitter, may_be_held=may_be_held)
+            return await self._keep(run, wanted, going, jitter, may_be_parked=may_be_parked)
 
     async def _keep(
-        self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_held: bool
+        self, run: Run, wanted: Wanted, going: _Going, jitter: float, *, may_be_parked: bool
     ) -> Result:
         began = self._now()
         if began > run.last_start:
@@ -230,10 +261,17 @@ class Collector:
         if began < (due := going.crowded.get(endpoint(wanted), 0.0)):
             return _Later(due, crowded=True)
         try:
-            held = await asyncio.to_thread(self.keeper.held, wanted) if may_be_held else None
-            timeout = attempt_timeout(run.ends - began)
-            body = run.tries.body(str(wanted.number))
-            kept = await self.keeper.keep(wanted, held, timeout=timeout, before=body)
+            if wanted.place.is_inline:
+                kept = await self.keeper.store_inline(wanted)
+            else:
+                timeout = attempt_timeout(run.ends - began)
+                body = run.tries.body(str(wanted.number))
+                fetched = await self.keeper.bring(
+                    wanted, may_be_parked=may_be_parked, timeout=timeout, before=body
+                )
+                if fetched.path is None and run.commits_at_once and going.is_last:
+                    return Ready(wanted, fetched)
+                kept = await self.keeper.store(wanted, fetched)
         except Crowded as error:
             going.crowded[error.key] = due = self._now() + error.wait
             return _Later(due, crowded=True)
@@ -242,18 +280,18 @@ class Collector:
         if len(run.files) > 1:
             # What Redis does not remember is fetched once more, and that is all.
             with suppress(RedisError):
-                await asyncio.to_thread(self._remember, run, {wanted.number: kept})
+                await self._remember(run, {wanted.number: kept})
         return kept
 
     def _may_be_mended(self, wanted: Wanted, known: KeptFile) -> bool:
         return known.error in MENDED_BY_SETTING and self.rules.permits(wanted.source)
 
-    def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile] | float:
+    async def decide(self, run: Run, results: Sequence[Result]) -> list[KeptFile | Ready] | float:
         """Every file as it ended, in order of appearance, or seconds to wait before the next run.
 
         Then what is lost is remembered.
         """
-        ended = [result for result in results if isinstance(result, KeptFile)]
+        ended = [result for result in results if not isinstance(result, _Later)]
         if len(ended) == len(results):
             return ended
         lost = {
@@ -261,7 +299,7 @@ class Collector:
             for wanted, result in zip(run.files, results, strict=True)
             if isinstance(result, KeptFile) and result.error
         }
-        self._remember(run, lost)
+        await self._remember(run, lost)
         later = [result for result in results if isinstance(result, _Later)]
         if any(result.crowded for result in later):
             run.tries.turn_away()
@@ -298,9 +336,9 @@ class Collector:
             remaining = max(remaining, 1.0)
         return run.tries.failed(file, error, now=now, remaining=remaining, jitter=jitter)
 
-    def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
+    async def _remember(self, run: Run, files: Mapping[int, KeptFile]) -> None:
         ended = {str(one.number): one.noted(files[one.number]) for one in run.files if one.number in files}
-        self.records.keep(run.record.kind, run.record.id, ended)
+        await self.records.keep(run.record.kind, run.record.id, ended)
 
     def _now(self) -> float:
         return self.clock().timestamp()

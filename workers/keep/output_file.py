@@ -1,10 +1,8 @@
-"""Downloads that wait on our disk while the storage fails, since their hour may pass before it is mended."""
+"""One file of a prediction: what it is called, how it is brought here, and how it comes into storage."""
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,47 +13,11 @@ from app.core import content, media
 from app.core.answers import Body
 from app.core.data_uri import decode_data_uri, source_of
 from app.core.manifest import KeptFile
-from app.core.names import (
-    TEXT_NAME,
-    Kind,
-    file_name,
-    held_digest,
-    held_mark,
-    held_name,
-    object_name,
-    output_stem,
-)
+from app.core.names import Kind, file_name, object_name, output_stem
 from app.core.outputs import OutputFile
+from app.storage.errors import Small
 from app.storage.store import HANGS, Storage
-from workers.keep.fetch import HEAD_BYTES, Fetched
-
-
-def hold(fetched: Fetched, folder: Path, kind: Kind, prediction_id: str, number: int) -> None:
-    """Put a temporary file where `held` finds it; best effort, it never raises.
-
-    `folder` outlives the process, unlike the one for what is being downloaded. The name holds the hash: after
-    a power cut the file may not have all its bytes.
-    """
-    with suppress(OSError):
-        digest = fetched.sha256 + held_mark(fetched.declared, fetched.encoding)
-        fetched.path.rename(folder / held_name(kind, prediction_id, number, digest))
-
-
-def held(folder: Path, kind: Kind, prediction_id: str, number: int) -> Fetched | None:
-    """The download that an earlier run on this host could not store, if all of it is there."""
-    for path in folder.glob(held_name(kind, prediction_id, number, "*")):
-        with suppress(OSError):
-            with path.open("rb") as file:
-                head = file.read(HEAD_BYTES)
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                size = os.fstat(file.fileno()).st_size
-            wanted, declared, encoding = held_digest(path.name)
-            if digest == wanted:
-                return Fetched(path, size, digest, head, None, "", declared=declared, encoding=encoding)
-            path.unlink()
-    return None
-
+from workers.keep.download import Fetched, park, parked
 
 SLOWEST = 1 << 20
 """Bytes a second of a storage that is slow and does not hang."""
@@ -111,6 +73,14 @@ class Fetches(Protocol):
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A file in memory that is to be stored together with the manifest, which follows at once."""
+
+    wanted: Wanted
+    fetched: Fetched
+
+
+@dataclass(frozen=True)
 class Keeper:
     """Names and bytes are deterministic: keeping a file twice, or twice at once, ends in the same object."""
 
@@ -119,73 +89,91 @@ class Keeper:
     folder: Path
     """Where downloads wait that the storage did not take."""
 
-    def held(self, wanted: Wanted) -> Fetched | None:
-        """The download that an earlier run on this host could not store; it is read whole: use a thread."""
-        if wanted.place.is_inline:
-            return None
-        return held(self.folder, wanted.kind, wanted.id, wanted.parked)
-
-    async def keep(
+    async def bring(
         self,
         wanted: Wanted,
-        fetched: Fetched | None,
         *,
+        may_be_parked: bool,
         timeout: float,  # noqa: ASYNC109 - the fetcher's
         before: Body | None = None,
-    ) -> KeptFile:
-        """Bring a file into storage: what `held` found, else a download of at most `timeout` seconds.
+    ) -> Fetched:
+        """What an earlier run on this host could not store, else a download of at most `timeout` seconds.
 
         `before` is what the download just before this one brought, if that alone could not be believed.
-        Raises what the fetcher, `decode_data_uri` and `Storage` raise.
+        Raises what the fetcher raises.
         """
-        if wanted.place.is_inline:
-            return await self.storage.run(partial(self._keep_inline, wanted), about=_name(wanted))
-        fetched = fetched or await self.fetcher.fetch(wanted.source, timeout=timeout, before=before)
+        found = None
+        if may_be_parked:  # it is read whole
+            place = (wanted.kind, wanted.id, wanted.parked)
+            found = await asyncio.to_thread(parked, self.folder, *place)
+        return found or await self.fetcher.fetch(wanted.source, timeout=timeout, before=before)
+
+    async def store(self, wanted: Wanted, fetched: Fetched) -> KeptFile:
+        """Bring a file into storage; what that does not take is parked. Raises what `Storage` raises."""
         try:
             return await self.storage.run(
-                partial(self._store_file, wanted, fetched),
+                partial(self._store, wanted, fetched),
                 about=_name(wanted),
                 seconds=HANGS + fetched.size / SLOWEST,
             )
         except BaseException:
-            await asyncio.to_thread(hold, fetched, self.folder, wanted.kind, wanted.id, wanted.parked)
+            await self.park(wanted, fetched)
             raise
 
-    def keep_text(self, kind: Kind, prediction_id: str, text: str) -> KeptFile:
-        """Store the text of an output."""
-        return self._store(kind, prediction_id, KeptFile("/output", None, TEXT_NAME), text.encode())
+    async def park(self, wanted: Wanted, fetched: Fetched) -> None:
+        """Keep a file on this host until the storage takes it, or another host has stored it."""
+        await asyncio.to_thread(park, fetched, self.folder, wanted.kind, wanted.id, wanted.parked)
 
-    def _store_file(self, wanted: Wanted, fetched: Fetched) -> KeptFile:
-        named = fetched.name or urlsplit(wanted.source).path
-        # Bytes that have a coding say nothing of what they are without it.
-        head = b"" if fetched.encoding else fetched.head
-        extension = media.extension(head, url_path=named, declared=fetched.declared)
-        name = file_name(wanted.stem, extension)
-        path, encoding = object_name(wanted.kind, wanted.id, name), fetched.encoding
-        self.storage.put_file(path, fetched.path, encoding=encoding)
-        return KeptFile(
-            wanted.place.pointer,
-            wanted.source,
-            name,
-            media.media_type(extension),
-            fetched.size,
-            fetched.sha256,
-            encoding=encoding,
-        )
+    async def store_inline(self, wanted: Wanted) -> KeptFile:
+        """Store what a `data:` URI holds. Raises what `decode_data_uri` and `Storage` raise."""
+        return await self.storage.run(partial(self._store_inline, wanted), about=_name(wanted))
 
-    def _keep_inline(self, wanted: Wanted) -> KeptFile:
+    def prepare(self, ready: Ready) -> tuple[KeptFile, Small]:
+        """What the manifest says of a file, and the object to be stored with it; hashes it: use a thread."""
+        kept = _described(ready.wanted, ready.fetched)
+        assert kept.name is not None
+        name = object_name(ready.wanted.kind, ready.wanted.id, kept.name)
+        return kept, (name, ready.fetched.read(), kept.encoding)
+
+    def _store(self, wanted: Wanted, fetched: Fetched) -> KeptFile:
+        kept = _described(wanted, fetched)
+        assert kept.name is not None
+        name = object_name(wanted.kind, wanted.id, kept.name)
+        if fetched.path is None:
+            self.storage.put_bytes(name, fetched.read(), encoding=kept.encoding)
+        else:
+            self.storage.put_file(name, fetched.path, encoding=kept.encoding)
+        return kept
+
+    def _store_inline(self, wanted: Wanted) -> KeptFile:
         declared, data = decode_data_uri(wanted.place.source)
         hint = media.extension_for_media_type(declared) or media.UNKNOWN
         extension = media.extension(data[: content.HEAD], url_path=f"output.{hint}")
-        name = file_name(wanted.stem, extension)
-        return self._store(wanted.kind, wanted.id, KeptFile(wanted.place.pointer, wanted.source, name), data)
+        kept = of_bytes(wanted.place.pointer, wanted.source, file_name(wanted.stem, extension), data)
+        self.storage.put_bytes(object_name(wanted.kind, wanted.id, str(kept.name)), data)
+        return kept
 
-    def _store(self, kind: Kind, prediction_id: str, file: KeptFile, data: bytes) -> KeptFile:
-        assert file.name is not None
-        self.storage.put_bytes(object_name(kind, prediction_id, file.name), data)
-        media_type = media.media_type(file.name.rpartition(".")[2])
-        digest = hashlib.sha256(data).hexdigest()
-        return KeptFile(file.pointer, file.source, file.name, media_type, len(data), digest)
+
+def of_bytes(pointer: str, source: str | None, name: str, data: bytes) -> KeptFile:
+    """What the manifest says of bytes that are no download."""
+    kind = media.media_type(name.rpartition(".")[2])
+    return KeptFile(pointer, source, name, kind, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _described(wanted: Wanted, fetched: Fetched) -> KeptFile:
+    named = fetched.name or urlsplit(wanted.source).path
+    # Bytes that have a coding say nothing of what they are without it.
+    head = b"" if fetched.encoding else fetched.head
+    extension = media.extension(head, url_path=named, declared=fetched.declared)
+    return KeptFile(
+        wanted.place.pointer,
+        wanted.source,
+        file_name(wanted.stem, extension),
+        media.media_type(extension),
+        fetched.size,
+        fetched.digest(),
+        encoding=fetched.encoding,
+    )
 
 
 def _name(wanted: Wanted) -> str:

@@ -35,7 +35,6 @@ from app.core.request import Model
 from app.replicate.client import Api
 from app.replicate.creation import UNCERTAIN, CreationLimit, Creator
 from app.replicate.follow_ups import LEASE, FollowUps, Intent
-from app.storage import told as outcome_files
 from app.storage.store import Storage
 
 Links = Callable[[Manifest], events.Link]
@@ -154,7 +153,7 @@ class Follow:
         """
         target = cast(FollowUp, handler.target)
         ref = (handler.name, manifest.prediction.kind, manifest.prediction.id)
-        told = await asyncio.to_thread(outcome_files.read, self.storage, *ref)
+        told = await asyncio.to_thread(self.storage.outcome, *ref)
         if told is not None and told.child is not None:
             return told.child
         async with self._alone(ref) as lease:
