@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.core.names import Kind
+from app.core.manifest import KeptFile
+from app.core.names import Kind, manifest_name
 from app.maintain.albums import Albums
 from app.maintain.removal import Removal
 from app.web.signing import album_url
@@ -49,13 +51,17 @@ def files(answer: Answer) -> list[str]:
 
 
 def test_an_album_shows_its_outputs_in_their_order_and_nothing_else(api: Api) -> None:
+    stored = api.past.keep("p1")
+    given = KeptFile("/input/image", "http://x/1.png", "input-image-0.png", "image/png", 4, "cd" * 32)
+    with_input = replace(stored, files=(*stored.files, given))
+    api.past.storage.put_bytes(manifest_name(Kind.PREDICTION, "p1"), with_input.to_json())
     answer = visit(api, made(api)["url"])
     text = answer.body.decode()
 
     assert answer.status == 200
     assert [path.split("/")[3] for path in files(answer)] == ["p1", "p0"]
     assert api.web.ask("GET", files(answer)[0]).body == b"\x89PNG"
-    for hidden in ("secret of", "owner/model", "p2", '"/predictions', "gallery", "order"):
+    for hidden in ("secret of", "owner/model", "p2", '"/predictions', "gallery", "order", "input-image"):
         assert hidden not in text, hidden
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["referrer-policy"] == "no-referrer"
