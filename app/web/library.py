@@ -57,6 +57,7 @@ MOST_REPLAYS = 9
 LATEST = 10
 """Results of a handler that are shown."""
 
+CHECKS_PATIENCE = 10.0
 CHECKS_KEPT = 30.0
 """Seconds for which the findings of `doctor` are told again: each look writes to storage."""
 
@@ -330,7 +331,11 @@ class Library:
 
     async def checks(self) -> models.Checks:
         """What `outkeep doctor` says; the findings of a few seconds ago at most."""
-        findings = await self._checks.get()
+        try:
+            findings = await asyncio.wait_for(self._checks.get(), CHECKS_PATIENCE)
+        except TimeoutError:  # each check waits for itself, and many may hang
+            hung = f"no answer within {CHECKS_PATIENCE:g} s; `outkeep doctor` waits for all of them"
+            findings = [Finding(Level.FAIL, "checks", hung)]
         return models.Checks(
             ok=not any(one.level is Level.FAIL for one in findings),
             findings=[models.Check(level=one.level, check=one.check, detail=one.detail) for one in findings],
