@@ -55,6 +55,13 @@ class Separate(Up):
         found = {name: part.pid for name, part in self._parts.items() if part.poll() is None}
         return found if self._valkey.pid is None else {**found, "valkey": self._valkey.pid}
 
+    def kill(self, name: str = "receiver") -> int:
+        """`kill -9` one of them, and see its end, so that it counts as living no more; its pid."""
+        pid = super().kill(name)
+        if name in self._parts:
+            self._parts[name].wait(PATIENCE)
+        return pid
+
     def processes(self) -> list[psutil.Process]:
         """All of them but Valkey."""
         return [psutil.Process(part.pid) for part in self._parts.values() if part.poll() is None]
