@@ -208,9 +208,16 @@ outputs/predictions/a outputs/predictions outputs
 outputs/predictions/b/output-0.bin outputs/predictions/b/output-1.bin outputs/predictions/b/prediction.json
 outputs/predictions/b outputs/predictions""",
         ),
+        # What is there may be of a process that was killed before its sync.
+        (
+            'for _ in "12": storage.create("a/prediction.json", b"{}")',
+            """
+outputs/a/prediction.json outputs/a outputs
+outputs/a/prediction.json outputs/a/prediction.json outputs/a""",
+        ),
         ('storage.note("a/told-one.json", b"{}")', "outputs/a/told-one.json"),
     ],
-    ids=["large", "small", "outcome"],
+    ids=["large", "small", "again", "outcome"],
 )
 def test_bytes_are_synced_and_each_folder_once(source: Path, write: str, synced: str) -> None:
     storage = Storage((source.parent / "outputs").as_uri())
