@@ -37,7 +37,7 @@ COMMANDS = {
     "up": ("run:up", "Run everything in one terminal."),
     "url": ("account:url", "Print the address to give to Replicate as `webhook`."),
     "verify": ("verify:verify", "Read stored files again, and compare them with the manifests."),
-    "work": ("run:work", "Run one worker process: persist, notify or handle."),
+    "work": ("run:work", "Run one worker process: persist, notify, both, or handle."),
 }
 """Command → where it is defined, and its line in the help. What one process runs is loaded, and no more."""
 

@@ -238,6 +238,8 @@ def resident(what: str) -> int:
 def read_event(body: bytes) -> None:
     """What a receiver and the workers do with an event, save for what takes files and networks."""
     predictions.is_progress(body)
+    with suppress(OutkeepError):
+        running.live(predictions.parse(body, Kind.PREDICTION))
     trim(b'{"results":[' + body + b"]}")
     with suppress(OutkeepError):
         read_prediction(predictions.parse(body, Kind.PREDICTION), body)
@@ -450,7 +452,12 @@ OUR_OWN = {
     *("handlers.job_queues", "handlers.mistakes", "handlers.needs_token", "handlers.parse", "hosts.is_host"),
     *("links.derive", "links.file_path", "links.fingerprint", "links.link_keys", "links.parse_secret_keys"),
     *("links.sign_path", "links.signed_url", "manifest.farewell", "media.is_inline_safe", "media.media_type"),
-    *("outcomes.document", "reconciling.asked_again_in", "reconciling.heard_at", "reconciling.mark_of"),
+    *(
+        "outcomes.document",
+        "reconciling.asked_again_in",
+        "reconciling.due_at",
+        "reconciling.mark_of",
+    ),
     *("reconciling.since", "request.parse_model", "request.parse_runnable", "signature.generate_secret"),
     *("signature.parse_signing_keys", "signature.parse_verifying_keys", "signature.sign"),
     "signature.signed_headers",

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import Any, ClassVar
 
 from redis import Redis
@@ -255,10 +256,11 @@ class HandleWorker(PatientWorker, Worker):
         with self._said():
             super().set_state(state, pipeline)
 
-    def _shutdown(self) -> None:
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """End after the job that runs, or at once without one: for SIGTERM and SIGINT."""
         # What RQ raises for an idle worker may be swallowed by what it interrupts: a line of the log does so.
         self._stop_requested = True
-        super()._shutdown()  # type: ignore[no-untyped-call]
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def set_shutdown_requested_date(self) -> None:
         """Say that it ends after its job; a signal must not raise anything in the middle of that."""
