@@ -156,6 +156,10 @@ READERS: dict[str, set[str]] = {
     "app/health/doctor.py": {"receiver"},
     "app/cli/*": {"receiver"},
     "app/main.py": {"receiver"},
+    "app/web/service.py": {"receiver"},
+    "app/web/outgoing.py": {"receiver"},
+    # No service runs `outkeep up`.
+    "app/up/everything.py": set(),
     "app/receive/keyring.py": {"receiver"},
     "app/reconcile/passes.py": {"worker"},
     "workers/repair/reconciler.py": {"worker"},
