@@ -74,6 +74,9 @@ TIMEOUTS = 5
 """Attempts in a row that got no answer in time, after which a handler is only probed."""
 
 PROBE_EVERY = 30.0
+MOMENT = 0.5
+"""Seconds that a job waits in its slot for a handler that answers within them, before it is put back."""
+
 LATEST_PROBED = 300.0
 """`LATEST` while a handler is only probed: coming back in vain costs some twenty commands of Redis."""
 
@@ -111,6 +114,15 @@ class Downstream:
             return self._put_back(now, duration / self._share, LATEST)
         self._running.append(now)
         return None
+
+    def is_worth_waiting_for(self, now: float, waiting: int) -> bool:
+        """Whether its places are taken, but likely to be free in a moment: coming again costs more.
+
+        `waiting` jobs do so already; as many as there are places may, so that others find slots.
+        """
+        if self.timeouts or len(self._running) < self._share:
+            return False
+        return waiting < self._share and now - min(self._running) < MOMENT
 
     def ended(self, began: float, now: float, *, answered: bool, timed_out: bool) -> None:
         """Note the end of the attempt that was permitted at `began`.

@@ -99,7 +99,7 @@ async def open_jobs(
 ) -> AsyncIterator[Mapping[str, JobFunction]]:
     if problem:
         raise RuntimeError(problem)
-    async with redis.asyncio.Redis.from_url(url, max_connections=200, socket_timeout=None) as client:
+    async with redis.asyncio.Redis.from_url(url, max_connections=200, socket_timeout=20) as client:
         await client.rpush("context", "entered")
         own = {name: partial(function, client) for name, function in _named()}
         yield own | dict.fromkeys(knows, partial(double, client))

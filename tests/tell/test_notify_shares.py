@@ -89,13 +89,17 @@ def floor(redis: Redis, tmp_path: Path, release: threading.Event) -> Iterator[Fl
             release.set()
 
 
-def work_until_the_other_is_told(floor: Floor, release: threading.Event, count: int) -> int:
-    """Work until `alive` was told of `count`, then let `dead` answer; how many it had answered before."""
+def work_until_the_other_is_told(floor: Floor, release: threading.Event, count: int, *, put_back: int) -> int:
+    """Work until `alive` was told of `count` and `put_back` jobs wait, then let `dead` answer.
+
+    How many it had answered before.
+    """
     ended_before: list[int] = []
 
     def watch() -> None:
         try:
             floor.alive.wait_for(lambda it: len(it.ids()) == count, "the other one is told", seconds=50)
+            wait_until(lambda: len(floor.queue.scheduled_job_registry) == put_back)
             ended_before.append(len(floor.dead.received))
         finally:
             release.set()
@@ -118,11 +122,11 @@ def test_a_dead_handler_with_a_thousand_waiting_holds_up_no_other(
     floor.store(*of_dead[:64], *of_alive)
     floor.tell("dead", *of_dead)
     floor.tell("alive", *of_alive)
-    ended_before = work_until_the_other_is_told(floor, release, len(of_alive))
+    ended_before = work_until_the_other_is_told(floor, release, len(of_alive), put_back=984)
     assert floor.alive.ids() == set(of_alive)
     assert ended_before == 0
     told = floor.dead.ids()
-    assert len(told) == 16  # a quarter of 64 slots; four threads begin jobs, so which of the first is open
+    assert len(told) == 16  # a quarter of 64 slots
     assert told < set(of_dead[:64])
     assert len(floor.queue.scheduled_job_registry) == 984
     for one in (*(set(of_dead[:64]) - told), of_dead[500], of_dead[-1]):
@@ -137,7 +141,7 @@ def test_a_job_that_was_put_back_is_told_later_with_all_its_attempts_left(
     floor.store("a", "b", "c")
     floor.tell("dead", "a", "b", "c")
     floor.tell("alive", "a")
-    work_until_the_other_is_told(floor, release, 1)
+    work_until_the_other_is_told(floor, release, 1, put_back=2)
     assert floor.dead.ids() == {"a"}
     for one in ("b", "c"):
         assert floor.job("dead", one).get_status() == JobStatus.SCHEDULED
@@ -155,6 +159,19 @@ async def attempts_in_a_row(floor: Floor, ids: list[str]) -> list[int]:
         for job in jobs:
             assert isinstance(await known[NOTIFY_JOB](job, *job.args), Retry)
     return [len(job.meta["attempts"]) for job in jobs]
+
+
+def test_more_at_once_than_a_quick_handler_has_places_wait_a_moment_and_are_not_put_back(
+    floor: Floor, release: threading.Event
+) -> None:
+    release.set()
+    floor.environment["OUTKEEP_SLOTS"] = "16"
+    ids = [f"id{number}" for number in range(8)]
+    floor.store(*ids)
+    floor.tell("dead", *ids)
+    floor.work()
+    assert floor.dead.ids() == set(ids)
+    assert len(floor.queue.scheduled_job_registry) == 0
 
 
 def test_a_handler_that_timed_out_five_times_in_a_row_is_left_alone_until_it_is_probed(floor: Floor) -> None:

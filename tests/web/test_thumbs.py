@@ -135,7 +135,7 @@ def test_a_picture_becomes_a_small_one_that_is_made_once(web: Web, name: str) ->
 
 @pytest.mark.parametrize("name", NONE)
 def test_a_file_that_has_none_costs_a_placeholder_and_one_try(web: Web, name: str) -> None:
-    spent = time.process_time()
+    spent, largest = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     answer = ask(web, name)
 
     assert (answer.status, answer.headers["content-type"]) == (200, "image/svg+xml")
@@ -145,7 +145,8 @@ def test_a_file_that_has_none_costs_a_placeholder_and_one_try(web: Web, name: st
     assert mark.read_bytes() == b""
     mark.write_bytes(b"looked at again")
     assert ask(web, name).body == b"looked at again"
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MEMORY
+    # Of all children that this process ever had, those of other tests among them.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(largest, MEMORY // 1024)
     assert time.process_time() - spent < 10, "CPU seconds of this process, where the receiver runs"
 
 

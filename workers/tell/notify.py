@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from app.core.manifest import Manifest, format_time
 from app.core.names import Kind, manifest_name, notification_id, notify_job_id
 from app.core.outcomes import Told
 from app.core.policy import UNCOUNTED, UNKNOWN_PATIENCE, UNKNOWN_WAIT, notify_delay, put_off
-from app.core.shares import Downstream
+from app.core.shares import MOMENT, Downstream
 from app.core.signature import signed_headers
 from app.core.vocabulary import NOTIFIED, RETRIES, STORED_TO_NOTIFIED
 from app.maintain.handler_states import HandlerStates
@@ -199,6 +200,10 @@ class Notify:
     jitter: Callable[[], float]
     tally: Tally = field(default_factory=Tally)
     _said: set[str] = field(init=False, repr=False, default_factory=set)
+    _waiting: Mapping[str, "list[asyncio.Future[None]]"] = field(
+        init=False, repr=False, default_factory=partial(defaultdict, list)
+    )
+    """For each handler: the jobs that wait in their slots for one of its places."""
     _telling: asyncio.Semaphore = field(
         init=False, repr=False, default_factory=partial(asyncio.Semaphore, LARGE_AT_ONCE)
     )
@@ -255,16 +260,10 @@ class Notify:
         if (wait := self._wait_until_known(delivery, memory)) is not None:
             return wait, None
         downstream = self.downstreams.get(delivery.handler) or Downstream(1)
-        began = time.monotonic()
-        wait = downstream.ask(began)
-        if wait is not None:
-            return wait, None
-        answered = timed_out = False
-        try:
-            attempt, result = await self.attempt(delivery)
-            answered, timed_out = attempt.status is not None, attempt.error in _TIMED_OUT
-        finally:
-            downstream.ended(began, time.monotonic(), answered=answered, timed_out=timed_out)
+        turn = await self._in_turn(delivery, downstream)
+        if isinstance(turn, float):
+            return turn, None
+        attempt, result = turn
         attempts.append(asdict(attempt))
         memory["child"] = result.child
         wait, outcome = self._decide(delivery, attempt, result, number=len(attempts))
@@ -277,6 +276,24 @@ class Notify:
         if attempt.error is not None and outcome is None:
             self.tally.add(RETRIES, "notify", attempt.error)
         return wait, outcome
+
+    async def _in_turn(self, delivery: Delivery, downstream: Downstream) -> tuple[Attempt, Result] | float:
+        """Make the attempt in one of the handler's places; seconds to wait when it may not be made now."""
+        waiting = self._waiting[delivery.handler]
+        await _wait_a_moment(downstream, waiting)
+        began = time.monotonic()
+        wait = downstream.ask(began)
+        if wait is not None:
+            return wait
+        answered = timed_out = False
+        try:
+            attempt, result = await self.attempt(delivery)
+            answered, timed_out = attempt.status is not None, attempt.error in _TIMED_OUT
+        finally:
+            downstream.ended(began, time.monotonic(), answered=answered, timed_out=timed_out)
+            if first := next((one for one in waiting if not one.done()), None):
+                first.set_result(None)
+        return attempt, result
 
     async def _report(self, delivery: Delivery, attempt: Attempt, timeouts: int, notified: Notified) -> None:
         """Show how the handler fares; that alone must not fail a delivery."""
@@ -461,3 +478,18 @@ class Notify:
         log.log(self._level(error.code), "trying again in %.0f s: %s", delay, error.message, extra=facts)
         self.tally.add(RETRIES, "notify", error.code)
         return delay
+
+
+async def _wait_a_moment(downstream: Downstream, waiting: "list[asyncio.Future[None]]") -> None:
+    """Wait until a place of a handler is free, if that is likely to be soon."""
+    until = time.monotonic() + MOMENT
+    while (now := time.monotonic()) < until and downstream.is_worth_waiting_for(now, len(waiting)):
+        freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(freed)
+        try:
+            async with asyncio.timeout(until - now):
+                await freed
+        except TimeoutError:
+            return
+        finally:
+            waiting.remove(freed)
