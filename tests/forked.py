@@ -10,6 +10,7 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import runpy
 import select
 import shutil
@@ -74,6 +75,7 @@ class _Forked(subprocess.Popen[Any]):
             "env": dict(os.environ if environment is None else environment),
             "cwd": os.fspath(folder or Path.cwd()),
             "umask": umask,
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
             "session": rest[20],
             "group": rest[21],
         }
@@ -248,6 +250,7 @@ def become(connection: socket.socket) -> dict[str, Any]:
     if "CLOCK_SHIM" in os.environ:
         ctypes.CDLL(os.environ["LD_PRELOAD"]).open_offset()
     os.umask(asked["umask"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, asked["files"])
     if asked["session"]:
         os.setsid()
     if asked["group"] not in {None, -1}:
