@@ -18,10 +18,11 @@ from typing import Generic, TypeVar, cast
 
 from redis import Redis
 from redis.exceptions import ResponseError
+from rq import worker_registration
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.suspension import WORKERS_SUSPENDED
-from rq.worker.base import BaseWorker
+from rq.utils import utcparse
 
 from app.accept import queues
 from app.accept.spool import Spool
@@ -208,14 +209,34 @@ def workers(redis: Redis, users: Sequence[str], now: datetime) -> Iterator[Findi
     if redis.exists(WORKERS_SUSPENDED):
         yield Finding(Level.FAIL, "workers", "all are suspended; `rq resume` lets them go on")
     for name in (PERSIST_QUEUE, NOTIFY_QUEUE, *users):
-        yield rules.workers(name, [silence for _, silence in registered(redis, name, now)])
+        yield rules.workers(name, [one.silence for one in registered(redis, name, now)])
 
 
-def registered(redis: Redis, name: str, now: datetime) -> Iterator[tuple[BaseWorker, float]]:
-    """The workers that are registered for a queue, each with the seconds since it was heard of."""
-    for worker in BaseWorker.all(queue=queues.queue(name, redis)):
-        if worker.last_heartbeat is not None:
-            yield worker, (now - worker.last_heartbeat).total_seconds()
+@dataclass(frozen=True)
+class Registered:
+    """A worker as RQ lists it; `silence` are the seconds since it was heard of."""
+
+    host: str
+    pid: int
+    silence: float
+
+
+def registered(redis: Redis, name: str, now: datetime) -> list[Registered]:
+    """The workers that are registered for a queue.
+
+    RQ's own list consists of workers, and each of them raises the time-out of the client that it is given.
+    """
+    keys = worker_registration.get_keys(queue=queues.queue(name, redis))
+    with redis.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.hmget(key, "hostname", "pid", "last_heartbeat")
+        rows = pipeline.execute()
+    found = []
+    for host, pid, heard_at in rows:
+        with suppress(ValueError, AttributeError):  # it has gone meanwhile, or was planted
+            silence = (now - utcparse(heard_at.decode())).total_seconds()
+            found.append(Registered((host or b"").decode(), int(pid or 0), silence))
+    return found
 
 
 def scheduler(redis: Redis, users: Sequence[str]) -> Finding:
@@ -336,9 +357,9 @@ def _check_receiver(host: str, port: int) -> None:
 def _check_worker(queue: str, url: str) -> None:
     redis, here = connect(url, timeout=TIMEOUT), socket.gethostname()
     stopped = None
-    for worker, silence in registered(redis, queue, clock_of(redis)()):
-        if worker.hostname == here and silence < SILENCE:
-            if not is_stopped(worker.pid or 0):
+    for worker in registered(redis, queue, clock_of(redis)()):
+        if worker.host == here and worker.silence < SILENCE:
+            if not is_stopped(worker.pid):
                 return
             stopped = worker.pid
     if stopped is not None:

@@ -168,7 +168,7 @@ def pages(run: Run, link: str) -> None:
         "/stats",
         "/sign-in",
     )
-    api = [f"/api/v1/{name}" for name in ("predictions", "predictions/kept", "handlers", "stats")]
+    api = [f"/api/v1/{name}" for name in ("predictions", "predictions/kept", "handlers", "checks", "stats")]
     own = ("/healthz", "/readyz", "/metrics", "/thumbs/predictions/kept/output-0.png")
     for route in (*own, *shown, *api, path.partition("?")[0], f"{path}x", path):
         run.ask("GET", route)

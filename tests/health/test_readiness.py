@@ -1,8 +1,11 @@
 """What `/healthz` and `/readyz` say of a real Redis in every condition."""
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,10 +30,12 @@ from app.core.names import (
     RECONCILED,
     STORAGE_ID,
 )
+from app.health.checks import registered
 from app.health.presence import Presence
 from app.maintain.handler_states import HandlerStates
 from app.receive.listening import free_port
 from app.storage.store import Storage
+from app.valkey.client import TIMEOUT, connect
 from tests.own_valkey import WEAK, OwnValkey, own_valkey
 from tests.receive.web import (
     BOUND,
@@ -299,6 +304,15 @@ def test_without_redis_we_are_ready_while_the_spool_is_usable(tmp_path: Path) ->
         web.outcome(prediction())
         waits = "warn spool: 1 deliveries wait for Redis, or, if large, for the storage; the oldest for "
         wait_until(lambda: line(ready(web), "spool").startswith(waits))
+
+
+def test_a_look_at_workers_leaves_the_time_out_of_a_client_as_it_is(valkey: OwnValkey) -> None:
+    """A worker of RQ's raises it for all connections to come: readiness would wait for minutes."""
+    register(valkey.redis, "persist")
+    with closing(connect(valkey.url)) as redis:
+        [found] = registered(redis, "persist", datetime.now(UTC))
+        assert (found.host, found.pid) == (socket.gethostname(), os.getpid())
+        assert redis.connection_pool.connection_kwargs["socket_timeout"] == TIMEOUT
 
 
 def test_without_redis_a_full_disk_is_not_ready_and_says_why(tmp_path: Path) -> None:
