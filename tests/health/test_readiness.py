@@ -308,6 +308,7 @@ def test_without_redis_we_are_ready_while_the_spool_is_usable(tmp_path: Path) ->
 
 def test_a_look_at_workers_leaves_the_time_out_of_a_client_as_it_is(valkey: OwnValkey) -> None:
     """A worker of RQ's raises it for all connections to come: readiness would wait for minutes."""
+    valkey.start()
     register(valkey.redis, "persist")
     with closing(connect(valkey.url)) as redis:
         [found] = registered(redis, "persist", datetime.now(UTC))
